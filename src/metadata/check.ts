@@ -1,0 +1,103 @@
+/**
+ * The checker: reads all live metadata once, changes nothing, and says everything that is not as the format demands
+ * (`clone-metadata(5)`, INVARIANTS). It shares no code with what writes metadata, and trusts nothing it reads: memory
+ * is bounded by the number of managed blocks (some 6 bytes each), time by the blocks really there.
+ *
+ *     superblock ─► index block ─► bitmaps       counts ──┐
+ *         │    └──► reference-count tree                  ├─► compared
+ *         └───────► bitset tree ─► array blocks  references┘
+ */
+import { Geometry } from "../base/geometry.ts";
+import type { BlockDevice } from "../device/block-device.ts";
+import { BitsetChecker } from "./check-bitset.ts";
+import { BlockReader, MAX_BLOCK_COUNT } from "./check-blocks.ts";
+import { BlockReferences } from "./check-references.ts";
+import { type CheckFacts, type CheckReport, type CheckVerdict, FindingList } from "./check-report.ts";
+import { SpaceMapChecker } from "./check-space-map.ts";
+import { checkSuperblock, type Superblock } from "./check-superblock.ts";
+import { DescriptorStore } from "./descriptor.ts";
+
+export { type CheckFacts, type CheckReport, type CheckVerdict, type Finding, formatFinding } from "./check-report.ts";
+
+interface Findings {
+  fatal: FindingList;
+  warnings: FindingList;
+}
+
+/**
+ * Checks dm-clone metadata. Never writes; never throws for what it finds: unreadable blocks are findings too.
+ *
+ * @param device the whole metadata file or device, descriptor included
+ * @throws the signal's reason once it is aborted
+ */
+export async function checkMetadata(
+  device: BlockDevice,
+  { signal }: { signal?: AbortSignal } = {},
+): Promise<CheckReport> {
+  const findings = { fatal: new FindingList(), warnings: new FindingList() };
+  const reader = new BlockReader(device, signal);
+  const superblock = await checkSuperblock(reader, device.size, findings);
+  if (typeof superblock === "string") return conclude(findings, superblock);
+  const facts = await checkStructures(reader, superblock, findings);
+  await checkDescriptor(device, superblock, findings.warnings);
+  return conclude(findings, null, facts);
+}
+
+async function checkStructures(
+  reader: BlockReader,
+  superblock: Superblock,
+  findings: Findings,
+): Promise<CheckFacts | undefined> {
+  const { regions, regionSectors, targetSectors, blockCount } = superblock;
+  const references = new BlockReferences(blockCount ?? Math.min(reader.blocksOnDevice, MAX_BLOCK_COUNT));
+  // Without a believable size the space map's own extent is unknown; without a geometry, the bitset's.
+  const spaceMap = blockCount === null ? null : new SpaceMapChecker(reader, references, superblock, findings);
+  const bitset = regions === null ? null : new BitsetChecker(reader, references, regions, findings);
+  await spaceMap?.read();
+  if (bitset === null) references.complete = false;
+  await bitset?.check(superblock.bitsetRoot);
+  spaceMap?.compare();
+  if (spaceMap === null || bitset === null || regions === null || blockCount === null) return undefined;
+
+  let minimumBlocks: number | null = null;
+  if (references.complete) {
+    minimumBlocks = 2 * (bitset.arrayBlockCount + bitset.nodeCount + spaceMap.bitmapCount) + 4;
+    if (blockCount < minimumBlocks) {
+      const effect = "a commit may run out of space, and the kernel can crash when it does";
+      findings.warnings.add(
+        "superblock",
+        0,
+        `${blockCount} blocks are fewer than the ${minimumBlocks} needed: ${effect}`,
+      );
+    }
+  }
+  return {
+    size: targetSectors * 512,
+    regionSize: regionSectors * 512,
+    regions,
+    hydratedRegions: bitset.hydratedRegions,
+    totalBlocks: blockCount,
+    usedBlocks: spaceMap.usedBlocks,
+    minimumBlocks,
+  };
+}
+
+/** What is said about the descriptor is never fatal: everything works without one. */
+async function checkDescriptor(device: BlockDevice, superblock: Superblock, warnings: FindingList): Promise<void> {
+  const { regions, regionSectors, targetSectors, blockCount } = superblock;
+  if (regions === null || blockCount === null || targetSectors * 512 > Number.MAX_SAFE_INTEGER) return;
+  const geometry = new Geometry({ size: targetSectors * 512, regionSize: regionSectors * 512 });
+  const store = await DescriptorStore.open(device, { geometry, blockCount });
+  for (const warning of store.warnings) warnings.add("descriptor", null, warning);
+}
+
+function conclude({ fatal, warnings }: Findings, verdict: CheckVerdict | null, facts?: CheckFacts): CheckReport {
+  const found = fatal.count > 0 ? "damaged" : warnings.count > 0 ? "warnings" : "clean";
+  return {
+    ok: fatal.count === 0,
+    verdict: verdict ?? found,
+    fatal: fatal.list(),
+    warnings: warnings.list(),
+    ...(facts && { facts }),
+  };
+}
