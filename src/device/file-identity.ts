@@ -1,0 +1,84 @@
+/** Who a file or block device is, so that it is known again after a restart, and told from another. */
+import type { BigIntStats } from "node:fs";
+import { readFile, realpath } from "node:fs/promises";
+import { dirname, join } from "node:path";
+
+/** What identifies a file or block device. All of it is JSON; compare with `===`. */
+export interface FileIdentity {
+  kind: "file" | "block";
+  /** Device number of the file system that holds the file (or the device's node), `major:minor` in decimal. */
+  dev: string;
+  /** Inode number in decimal; it may exceed 2^53. */
+  ino: string;
+  /** Length in bytes. */
+  size: number;
+  /** Time of the last change in ns since 1970, decimal. Of a block device it is the node's, and says nothing. */
+  mtimeNs: string;
+  /** Device number of a block device, `major:minor`. It may change at every start of the machine. */
+  rdev?: string;
+  /** What stays with a block device: `dm-uuid:…`, `wwid:…`, `serial:…` or `uuid:…`, with `:part<n>` for a partition. */
+  serial?: string;
+}
+
+/** `major:minor` of a device number as stat(2) returns it (gnu_dev_major, gnu_dev_minor; musl has the same). */
+export function deviceNumber(dev: bigint): string {
+  const major = ((dev >> 8n) & 0xfffn) | ((dev >> 32n) & 0xfffff000n);
+  const minor = (dev & 0xffn) | ((dev >> 12n) & 0xffffff00n);
+  return `${major}:${minor}`;
+}
+
+/** Whether two stat results are of the same file, by whatever path, or of the same block device by whatever node. */
+export function isSameFile(a: BigIntStats, b: BigIntStats): boolean {
+  if (a.isBlockDevice() && b.isBlockDevice()) return a.rdev === b.rdev;
+  return a.dev === b.dev && a.ino === b.ino;
+}
+
+/** The identity of an open file or block device. `size` is its length in bytes, which stat does not tell for the latter. */
+export async function identify(stats: BigIntStats, size: number): Promise<FileIdentity> {
+  const common = { dev: deviceNumber(stats.dev), ino: String(stats.ino), size, mtimeNs: String(stats.mtimeNs) };
+  if (!stats.isBlockDevice()) return { kind: "file", ...common };
+  const rdev = deviceNumber(stats.rdev);
+  const serial = await blockDeviceSerial(rdev);
+  return { kind: "block", ...common, rdev, ...(serial === undefined ? {} : { serial }) };
+}
+
+/** Where sysfs describes a block device (`rdev` is `major:minor`), or undefined where it does not. */
+export async function sysfsDirectory(rdev: string): Promise<string | undefined> {
+  return await realpath(`/sys/dev/block/${rdev}`).catch(absent);
+}
+
+/** A sysfs attribute without the white space around it; undefined where it is missing or empty. */
+export async function sysfsAttribute(directory: string, name: string): Promise<string | undefined> {
+  const text = (await readFile(join(directory, name), "utf8").catch(absent))?.trim();
+  return text === "" ? undefined : text;
+}
+
+async function blockDeviceSerial(rdev: string): Promise<string | undefined> {
+  const directory = await sysfsDirectory(rdev);
+  if (directory === undefined) return undefined;
+  const partition = await sysfsAttribute(directory, "partition");
+  const disk = partition === undefined ? directory : dirname(directory);
+  for (const [label, attribute] of SERIAL_ATTRIBUTES) {
+    const value = await sysfsAttribute(disk, attribute);
+    if (value !== undefined) return `${label}:${value}${partition === undefined ? "" : `:part${partition}`}`;
+  }
+  return undefined;
+}
+
+/** The most lasting first: device-mapper, NVMe and SCSI, virtio, MD. */
+const SERIAL_ATTRIBUTES = [
+  ["dm-uuid", "dm/uuid"],
+  ["wwid", "wwid"],
+  ["wwid", "device/wwid"],
+  ["serial", "serial"],
+  ["serial", "device/serial"],
+  ["uuid", "md/uuid"],
+] as const;
+
+/** What is not there, or not for us to see, or has just gone (ENODEV), is unknown; that is no error here. */
+function absent(error: NodeJS.ErrnoException): undefined {
+  if (["ENOENT", "EACCES", "EPERM", "ENOTDIR", "ENODEV", "ENXIO", "EINVAL", "EIO"].includes(error.code ?? "")) {
+    return undefined;
+  }
+  throw error;
+}

@@ -1,0 +1,333 @@
+/**
+ * The system calls that Node lacks, through koffi. Loaded on first use: a command that only prints help pays nothing.
+ *
+ * How errno travels (koffi 3.2 and newer; checked with strace and with 200 calls failing in two ways at a time): the
+ * call runs on a thread of libuv's pool, koffi saves that thread's errno right behind it, and puts it into the main
+ * thread's errno around the callback. So the callback must read `koffi.errno()` before anything else, and so must the
+ * statement after a synchronous call. Whether a call failed is told by its result alone; errno only says why.
+ *
+ * What may wait for a disk (fallocate, reflink, zeroing, SEEK_DATA in a long extent tree) runs asynchronously. It
+ * shares the pool's threads (4, unless UV_THREADPOOL_SIZE says otherwise) with Node's own file operations. koffi holds
+ * 256 KiB per queued call and refuses more than 256 of them, so at most `MAX_CALLS` are handed over at a time.
+ *
+ * Numbers and layouts are those of 64-bit Linux, where x64, arm64 and riscv64 agree, and glibc with musl: long and
+ * off_t have 64 bits, and a variadic argument (ioctl, fcntl) is passed like a named one. Others are refused.
+ */
+import { createRequire } from "node:module";
+import { constants } from "node:os";
+import type Koffi from "koffi";
+import type { KoffiFunc } from "koffi";
+import { CloneError, errnoOf } from "../base/errors.ts";
+
+/** fallocate(2) modes. */
+export const FALLOC_KEEP_SIZE = 0x01;
+export const FALLOC_PUNCH_HOLE = 0x02;
+export const FALLOC_ZERO_RANGE = 0x10;
+/** lseek(2): the next data, the next hole. */
+export const SEEK_DATA = 3;
+export const SEEK_HOLE = 4;
+/** sync_file_range(2): start writing dirty pages back; wait for those under way, before or after that. */
+export const SYNC_FILE_RANGE_WAIT_BEFORE = 1;
+export const SYNC_FILE_RANGE_WRITE = 2;
+export const SYNC_FILE_RANGE_WAIT_AFTER = 4;
+/** posix_fadvise(2). */
+export const FADV_SEQUENTIAL = 2;
+export const FADV_DONTNEED = 4;
+
+/** linux/fs.h and linux/loop.h, for architectures with the generic _IOC encoding. */
+const FICLONERANGE = 0x4020940d;
+const BLKDISCARD = 0x1277;
+const BLKZEROOUT = 0x127f;
+const BLKSSZGET = 0x1268;
+const BLKPBSZGET = 0x127b;
+const BLKGETSIZE64 = 0x80081272;
+const LOOP_GET_STATUS64 = 0x4c05;
+/** fcntl(2). */
+const F_DUPFD_CLOEXEC = 1030;
+const F_OFD_GETLK = 36;
+const F_OFD_SETLK = 37;
+const F_RDLCK = 0;
+const F_WRLCK = 1;
+const F_UNLCK = 2;
+const SIZEOF_FLOCK = 32;
+const SIZEOF_LOOP_INFO64 = 232;
+
+/** Calls handed to koffi and not returned yet; the rest waits here. */
+const MAX_CALLS = 32;
+
+/** Why the kernel refused a call. `code` is the symbolic errno (`EINVAL`), as on the errors of `node:fs`. */
+export class SyscallError extends Error {
+  override readonly name = "SyscallError";
+  readonly code: string;
+
+  constructor(syscall: string, errno: number) {
+    const code = errnoName(errno);
+    super(`${syscall}: ${code}`);
+    this.code = code;
+  }
+}
+
+/** Allocates, punches or zeroes a range of a file or block device (fallocate(2)). Bytes. @throws {SyscallError} */
+export async function fallocate(fd: number, mode: number, offset: number, length: number): Promise<void> {
+  await callAsync("fallocate", libc().fallocate, fd, mode, offset, length);
+}
+
+/** lseek(2) with SEEK_DATA or SEEK_HOLE; moves the descriptor's own offset. @throws {SyscallError} */
+export function seek(fd: number, offset: number, whence: typeof SEEK_DATA | typeof SEEK_HOLE): Promise<number> {
+  return callAsync("lseek", libc().lseek, fd, offset, whence);
+}
+
+/** Copies inside the kernel; resolves to the bytes copied, 0 at the end of the source. @throws {SyscallError} */
+export function copyFileRange(copy: {
+  fromFd: number;
+  fromOffset: number;
+  toFd: number;
+  toOffset: number;
+  length: number;
+}): Promise<number> {
+  const from = int64s(copy.fromOffset);
+  const to = int64s(copy.toOffset);
+  return callAsync("copy_file_range", libc().copy_file_range, copy.fromFd, from, copy.toFd, to, copy.length, 0);
+}
+
+/** Makes a range of one file share the blocks of another (FICLONERANGE, ioctl_ficlonerange(2)). @throws {SyscallError} */
+export async function cloneRange(clone: {
+  fromFd: number;
+  fromOffset: number;
+  toFd: number;
+  toOffset: number;
+  length: number;
+}): Promise<void> {
+  // struct file_clone_range
+  const range = int64s(clone.fromFd, clone.fromOffset, clone.length, clone.toOffset);
+  await callAsync("ioctl FICLONERANGE", libc().ioctl, clone.toFd, FICLONERANGE, range);
+}
+
+/** Starts or awaits writeback of a range of the page cache; no promise of durability. @throws {SyscallError} */
+export async function syncFileRange(fd: number, offset: number, length: number, flags: number): Promise<void> {
+  await callAsync("sync_file_range", libc().sync_file_range, fd, offset, length, flags);
+}
+
+/** Tells the page cache what will or will not be needed. @throws {SyscallError} */
+export async function fadvise(fd: number, offset: number, length: number, advice: number): Promise<void> {
+  // The only one of these that returns its errno.
+  const errno = await callAsync("posix_fadvise", libc().posix_fadvise, fd, offset, length, advice);
+  if (errno !== 0) throw new SyscallError("posix_fadvise", errno);
+}
+
+/** Length and sector sizes of a block device, bytes. @throws {SyscallError} */
+export function blockDeviceGeometry(fd: number): { size: number; logicalBlockSize: number; physicalBlockSize: number } {
+  const size = new BigUint64Array(1);
+  const logical = new Int32Array(1);
+  const physical = new Uint32Array(1);
+  call("ioctl BLKGETSIZE64", libc().ioctl, fd, BLKGETSIZE64, size);
+  call("ioctl BLKSSZGET", libc().ioctl, fd, BLKSSZGET, logical);
+  call("ioctl BLKPBSZGET", libc().ioctl, fd, BLKPBSZGET, physical);
+  return { size: Number(size[0]), logicalBlockSize: logical[0] ?? 0, physicalBlockSize: physical[0] ?? 0 };
+}
+
+/** Discards a sector-aligned range of a block device; its content is undefined then. @throws {SyscallError} */
+export async function blockDiscard(fd: number, offset: number, length: number): Promise<void> {
+  await callAsync("ioctl BLKDISCARD", libc().ioctl, fd, BLKDISCARD, int64s(offset, length));
+}
+
+/** Zeroes a sector-aligned range of a block device, by writing where it must. @throws {SyscallError} */
+export async function blockZeroOut(fd: number, offset: number, length: number): Promise<void> {
+  await callAsync("ioctl BLKZEROOUT", libc().ioctl, fd, BLKZEROOUT, int64s(offset, length));
+}
+
+/** Device number (as st_dev) and inode of the file behind a loop device. @throws {SyscallError} ENXIO: none is set. */
+export function loopBackingFile(fd: number): { dev: bigint; ino: bigint } {
+  const info = Buffer.alloc(SIZEOF_LOOP_INFO64); // struct loop_info64 begins with lo_device and lo_inode
+  call("ioctl LOOP_GET_STATUS64", libc().ioctl, fd, LOOP_GET_STATUS64, info);
+  return { dev: info.readBigUInt64LE(0), ino: info.readBigUInt64LE(8) };
+}
+
+/**
+ * Takes an exclusive lock on bytes of a file, for the open file description (fcntl_locking(2), F_OFD_SETLK), or false
+ * where another description holds one. @throws {SyscallError} EBADF: `fd` is not open for writing
+ */
+export function tryLockExclusive(fd: number, offset: number, length: number): boolean {
+  try {
+    call("fcntl F_OFD_SETLK", libc().fcntl, fd, F_OFD_SETLK, flock(F_WRLCK, offset, length));
+    return true;
+  } catch (error) {
+    if (error instanceof SyscallError && (error.code === "EAGAIN" || error.code === "EACCES")) return false;
+    throw error;
+  }
+}
+
+/** Releases the locks that this open file description has on the bytes. @throws {SyscallError} */
+export function unlock(fd: number, offset: number, length: number): void {
+  call("fcntl F_OFD_SETLK", libc().fcntl, fd, F_OFD_SETLK, flock(F_UNLCK, offset, length));
+}
+
+/**
+ * Whether a lock of another open file description, shared or exclusive, lies on the bytes; takes nothing.
+ * @throws {SyscallError}
+ */
+export function isLocked(fd: number, offset: number, length: number): boolean {
+  const lock = flock(F_WRLCK, offset, length);
+  call("fcntl F_OFD_GETLK", libc().fcntl, fd, F_OFD_GETLK, lock);
+  return lock.readInt16LE(0) !== F_UNLCK;
+}
+
+/** Another descriptor of the same open file description. @throws {SyscallError} */
+export function duplicate(fd: number): number {
+  return call("fcntl F_DUPFD_CLOEXEC", libc().fcntl, fd, F_DUPFD_CLOEXEC, null);
+}
+
+/** Bytes per page of memory. */
+export function pageSize(): number {
+  return call("getpagesize", libc().getpagesize);
+}
+
+/** Where the bytes of a view lie in memory. Exact: user space ends below 2^53 on every 64-bit Linux. */
+export function addressOf(view: Uint8Array): number {
+  return Number(libc().koffi.address(view));
+}
+
+interface Libc {
+  koffi: typeof Koffi;
+  fallocate: KoffiFunc<(fd: number, mode: number, offset: number, length: number) => number>;
+  lseek: KoffiFunc<(fd: number, offset: number, whence: number) => number>;
+  copy_file_range: KoffiFunc<
+    (fd: number, offset: BigInt64Array, toFd: number, toOffset: BigInt64Array, length: number, flags: number) => number
+  >;
+  sync_file_range: KoffiFunc<(fd: number, offset: number, length: number, flags: number) => number>;
+  posix_fadvise: KoffiFunc<(fd: number, offset: number, length: number, advice: number) => number>;
+  ioctl: KoffiFunc<(fd: number, request: number, argument: ArrayBufferView) => number>;
+  fcntl: KoffiFunc<(fd: number, command: number, argument: ArrayBufferView | null) => number>;
+  getpagesize: KoffiFunc<() => number>;
+}
+
+let loaded: Libc | undefined;
+
+/** @throws {CloneError} where this is not 64-bit Linux, or koffi has no binary for it */
+function libc(): Libc {
+  loaded ??= load();
+  return loaded;
+}
+
+function load(): Libc {
+  if (process.platform !== "linux" || !["x64", "arm64", "riscv64", "loong64"].includes(process.arch)) {
+    throw new CloneError("failed", `Cannot use files and block devices here: this needs 64-bit Linux`);
+  }
+  const koffi = requireKoffi();
+  const library = koffi.load(null); // the C library this process runs on, glibc or musl
+  const declare = (prototype: string) => library.func(prototype);
+  return {
+    koffi,
+    fallocate: declare("int fallocate(int fd, int mode, int64_t offset, int64_t length)"),
+    lseek: declare("int64_t lseek(int fd, int64_t offset, int whence)"),
+    copy_file_range: declare(
+      "int64_t copy_file_range(int fd, void *offset, int toFd, void *toOffset, size_t length, unsigned int flags)",
+    ),
+    sync_file_range: declare("int sync_file_range(int fd, int64_t offset, int64_t length, unsigned int flags)"),
+    posix_fadvise: declare("int posix_fadvise(int fd, int64_t offset, int64_t length, int advice)"),
+    ioctl: declare("int ioctl(int fd, unsigned long request, void *argument)"),
+    fcntl: declare("int fcntl(int fd, int command, void *argument)"),
+    getpagesize: declare("int getpagesize()"),
+  };
+}
+
+function requireKoffi(): typeof Koffi {
+  try {
+    return createRequire(import.meta.url)("koffi") as typeof Koffi;
+  } catch (cause) {
+    throw new CloneError("failed", `Cannot load koffi for ${process.platform}-${process.arch}: ${reason(cause)}`, {
+      cause,
+      hint: "Install the package again, with its optional dependencies",
+    });
+  }
+}
+
+function reason(cause: unknown): string {
+  return cause instanceof Error ? (cause.message.split("\n")[0] ?? "") : String(cause);
+}
+
+/** A call that cannot wait. Its result is negative where it failed. */
+function call<A extends unknown[]>(name: string, func: KoffiFunc<(...args: A) => number>, ...args: A): number {
+  const result = func(...args);
+  if (result < 0) throw new SyscallError(name, libc().koffi.errno());
+  return result;
+}
+
+/** A call on the thread pool, repeated where a signal interrupted it. The closure keeps the argument buffers alive. */
+async function callAsync<A extends unknown[]>(
+  name: string,
+  func: KoffiFunc<(...args: A) => number>,
+  ...args: A
+): Promise<number> {
+  const { koffi } = libc();
+  await enter();
+  try {
+    for (;;) {
+      const { result, errno } = await new Promise<{ result: number; errno: number }>((resolve, reject) => {
+        const done = (error: unknown, result: number) => {
+          const errno = koffi.errno(); // first: see the head of this file
+          if (error) reject(error);
+          else resolve({ result, errno });
+        };
+        (func.async as (...all: unknown[]) => void)(...args, done);
+      });
+      if (result >= 0) return result;
+      if (errno !== constants.errno.EINTR) throw new SyscallError(name, errno);
+    }
+  } finally {
+    leave();
+  }
+}
+
+let running = 0;
+const waiting: (() => void)[] = [];
+
+async function enter(): Promise<void> {
+  if (running < MAX_CALLS) running += 1;
+  else await new Promise<void>((resolve) => waiting.push(resolve)); // takes over the place of whoever leaves
+}
+
+function leave(): void {
+  const next = waiting.shift();
+  if (next) next();
+  else running -= 1;
+}
+
+function int64s(...values: number[]): BigInt64Array {
+  return BigInt64Array.from(values, BigInt);
+}
+
+/** struct flock: short l_type, l_whence (SEEK_SET); off_t l_start, l_len; pid_t l_pid, which OFD locks need 0. */
+function flock(type: typeof F_RDLCK | typeof F_WRLCK | typeof F_UNLCK, offset: number, length: number): Buffer {
+  const lock = Buffer.alloc(SIZEOF_FLOCK);
+  lock.writeInt16LE(type, 0);
+  lock.writeBigInt64LE(BigInt(offset), 8);
+  lock.writeBigInt64LE(BigInt(length), 16);
+  return lock;
+}
+
+/** Symbolic name of an errno. Linux calls 95 both ENOTSUP and EOPNOTSUPP; as strace, we say EOPNOTSUPP. */
+function errnoName(errno: number): string {
+  if (errno === constants.errno.EOPNOTSUPP) return "EOPNOTSUPP";
+  for (const [name, value] of Object.entries(constants.errno)) if (value === errno) return name;
+  return UNNAMED[errno] ?? `E${errno}`;
+}
+
+/** What disks and file systems answer too, and neither Node nor libuv has a name for. */
+const UNNAMED: Record<number, string> = {
+  52: "EBADE",
+  117: "EUCLEAN",
+  121: "EREMOTEIO",
+  123: "ENOMEDIUM",
+  124: "EMEDIUMTYPE",
+};
+
+/**
+ * The symbolic errno of anything caught, like `errnoOf`, and also of what libuv calls `Unknown system error -117`
+ * (EUCLEAN, as ext4 and XFS say where they find themselves damaged).
+ */
+export function systemErrno(error: unknown): string | undefined {
+  const errno = errnoOf(error);
+  if (errno !== undefined || !(error instanceof Error)) return errno;
+  return "errno" in error && typeof error.errno === "number" ? errnoName(Math.abs(error.errno)) : undefined;
+}
