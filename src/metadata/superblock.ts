@@ -1,0 +1,175 @@
+/**
+ * Block 0: the only block that is ever overwritten in place, and the root of everything else.
+ *
+ *     0 csum   4 flags   8 blocknr (0)   16 uuid   32 magic   40 version
+ *     44 space map root: nr_blocks, nr_allocated, bitmap_root, ref_count_root (u64 each), 96 bytes spare
+ *     172 region_size   180 target_size (both in sectors)   188 bitset_root   196 unused
+ *
+ * It is built from zeroes on every commit, as the kernel does (`__prepare_superblock`), so nothing else can be kept in it.
+ */
+import { MetadataError } from "../base/errors.ts";
+import { Geometry, isRegionSize, MAX_REGION_COUNT, SECTOR_SIZE } from "../base/geometry.ts";
+import type { BlockDevice } from "../device/block-device.ts";
+import { BLOCK_SIZE, classifyBlock, readU64, verifyBlock, viewOf, writeU64 } from "../persistent-data/checksum.ts";
+import { MAX_METADATA_BLOCKS, type SpaceMapRoot } from "../persistent-data/space-map.ts";
+import { CONTENT_SAMPLE_BYTES, describeContent } from "./foreign-content.ts";
+import { MIN_METADATA_BLOCKS, metadataByteLength } from "./metadata-size.ts";
+
+const MAGIC = 0x8af27f64;
+const VERSION = 1;
+/** Blocks looked at behind a zeroed first block, to tell a new device from a damaged clone. */
+const ORPHANS_SEARCHED = 1024;
+
+/** What the superblock says. */
+export interface Superblock {
+  geometry: Geometry;
+  spaceMap: SpaceMapRoot;
+  /** Block number of the root of the bitset's btree. */
+  bitsetRoot: number;
+}
+
+/** What was found where a superblock is looked for. Only `valid` can be opened; `error` says why the others cannot. */
+export type SuperblockVerdict =
+  | { verdict: "valid"; superblock: Superblock; bytes: Uint8Array }
+  /** Shorter than any metadata, or than its superblock says. */
+  | { verdict: "truncated"; error: MetadataError }
+  /** The first block is all zero. `orphans` says whether valid metadata blocks lie behind it. */
+  | { verdict: "unformatted"; orphans: boolean; error: MetadataError }
+  /** Something else than clone metadata. `content` names it where it was recognised. */
+  | { verdict: "foreign"; content: string | undefined; error: MetadataError }
+  | { verdict: "damaged"; error: MetadataError };
+
+/** One block, without checksum and block number: `BlockManager.writeSuperblock` fills those in. */
+export function encodeSuperblock({ geometry, spaceMap, bitsetRoot }: Superblock): Uint8Array {
+  const bytes = new Uint8Array(BLOCK_SIZE);
+  const view = viewOf(bytes);
+  writeU64(view, 32, MAGIC);
+  view.setUint32(40, VERSION, true);
+  writeU64(view, 44, spaceMap.blockCount);
+  writeU64(view, 52, spaceMap.allocatedCount);
+  writeU64(view, 60, spaceMap.indexBlock);
+  writeU64(view, 68, spaceMap.refCountRoot);
+  writeU64(view, 172, geometry.regionSize / SECTOR_SIZE);
+  writeU64(view, 180, geometry.size / SECTOR_SIZE);
+  writeU64(view, 188, bitsetRoot);
+  return bytes;
+}
+
+/**
+ * Looks at block 0 of a device and says what it is.
+ *
+ * @throws {DeviceError} only where reading fails
+ */
+export async function probeSuperblock(device: BlockDevice): Promise<SuperblockVerdict> {
+  const sample = new Uint8Array(Math.min(device.size, CONTENT_SAMPLE_BYTES));
+  await device.read(0, sample);
+  const { name } = device;
+  const error = (message: string, hint?: string) =>
+    new MetadataError(message, hint === undefined ? { block: 0 } : { block: 0, hint });
+
+  const view = viewOf(sample);
+  const hasMagic = sample.length >= 40 && readU64(view, 32) === MAGIC;
+  if (!hasMagic && sample.some((byte) => byte !== 0)) {
+    const inFirstBlock = sample.subarray(0, BLOCK_SIZE).some((byte) => byte !== 0);
+    const content = describeContent(sample);
+    // A zeroed first block with anything behind it is a verdict of its own, unless that is a known format.
+    if (inFirstBlock || content !== undefined) {
+      // A superblock whose only fault is the magic number still has its checksum's neighbours; anything else is foreign.
+      const what = content === undefined ? "" : `: it looks like ${content}`;
+      return { verdict: "foreign", content, error: error(`"${name}" is not clone metadata${what}`) };
+    }
+  }
+  if (device.size < metadataByteLength(MIN_METADATA_BLOCKS)) {
+    return {
+      verdict: "truncated",
+      error: error(`"${name}" is too short for clone metadata: ${device.size} bytes`),
+    };
+  }
+  const bytes = sample.slice(0, BLOCK_SIZE);
+  if (!hasMagic) {
+    const orphans = await hasMetadataBlocks(device);
+    const message = orphans
+      ? `The first block of "${name}" is zeroed, but metadata blocks follow it`
+      : `"${name}" is not formatted: its first block is all zero`;
+    const hint = orphans
+      ? "It held a clone whose superblock was lost. Do not create a new clone on it before trying to rebuild it."
+      : "Create a clone on it first.";
+    return { verdict: "unformatted", orphans, error: error(message, hint) };
+  }
+  try {
+    verifyBlock(bytes, "superblock", 0, name);
+    const superblock = decodeSuperblock(bytes, name);
+    const needed = metadataByteLength(superblock.spaceMap.blockCount);
+    if (needed > device.size) {
+      const message = `"${name}" is truncated: its metadata has ${needed} bytes, of which ${device.size} are there`;
+      return { verdict: "truncated", error: error(message) };
+    }
+    return { verdict: "valid", superblock, bytes };
+  } catch (caught) {
+    if (!(caught instanceof MetadataError)) throw caught;
+    return { verdict: "damaged", error: caught };
+  }
+}
+
+/**
+ * Reads a superblock that can be opened, and its bytes. @throws {MetadataError | DeviceError}
+ */
+export async function readSuperblock(device: BlockDevice): Promise<{ superblock: Superblock; bytes: Uint8Array }> {
+  const probed = await probeSuperblock(device);
+  if (probed.verdict !== "valid") throw probed.error;
+  return probed;
+}
+
+/** Takes a verified block apart and checks every field's range. @throws {MetadataError} */
+function decodeSuperblock(bytes: Uint8Array, name: string): Superblock {
+  const view = viewOf(bytes);
+  const check = (holds: boolean, what: string): void => {
+    if (!holds) throw new MetadataError(`The superblock of "${name}" is damaged: ${what}`, { block: 0 });
+  };
+  const version = view.getUint32(40, true);
+  if (version !== VERSION) {
+    throw new MetadataError(`"${name}" has clone metadata of version ${version}; only version ${VERSION} is known`, {
+      block: 0,
+    });
+  }
+  const regionSectors = readU64(view, 172);
+  const targetSectors = readU64(view, 180);
+  const regionSize = regionSectors * SECTOR_SIZE;
+  const size = targetSectors * SECTOR_SIZE;
+  check(isRegionSize(regionSize), `region_size is ${regionSectors} sectors`);
+  check(targetSectors > 0 && Number.isSafeInteger(size), `target_size is ${targetSectors} sectors`);
+  const regionCount = Math.ceil(size / regionSize);
+  check(regionCount <= MAX_REGION_COUNT, `it has ${regionCount} regions, more than ${MAX_REGION_COUNT}`);
+
+  const blockCount = readU64(view, 44);
+  check(
+    blockCount >= MIN_METADATA_BLOCKS && blockCount <= MAX_METADATA_BLOCKS,
+    `nr_blocks is ${blockCount}, not from ${MIN_METADATA_BLOCKS} to ${MAX_METADATA_BLOCKS}`,
+  );
+  const root = (offset: number, field: string): number => {
+    const block = readU64(view, offset);
+    check(block > 0 && block < blockCount, `${field} is block ${block} of ${blockCount}`);
+    return block;
+  };
+  return {
+    geometry: new Geometry({ size, regionSize }),
+    spaceMap: {
+      blockCount,
+      allocatedCount: readU64(view, 52),
+      indexBlock: root(60, "bitmap_root"),
+      refCountRoot: root(68, "ref_count_root"),
+    },
+    bitsetRoot: root(188, "bitset_root"),
+  };
+}
+
+/** Whether valid metadata blocks lie among the first blocks of a device. */
+async function hasMetadataBlocks(device: BlockDevice): Promise<boolean> {
+  const last = Math.min(ORPHANS_SEARCHED, Math.floor(device.size / BLOCK_SIZE));
+  const bytes = new Uint8Array(last * BLOCK_SIZE);
+  await device.read(0, bytes);
+  for (let block = 1; block < last; block++) {
+    if (classifyBlock(bytes.subarray(block * BLOCK_SIZE, (block + 1) * BLOCK_SIZE)) !== undefined) return true;
+  }
+  return false;
+}
