@@ -9,18 +9,21 @@ import { coarsenRanges, encodedLength, normalizeRanges } from "./unreadable-rang
 
 /** What tells a device from a changed or another one. Each is there only where the device has it. */
 export interface Fingerprint {
+  /** `file`, `block`, or what other kind of device it is. */
+  kind?: string;
   /** Bytes. */
   size?: number;
   /** Nanoseconds since 1970, decimal. */
   mtimeNs?: string;
-  /** Device number and inode of a file, decimal. */
-  device?: string;
+  /** Inode number of a file, decimal. */
   inode?: string;
   /** HTTP's and S3's. */
   etag?: string;
   lastModified?: string;
-  /** A disk's own serial number or WWN. */
+  /** What a disk says it is: its device-mapper UUID, WWID or serial number. */
   serial?: string;
+  /** Digest of samples of the content. */
+  sample?: string;
 }
 
 /** The destination, or what source and destination have in common. */
@@ -78,7 +81,9 @@ export interface Descriptor {
 type JsonObject = Record<string, unknown>;
 
 const MAX_URI_BYTES = 4096;
-const MAX_TEXT_BYTES = 1024;
+const MAX_TEXT_BYTES = 256;
+/** For what others make up: entity tags and serial numbers. */
+const MAX_FOREIGN_TEXT_BYTES = 1024;
 const MAX_OPTIONS_BYTES = 4096;
 /** Far more than any version will nest, far less than overflows the stack of a recursive visitor. */
 const MAX_NESTING = 32;
@@ -170,13 +175,16 @@ function checkIdentity(identity: Fields): void {
   identity.integer("size");
   const fingerprint = identity.object("fingerprint");
   if (fingerprint.has("size")) fingerprint.integer("size");
-  for (const name of ["mtimeNs", "device", "inode"]) {
+  for (const name of ["mtimeNs", "inode"]) {
     if (fingerprint.has(name) && !/^-?\d{1,20}$/.test(fingerprint.text(name, MAX_TEXT_BYTES))) {
       throw new RangeError(`has a fingerprint whose ${name} is no decimal number`);
     }
   }
-  for (const name of ["etag", "lastModified", "serial"]) {
+  for (const name of ["kind", "lastModified", "sample"]) {
     if (fingerprint.has(name)) fingerprint.text(name, MAX_TEXT_BYTES);
+  }
+  for (const name of ["etag", "serial"]) {
+    if (fingerprint.has(name)) fingerprint.text(name, MAX_FOREIGN_TEXT_BYTES);
   }
 }
 
