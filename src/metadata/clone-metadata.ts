@@ -224,12 +224,12 @@ export class CloneMetadata implements AsyncDisposable {
     if (!(start >= 0 && start <= end && end <= this.regionCount)) {
       throw new RangeError(`regions ${start} … ${end} are not within 0 … ${this.regionCount}`);
     }
-    for (let from = this.nextUnhydrated(start); from < end; ) {
-      const range = { start: from, end: Math.min(end, this.nextHydrated(from)) };
+    for (let from = this.#hydrated.nextUnset(start, end); from < end; ) {
+      const range = { start: from, end: this.#hydrated.nextSet(from, end) };
       this.#hydrated.setRange(range);
       this.#dirty.add(range);
       this.#hydratedCount += range.end - range.start;
-      from = this.nextUnhydrated(range.end);
+      from = this.#hydrated.nextUnset(range.end, end);
     }
   }
 

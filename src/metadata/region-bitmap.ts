@@ -58,14 +58,14 @@ export class RegionBitmap {
     return popcount(this.#words);
   }
 
-  /** The first region from `from` on that is not in the set, or `size`. */
-  nextUnset(from: Region): Region {
-    return this.#next(from, ALL_ONES);
+  /** The first region from `from` on, below `end`, that is not in the set, or `end`. */
+  nextUnset(from: Region, end: Region = this.size): Region {
+    return this.#next(from, end, ALL_ONES);
   }
 
-  /** The first region from `from` on that is in the set, or `size`. */
-  nextSet(from: Region): Region {
-    return this.#next(from, 0);
+  /** The first region from `from` on, below `end`, that is in the set, or `end`. */
+  nextSet(from: Region, end: Region = this.size): Region {
+    return this.#next(from, end, 0);
   }
 
   /** The runs of regions in the set, ascending. */
@@ -96,18 +96,19 @@ export class RegionBitmap {
     return popcount(this.#words.subarray(at, at + words.length));
   }
 
-  #next(from: Region, skip: number): Region {
-    if (from >= this.size) return this.size;
+  #next(from: Region, end: Region, skip: number): Region {
+    assert(from >= 0 && end <= this.size, `regions ${from} … ${end} outside 0 … ${this.size}`);
+    if (from >= end) return end;
+    const last = (end - 1) >>> 5;
     let index = from >>> 5;
-    // Bits below `from` look like those to be skipped; what is left differs from `skip` where the answer is.
-    const below = (1 << (from & 31)) - 1;
-    let found = ((this.#words[index] as number) ^ skip) & ~below;
+    // What is left after this differs from `skip` where the answer is; bits below `from` are made not to.
+    let found = ((this.#words[index] as number) ^ skip) & (ALL_ONES << (from & 31));
     while (found === 0) {
+      if (index === last) return end;
       index++;
-      if (index === this.#words.length) return this.size;
       found = (this.#words[index] as number) ^ skip;
     }
-    return Math.min(this.size, index * 32 + lowestBit(found));
+    return Math.min(end, index * 32 + lowestBit(found));
   }
 
   #clearFrom(region: Region): void {

@@ -141,6 +141,7 @@ export async function setBits(
   const { blocks } = transaction;
   let newRoot = root;
   let range = 0;
+  let contents = new Uint8Array(0); // the first batch is the largest
   for (const keys of batchesOfKeys(ranges)) {
     const olds = new Uint32Array(keys.length);
     for (let i = 0; i < keys.length; i++) {
@@ -152,7 +153,7 @@ export async function setBits(
       }
       olds[i] = block;
     }
-    const contents = new Uint8Array(keys.length * BLOCK_SIZE);
+    if (contents.length === 0) contents = new Uint8Array(keys.length * BLOCK_SIZE);
     await blocks.readMany(olds, "array", (i, bytes, block) => {
       validateArrayBlock(bytes, wordsInArrayBlock(keys[i] as number, wordCount), block, transaction.name);
       contents.set(bytes, i * BLOCK_SIZE);

@@ -34,6 +34,8 @@ export class BlockManager {
   #arena: Uint8Array | undefined;
   /** Slot in the arena of each block that waits to be written. */
   readonly #slots = new Map<number, number>();
+  /** Buffers for large reads, kept for the next: collecting them as garbage would take far more memory than they do. */
+  readonly #readBuffers: Uint8Array[] = [];
   #unflushed = false;
 
   /** `bufferBytes` bounds what waits to be written (default 8 MiB). */
@@ -77,7 +79,7 @@ export class BlockManager {
     let next = 0;
 
     const worker = async (): Promise<void> => {
-      const buffer = new Uint8Array(RUN_BLOCKS * BLOCK_SIZE);
+      const buffer = this.#readBuffers.pop() ?? new Uint8Array(RUN_BLOCKS * BLOCK_SIZE);
       for (let group = groups[next++]; group !== undefined; group = groups[next++]) {
         signal?.throwIfAborted();
         const start = blocks[order[group.from] as number] as number;
@@ -93,6 +95,7 @@ export class BlockManager {
           visit(position, bytes, block);
         }
       }
+      this.#readBuffers.push(buffer);
     };
     await inParallel(Math.min(REQUESTS_IN_FLIGHT, groups.length), worker);
   }

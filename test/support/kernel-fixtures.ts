@@ -15,6 +15,10 @@ export interface KernelFixtureTruth {
   metadata_sectors: number;
   metadata_sha256: string;
   used_metadata_blocks: number;
+  /** The line of `dmsetup status` at the end; null where the machine was killed. */
+  status: string | null;
+  /** The same after opening the clone once more. */
+  status_reopened: string;
 }
 
 /** Names of all fixtures. */
