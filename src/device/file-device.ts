@@ -89,7 +89,7 @@ export class FileDevice implements BlockDevice {
    *
    * @throws {DeviceError} where the path cannot be opened or made
    * @throws {UsageError} where it is a directory, pipe, socket or character device
-   * @throws {BusyError} where it is a block device in use, or a swap file
+   * @throws {BusyError} where it is a block device in use, or a program that runs
    */
   static async open(path: string, options: FileDeviceOptions): Promise<FileDevice> {
     if (options.create !== undefined && options.access === "read-only") {

@@ -52,7 +52,7 @@ export async function openFile(path: string, options: OpenFileOptions): Promise<
   const fd = await openFd(path, flags).catch(async (error) => {
     if (systemErrno(error) === "EBUSY" && kind === "block") await refuseBusy(path, before, error);
     if (systemErrno(error) === "ETXTBSY") {
-      throw new BusyError(`Cannot open "${path}" for writing: it is in use as a program or as swap`, { cause: error });
+      throw new BusyError(`Cannot open "${path}" for writing: it is running as a program`, { cause: error });
     }
     return refuse("open", path, error);
   });
