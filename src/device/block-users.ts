@@ -5,7 +5,7 @@ import { deviceNumber, sysfsAttribute, sysfsDirectory } from "./file-identity.ts
 
 /**
  * Says in words who uses a block device, its partitions, or (for a partition) its whole disk: `mounted at /srv`,
- * `in use as swap`, `held by device-mapper "vg-root"`. Undefined where nobody can be found.
+ * `active swap`, `held by device-mapper "vg-root"`. Undefined where nobody can be found.
  *
  * @param rdev the device number, `major:minor`
  */
@@ -15,7 +15,7 @@ export async function blockDeviceUser(rdev: string): Promise<string | undefined>
     const which = number === rdev ? "" : `${name} is `;
     const mountPoint = await mountPointOf(number);
     if (mountPoint !== undefined) return `${which}mounted at ${mountPoint}`;
-    if (await isSwap(number)) return `${which}in use as swap`;
+    if (await isSwap(number)) return `${which}active swap`;
     const holder = await holderOf(number);
     if (holder !== undefined) return `${which}held by ${holder}`;
   }
