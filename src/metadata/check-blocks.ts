@@ -107,6 +107,19 @@ export class BlockReader {
     return error === null ? { number, bytes, view: new DataView(bytes.buffer) } : `it cannot be read: ${error.message}`;
   }
 
+  /** The first `length` bytes or as many whole blocks as can be read, for a look at what this is. */
+  async readStart(length: number): Promise<Uint8Array> {
+    const blocks = Array.from({ length: Math.min(Math.ceil(length / BLOCK_SIZE), this.blocksOnDevice) }, (_, i) => i);
+    const bytes = new Uint8Array(blocks.length * BLOCK_SIZE);
+    let readable = 0;
+    await this.each(blocks, (block, index) => {
+      if (typeof block === "string" || index !== readable) return;
+      bytes.set(block.bytes, index * BLOCK_SIZE);
+      readable++;
+    });
+    return bytes.subarray(0, readable * BLOCK_SIZE);
+  }
+
   /**
    * Calls `visit` for each of `blocks`, given ascending, with the block or the reason why it cannot be read, and its
    * index in `blocks`. The block's bytes are valid during the call only.

@@ -16,6 +16,7 @@ import {
   readUint64,
 } from "./check-blocks.ts";
 import type { CheckVerdict, FindingList } from "./check-report.ts";
+import { CONTENT_SAMPLE_BYTES, describeContent } from "./foreign-content.ts";
 
 const MAGIC = 0x8af27f64;
 const MIN_BLOCK_COUNT = 6;
@@ -68,7 +69,7 @@ export async function checkSuperblock(
   }
   if (readUint64(block.view, 32) !== MAGIC) {
     const { type } = identifyBlock(block.bytes, block.view);
-    const kind = type === null ? (recogniseKind(block) ?? "another kind of data") : `a valid ${type}`;
+    const kind = type === null ? ((await recogniseKind(reader)) ?? "another kind of data") : `a valid ${type}`;
     const looks =
       type === "superblock"
         ? "its checksum is a superblock's but its magic number is not"
@@ -169,38 +170,12 @@ async function survey(reader: BlockReader, first: "blank" | "foreign"): Promise<
     : `but ${remains}: the superblock was overwritten`;
 }
 
-/** Other things that people name by mistake: [offset, bytes as latin-1, what it is]. */
-const SIGNATURES: readonly (readonly [number, string, string])[] = [
-  [0, "LUKS\xba\xbe", "a LUKS header"],
-  [0, "QFI\xfb", "a qcow2 image"],
-  [0, "KDMV", "a VMDK image"],
-  [0, "vhdxfile", "a VHDX image"],
-  [0, "conectix", "a VHD image"],
-  [64, "\x7f\x10\xda\xbe", "a VDI image"],
-  [0, "XFSB", "an XFS file system"],
-  [0, "SnAp", "a dm-snapshot exception store"],
-  [0, "hsqs", "a squashfs image"],
-  [0, "\x1f\x8b", "gzip-compressed data"],
-  [0, "\xfd7zXZ", "xz-compressed data"],
-  [0, "\x28\xb5\x2f\xfd", "zstd-compressed data"],
-  [0, "\x7fELF", "a program"],
-  [32, "\xba\x52\x9c\x01", "thin-pool metadata"],
-  [32, "\x03\xc4\x18\x00", "dm-cache metadata"],
-  [32, "\x7b\x07\xc1\x7e", "dm-era metadata"],
-  [512, "LABELONE", "an LVM physical volume"],
-  [512, "EFI PART", "a disk with a GPT partition table"],
-  [1080, "\x53\xef", "an ext2, ext3 or ext4 file system"],
-  [4086, "SWAPSPACE2", "swap space"],
-  [510, "\x55\xaa", "a disk or partition with a boot sector"],
-];
-
-function recogniseKind({ bytes }: Block): string | null {
-  for (const [offset, signature, kind] of SIGNATURES) {
-    if (Buffer.from(signature, "latin1").equals(bytes.subarray(offset, offset + signature.length))) return kind;
-  }
-  const start = bytes.subarray(0, 64);
-  if (!start.every((byte) => byte === 9 || byte === 10 || byte === 13 || (byte >= 32 && byte < 127))) return null;
-  return /^\s*\{\s*"format"/.test(Buffer.from(start).toString("latin1")) ? "a dump of metadata as text" : "text";
+/** What the device holds instead of metadata, by its first bytes. */
+async function recogniseKind(reader: BlockReader): Promise<string | null> {
+  const sample = await reader.readStart(CONTENT_SAMPLE_BYTES);
+  if (/^\s*\{\s*"format"/.test(Buffer.from(sample.subarray(0, 64)).toString("latin1")))
+    return "a dump of metadata as text";
+  return describeContent(sample) ?? null;
 }
 
 function text(value: number): string {

@@ -90,8 +90,11 @@ const MAX_NESTING = 32;
 
 /** The descriptor as plain JSON data, ranges as pairs; fields unknown to this version included. */
 export function descriptorToJson(descriptor: Descriptor): JsonObject {
-  const { ranges, ...rest } = descriptor.unreadable;
-  return { ...descriptor, unreadable: { ...rest, ranges: ranges.map(({ start, end }) => [start, end]) } };
+  const { unreadable } = descriptor;
+  return {
+    ...descriptor,
+    unreadable: { ...unreadable, ranges: unreadable.ranges.map(({ start, end }) => [start, end]) },
+  };
 }
 
 /** The descriptor from plain JSON data. @throws {RangeError} naming the first field that is not as documented */
@@ -218,7 +221,7 @@ class Fields {
 
   constructor(value: unknown, path: string) {
     if (typeof value !== "object" || value === null || Array.isArray(value)) {
-      throw new RangeError(path === "" ? "is no JSON object" : `has a ${path} that is no object`);
+      throw new RangeError(path === "" ? "is no JSON object" : `has an unusable ${path}: not an object`);
     }
     this.record = value as JsonObject;
     this.#path = path;
@@ -240,9 +243,9 @@ class Fields {
   /** @param maxBytes of the string as JSON */
   text(name: string, maxBytes: number): string {
     const value = this.value(name);
-    if (typeof value !== "string") throw new RangeError(`has a ${this.#name(name)} that is no string`);
+    if (typeof value !== "string") throw new RangeError(`has an unusable ${this.#name(name)}: not a string`);
     if (Buffer.byteLength(JSON.stringify(value)) > maxBytes) {
-      throw new RangeError(`has a ${this.#name(name)} of more than ${maxBytes} bytes`);
+      throw new RangeError(`has an unusable ${this.#name(name)}: more than ${maxBytes} bytes`);
     }
     return value;
   }
@@ -250,14 +253,14 @@ class Fields {
   integer(name: string, max = Number.MAX_SAFE_INTEGER): number {
     const value = this.value(name);
     if (typeof value !== "number" || !Number.isInteger(value) || value < 0 || value > max) {
-      throw new RangeError(`has a ${this.#name(name)} that is no integer from 0 to ${max}`);
+      throw new RangeError(`has an unusable ${this.#name(name)}: not an integer from 0 to ${max}`);
     }
     return value;
   }
 
   boolean(name: string): boolean {
     const value = this.value(name);
-    if (typeof value !== "boolean") throw new RangeError(`has a ${this.#name(name)} that is no boolean`);
+    if (typeof value !== "boolean") throw new RangeError(`has an unusable ${this.#name(name)}: not a boolean`);
     return value;
   }
 

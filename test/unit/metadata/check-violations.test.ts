@@ -71,7 +71,7 @@ const DAMAGES: Damage[] = [
     name: "a LUKS header in front",
     make: (i) => void i.block(0).fill(0).write("LUKS\xba\xbe", "latin1"),
     verdict: "foreign",
-    fatal: ["superblock: no dm-clone metadata: the first block holds a LUKS header; but 12 valid metadata blocks"],
+    fatal: ["superblock: no dm-clone metadata: the first block holds a LUKS volume; but 12 valid metadata blocks"],
   },
   {
     name: "thin-pool metadata",

@@ -1,10 +1,11 @@
 // The checker on what the kernel wrote, where nothing is to be found, and on input that means harm. What it says of each
 // single fault is in check-violations.test.ts.
 import { createHash } from "node:crypto";
+import { readdirSync, readFileSync } from "node:fs";
 import { describe, expect, test } from "vitest";
-import { DeviceError } from "../../../src/base/errors.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { checkMetadata, formatFinding } from "../../../src/metadata/check.ts";
+import { FaultyDevice, type Operation } from "../../support/faulty-device.ts";
 import { kernelFixtures, readFixtureImage, readFixtureTruth } from "../../support/kernel-fixtures.ts";
 import {
   BLOCK,
@@ -21,6 +22,18 @@ function deviceOf(bytes: Uint8Array): MemoryDevice {
 }
 
 const check = (image: { bytes: Uint8Array }) => checkMetadata(deviceOf(image.bytes));
+
+test("the checker shares no code with what writes metadata", () => {
+  const folder = new URL("../../../src/metadata/", import.meta.url);
+  const files = readdirSync(folder).filter((file) => /^(check|descriptor|unreadable)/.test(file));
+  const imported = files.flatMap((file) =>
+    [...readFileSync(new URL(file, folder), "utf8").matchAll(/from "(\..+?)"/g)].map((match) => match[1] as string),
+  );
+  const allowed =
+    /^\.\/(check-|descriptor|unreadable-ranges|foreign-content)|^\.\.\/base\/|^\.\.\/device\/block-device\.ts$/;
+  expect(files).toContain("check.ts");
+  expect(imported.filter((path) => !allowed.test(path))).toEqual([]);
+});
 
 test("the support's own encoder makes the kernel's bytes", () => {
   const digest = (image: MetadataImage) => createHash("sha256").update(image.bytes).digest("hex");
@@ -97,19 +110,9 @@ describe("checkMetadata()", () => {
 
   test("goes on past unreadable blocks and names each", async () => {
     const image = twoLevelImage();
-    class FailingDevice extends MemoryDevice {
-      override async read(offset: number, buffer: Uint8Array): Promise<void> {
-        for (const block of [6, 12]) {
-          if (offset < (block + 1) * BLOCK && offset + buffer.length > block * BLOCK) {
-            throw new DeviceError(`Cannot read ${buffer.length} bytes at ${offset} from "memory": EIO`, {
-              errno: "EIO",
-            });
-          }
-        }
-        return super.read(offset, buffer);
-      }
-    }
-    const report = await checkMetadata(new FailingDevice({ size: image.bytes.length, content: image.bytes }));
+    const failRead = ({ offset, length }: Operation) =>
+      [6, 12].some((block) => offset < (block + 1) * BLOCK && offset + length > block * BLOCK);
+    const report = await checkMetadata(new FaultyDevice(deviceOf(image.bytes), { failRead }));
     expect(report.fatal.map(formatFinding)).toEqual([
       'bitset node 12: it cannot be read: Cannot read 4096 bytes at 49152 from "memory": EIO; whether regions 130304 to 162849 are hydrated is unknown',
       'array block 6: it cannot be read: Cannot read 4096 bytes at 24576 from "memory": EIO; whether regions 32576 to 65151 are hydrated is unknown',
