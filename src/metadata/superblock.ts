@@ -39,6 +39,11 @@ export type SuperblockVerdict =
   | { verdict: "foreign"; content: string | undefined; error: MetadataError }
   | { verdict: "damaged"; error: MetadataError };
 
+/** Whether bytes from the start of a device begin like clone metadata, sound or not. */
+export function hasSuperblockMagic(bytes: Uint8Array): boolean {
+  return bytes.length >= 40 && readU64(viewOf(bytes), 32) === MAGIC;
+}
+
 /** One block, without checksum and block number: `BlockManager.writeSuperblock` fills those in. */
 export function encodeSuperblock({ geometry, spaceMap, bitsetRoot }: Superblock): Uint8Array {
   const bytes = new Uint8Array(BLOCK_SIZE);
@@ -67,8 +72,7 @@ export async function probeSuperblock(device: BlockDevice): Promise<SuperblockVe
   const error = (message: string, hint?: string) =>
     new MetadataError(message, hint === undefined ? { block: 0 } : { block: 0, hint });
 
-  const view = viewOf(sample);
-  const hasMagic = sample.length >= 40 && readU64(view, 32) === MAGIC;
+  const hasMagic = hasSuperblockMagic(sample);
   if (!hasMagic && sample.some((byte) => byte !== 0)) {
     const inFirstBlock = sample.subarray(0, BLOCK_SIZE).some((byte) => byte !== 0);
     const content = describeContent(sample);

@@ -1,0 +1,57 @@
+import { formatExactSize, formatSize } from "../../base/units.ts";
+import { defineCommand } from "../command.ts";
+import { ExitCode } from "../exit-codes.ts";
+import { createOptions, jsonOption } from "../options.ts";
+
+/** `clone create SOURCE DEST` */
+export const createCommand = defineCommand({
+  signature: "create <source> <destination>",
+  description: "Check both and write the metadata; copies nothing",
+  options: (yargs) => jsonOption(createOptions(yargs)),
+  async run(options, { terminal }) {
+    const { createClone } = await import("../../clone/create-clone.ts");
+    const created = await createClone(createRequest(options));
+    const { metadata, geometry, exactSize, warnings } = created;
+    for (const warning of warnings) terminal.warn(warning);
+    if (options.json) {
+      const { size, regionSize, regionCount: regions } = geometry;
+      terminal.print(
+        JSON.stringify({
+          metadata,
+          source: created.source,
+          destination: created.destination,
+          size,
+          exactSize,
+          regionSize,
+          regions,
+        }),
+      );
+    } else {
+      terminal.print(
+        `Created ${metadata}: ${formatSize(exactSize)} in ${geometry.regionCount} regions of ${formatExactSize(geometry.regionSize)}`,
+      );
+      terminal.note(`\`clone hydrate ${options.destination}\` copies the data.`);
+    }
+    return ExitCode.done;
+  },
+});
+
+/** The request that the options of `create` and `copy` make. */
+export function createRequest(options: {
+  source: string;
+  destination: string;
+  metadata: string | undefined;
+  "region-size": number;
+  force: boolean;
+  "source-format": "raw" | undefined;
+}) {
+  const { source, destination, metadata, force } = options;
+  return {
+    source,
+    destination,
+    metadata,
+    force,
+    regionSize: options["region-size"],
+    sourceFormat: options["source-format"],
+  };
+}

@@ -1,0 +1,46 @@
+import { createInterface } from "node:readline/promises";
+import { UsageError } from "../../base/errors.ts";
+import { type CliContext, defineCommand } from "../command.ts";
+import { ExitCode } from "../exit-codes.ts";
+
+/** `clone delete CLONE` */
+export const deleteCommand = defineCommand({
+  signature: "delete <clone>",
+  description: "Give a clone up: the metadata goes, the destination stays",
+  options: (yargs) =>
+    yargs
+      .positional("clone", {
+        type: "string",
+        demandOption: true,
+        describe: "The clone: its metadata, or its destination",
+      })
+      .option("yes", { alias: "y", type: "boolean", default: false, describe: "Do not ask" }),
+  async run(options, context) {
+    const { deleteClone } = await import("../../clone/delete-clone.ts");
+    const deleted = await deleteClone(
+      options.clone,
+      async ({ metadata }) => options.yes || (await ask(metadata, context)),
+    );
+    if (deleted === undefined) {
+      context.terminal.note("Nothing was deleted.");
+      return ExitCode.failed;
+    }
+    const { metadata, destination } = deleted;
+    context.terminal.print(`Deleted ${metadata}; ${destination ?? "the destination"} stays as it is`);
+    return ExitCode.done;
+  },
+});
+
+async function ask(metadata: string, { signal }: CliContext): Promise<boolean> {
+  if (!process.stdin.isTTY) throw new UsageError(`Cannot ask whether to delete "${metadata}": use --yes`);
+  const terminal = createInterface({ input: process.stdin, output: process.stderr });
+  try {
+    const answer = await terminal.question(
+      `Delete ${metadata}? What is not hydrated yet is then only in the source. [y/N] `,
+      { signal },
+    );
+    return /^y(es)?$/i.test(answer.trim());
+  } finally {
+    terminal.close();
+  }
+}

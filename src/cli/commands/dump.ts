@@ -1,0 +1,30 @@
+import { once } from "node:events";
+import { defineCommand } from "../command.ts";
+import { ExitCode } from "../exit-codes.ts";
+
+/** `clone dump METADATA` */
+export const dumpCommand = defineCommand({
+  signature: "dump <metadata>",
+  description: "Print the metadata as text",
+  options: (yargs) =>
+    yargs
+      .positional("metadata", {
+        type: "string",
+        demandOption: true,
+        describe: "The metadata, or the destination it stands beside",
+      })
+      .option("json", { type: "boolean", default: false, describe: "Print it on one line" }),
+  async run(options, { terminal, signal }) {
+    const { Clone } = await import("../../clone/clone.ts");
+    const { dumpMetadata } = await import("../../metadata/dump.ts");
+    await using clone = await Clone.open({ name: options.metadata, access: "quiescent", signal });
+    for (const warning of clone.warnings) terminal.warn(warning);
+    const { geometry, metadata, descriptor } = clone;
+    const content = { geometry, hydratedRanges: metadata.hydratedRanges(), descriptor };
+    for (const piece of dumpMetadata(content, options.json ? "line" : "pretty")) {
+      signal.throwIfAborted();
+      if (!process.stdout.write(piece)) await once(process.stdout, "drain");
+    }
+    return ExitCode.done;
+  },
+});

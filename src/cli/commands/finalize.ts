@@ -1,0 +1,87 @@
+import { formatSize } from "../../base/units.ts";
+import type { Clone } from "../../clone/clone.ts";
+import type { FinalizeReport, FinalizeRequest } from "../../clone/finalize-clone.ts";
+import { type CliContext, defineCommand } from "../command.ts";
+import { ExitCode } from "../exit-codes.ts";
+import { deviceOptions, deviceRequest, jsonOption, progressOption } from "../options.ts";
+import type { ProgressStyle } from "../progress-style.ts";
+import { formatRegions } from "../regions.ts";
+import { withVerifyProgress } from "../verify-progress.ts";
+
+/** `clone finalize CLONE` */
+export const finalizeCommand = defineCommand({
+  signature: "finalize <clone>",
+  description: "When all is hydrated: make the destination stand alone",
+  options: (yargs) =>
+    jsonOption(progressOption(deviceOptions(yargs)))
+      .positional("clone", {
+        type: "string",
+        demandOption: true,
+        describe: "The clone: its metadata, or its destination",
+      })
+      .option("verify", { type: "boolean", default: false, describe: "Compare with the source first" })
+      .option("keep-metadata", { type: "boolean", default: false, describe: "Leave the metadata file in place" })
+      .option("accept-unreadable", {
+        type: "boolean",
+        default: false,
+        describe: "Fill regions that could not be read with zeros",
+      })
+      .option("table", {
+        type: "boolean",
+        default: false,
+        describe: "Change nothing; print the dm linear table that replaces the clone",
+      }),
+  async run(options, context) {
+    const { terminal, signal } = context;
+    const { Clone } = await import("../../clone/clone.ts");
+    if (options.table) {
+      const { linearTable } = await import("../../clone/finalize-clone.ts");
+      await using clone = await Clone.open({ name: options.clone, access: "quiescent", signal });
+      terminal.print(await linearTable(clone, deviceRequest(options)));
+      return ExitCode.done;
+    }
+    await using clone = await Clone.open({ name: options.clone, access: "exclusive", signal });
+    const request = {
+      ...deviceRequest(options),
+      verify: options.verify,
+      keepMetadata: options["keep-metadata"],
+      acceptUnreadable: options["accept-unreadable"],
+    };
+    const report = await runFinalize(clone, request, { ...options, context });
+    if (options.json) terminal.print(JSON.stringify(finalizeJson(report)));
+    else printFinalized(report, context);
+    return report.unreadable.length > 0 ? ExitCode.unreadable : ExitCode.done;
+  },
+});
+
+/** Finalizes with progress on display. */
+export async function runFinalize(
+  clone: Clone,
+  request: FinalizeRequest,
+  options: { progress: ProgressStyle; json: boolean; context: CliContext },
+): Promise<FinalizeReport> {
+  const { finalizeClone } = await import("../../clone/finalize-clone.ts");
+  const { signal, terminal } = options.context;
+  const report = await withVerifyProgress(clone, options, (onVerify) =>
+    finalizeClone(clone, request, { signal, onVerify }),
+  );
+  for (const warning of clone.warnings) terminal.warn(warning);
+  return report;
+}
+
+/** Says what the copy is now. */
+export function printFinalized(
+  { destination, size, verified, unreadable, metadata }: FinalizeReport,
+  context: CliContext,
+): void {
+  const { terminal } = context;
+  terminal.print(`Finalized ${destination}: ${formatSize(size)}${verified ? ", verified" : ""}, it stands alone now`);
+  if (metadata !== null) terminal.note(`The metadata stays at ${metadata}.`);
+  if (unreadable.length > 0)
+    terminal.error(`Cannot vouch for ${formatRegions(unreadable)}: unreadable in the source, zeros in the copy`);
+}
+
+/** A report as JSON. */
+export function finalizeJson(report: FinalizeReport): object {
+  return { ...report, unreadable: report.unreadable.map(({ start, end }) => [start, end]) };
+}

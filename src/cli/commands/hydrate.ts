@@ -1,0 +1,153 @@
+import { formatDuration, formatSize } from "../../base/units.ts";
+import type { Clone } from "../../clone/clone.ts";
+import type { HydrateReport, HydrateRequest } from "../../clone/hydrate-clone.ts";
+import { type CliContext, defineCommand } from "../command.ts";
+import { ExitCode } from "../exit-codes.ts";
+import { deviceOptions, hydrationOptions, jsonOption, progressOption, sizeOf } from "../options.ts";
+import type { ProgressStyle } from "../progress-style.ts";
+import { formatRegions } from "../regions.ts";
+
+/** `clone hydrate CLONE` */
+export const hydrateCommand = defineCommand({
+  signature: "hydrate <clone>",
+  description: "Copy what is missing; goes on where it stopped",
+  options: (yargs) =>
+    jsonOption(progressOption(deviceOptions(hydrationOptions(yargs))))
+      .positional("clone", {
+        type: "string",
+        demandOption: true,
+        describe: "The clone: its metadata, or its destination",
+      })
+      .option("limit", {
+        type: "string",
+        requiresArg: true,
+        coerce: sizeOf("--limit"),
+        describe: "Stop, successfully, after that many bytes copied",
+      }),
+  async run(options, context) {
+    const { Clone } = await import("../../clone/clone.ts");
+    await using clone = await Clone.open({ name: options.clone, access: "exclusive", signal: context.signal });
+    const request = { ...hydrateRequest(options), limit: options.limit ?? null };
+    const report = await runHydration(clone, request, { ...options, context });
+    printReport(report, { ...options, context });
+    return exitCodeOfReport(report, context);
+  },
+});
+
+/** The request that the options of `hydrate` and `copy` make. */
+export function hydrateRequest(options: {
+  rate: number | null | undefined;
+  threshold: number | null | undefined;
+  "batch-size": number | null | undefined;
+  retry: number;
+  "max-errors": number;
+  "on-error": "stop" | "skip";
+  verify: boolean;
+  extents: boolean;
+  source?: string | undefined;
+  destination?: string | undefined;
+  "accept-changed-source"?: boolean | undefined;
+}): HydrateRequest {
+  return {
+    source: options.source,
+    destination: options.destination,
+    acceptChangedSource: options["accept-changed-source"],
+    rate: options.rate ?? null,
+    threshold: options.threshold ?? null,
+    batchSize: options["batch-size"] ?? null,
+    retry: options.retry,
+    maxErrors: options["max-errors"],
+    onError: options["on-error"],
+    limit: null,
+    verify: options.verify,
+    extents: options.extents,
+  };
+}
+
+/** Hydrates with progress on display, and says afterwards what a person needs to know. */
+export async function runHydration(
+  clone: Clone,
+  request: HydrateRequest,
+  { progress, json, context }: { progress: ProgressStyle; json: boolean; context: CliContext },
+): Promise<HydrateReport> {
+  const { terminal, quiet, signal } = context;
+  const { hydrateClone } = await import("../../clone/hydrate-clone.ts");
+  const { hydratedBytes } = await import("../../clone/clone-status.ts");
+  const { withProgress } = await import("../progress.ts");
+  let told = 0;
+  const tell = (): void => {
+    for (const warning of clone.warnings.slice(told)) terminal.warn(warning);
+    told = clone.warnings.length;
+  };
+  tell();
+  return await withProgress({ style: progress, label: "Hydrating", quiet, jsonResult: json }, (show) =>
+    hydrateClone(clone, request, {
+      signal,
+      onStart: (running) => {
+        tell();
+        const { threshold, batchSize, direct } = running;
+        terminal.detail(`threshold ${threshold}, batch size ${batchSize}, ${direct ? "direct" : "buffered"} writes`);
+        show(() => ({
+          done: hydratedBytes(clone),
+          total: clone.geometry.size,
+          moved: running.counts.copied + running.counts.reflinked,
+          regionsInFlight: running.hydratingRegions,
+          unreadableRegions: running.unreadableRegions,
+        }));
+      },
+    }),
+  );
+}
+
+/** Says how it ended. */
+export function printReport(
+  report: HydrateReport,
+  { clone, json, context }: { clone: string; json: boolean; context: CliContext },
+): void {
+  const { terminal } = context;
+  const { counts, regions, hydratedRegions, unreadable, seconds } = report;
+  if (json) {
+    terminal.print(
+      JSON.stringify({
+        state: hydratedRegions === regions ? "hydrated" : "idle",
+        regions,
+        hydratedRegions,
+        copiedBytes: counts.copied,
+        reflinkedBytes: counts.reflinked,
+        zeroedBytes: counts.zeroed,
+        skippedBytes: counts.skipped,
+        unreadable: unreadable.map(({ start, end }) => [start, end]),
+        seconds,
+      }),
+    );
+  } else {
+    const parts = [
+      ...(counts.copied > 0 ? [`${formatSize(counts.copied)} copied`] : []),
+      ...(counts.reflinked > 0 ? [`${formatSize(counts.reflinked)} shared with the source`] : []),
+      ...(counts.zeroed > 0 ? [`${formatSize(counts.zeroed)} zeroed`] : []),
+      ...(counts.skipped > 0 ? [`${formatSize(counts.skipped)} of holes and zeros skipped`] : []),
+    ];
+    const work = parts.length === 0 ? "nothing was left to copy" : `${parts.join(", ")} in ${formatDuration(seconds)}`;
+    terminal.print(`${headline(report)}: ${work}`);
+  }
+  if (unreadable.length > 0) {
+    terminal.error(
+      `Cannot read ${formatRegions(unreadable)} of the source${report.firstReadError === undefined ? "" : `: ${report.firstReadError}`}`,
+      `\`clone hydrate ${clone}\` tries them again.`,
+    );
+  } else if (report.end === "stopped" || report.end === "limit") {
+    terminal.note(`\`clone hydrate ${clone}\` goes on where this stopped.`);
+  }
+}
+
+function headline({ end, regions, hydratedRegions }: HydrateReport): string {
+  if (end === "complete") return "Hydrated";
+  const share = `${hydratedRegions} of ${regions} regions hydrated`;
+  return end === "stopped" ? `Stopped, ${share}` : share;
+}
+
+/** The exit code that a report means. */
+export function exitCodeOfReport({ end, unreadable }: HydrateReport, { interruption }: CliContext): ExitCode {
+  if (end === "stopped") return interruption.exitCode;
+  return end !== "limit" && unreadable.length > 0 ? ExitCode.unreadable : ExitCode.done;
+}

@@ -1,0 +1,44 @@
+import { defineCommand } from "../command.ts";
+import { ExitCode } from "../exit-codes.ts";
+import { deviceOptions, deviceRequest, jsonOption, progressOption } from "../options.ts";
+import { formatRegions } from "../regions.ts";
+import { withVerifyProgress } from "../verify-progress.ts";
+
+/** `clone verify CLONE` */
+export const verifyCommand = defineCommand({
+  signature: "verify <clone>",
+  description: "Compare the destination with the source, hydrated regions only",
+  options: (yargs) =>
+    jsonOption(progressOption(deviceOptions(yargs))).positional("clone", {
+      type: "string",
+      demandOption: true,
+      describe: "The clone: its metadata, or its destination",
+    }),
+  async run(options, context) {
+    const { terminal, signal } = context;
+    const { Clone } = await import("../../clone/clone.ts");
+    const { verifyClone } = await import("../../clone/verify-clone.ts");
+    await using clone = await Clone.open({ name: options.clone, access: "quiescent", signal });
+    const report = await withVerifyProgress(clone, { ...options, context }, (onStart) =>
+      verifyClone(clone, deviceRequest(options), { signal, onStart }),
+    );
+    const { equal, compared, differing, served } = report;
+    for (const warning of clone.warnings) terminal.warn(warning);
+    if (options.json) {
+      terminal.print(
+        JSON.stringify({ equal, compared, differing: differing.map(({ start, end }) => [start, end]), served }),
+      );
+    } else if (equal) {
+      const rest = clone.geometry.regionCount - compared;
+      terminal.print(`Equal: ${compared} hydrated regions compared${rest > 0 ? `, ${rest} not hydrated yet` : ""}`);
+    } else {
+      terminal.print(`Different: ${formatRegions(differing)} of ${compared} hydrated regions`);
+      if (served) {
+        terminal.note(
+          "The clone was served: regions that clients wrote or discarded differ by right, and which those are cannot be told.",
+        );
+      }
+    }
+    return equal ? ExitCode.done : ExitCode.failed;
+  },
+});

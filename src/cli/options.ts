@@ -1,0 +1,163 @@
+/** Options that several commands share, and how their text becomes a value. */
+import type { Argv } from "yargs";
+import { UsageError } from "../base/errors.ts";
+import { isRegionSize } from "../base/geometry.ts";
+import { parseRate, parseSize } from "../base/units.ts";
+import { PROGRESS_STYLES } from "./progress-style.ts";
+
+/** A size in bytes. @throws {UsageError} naming the option */
+export function sizeOf(option: string): (text: string) => number {
+  return (text) => parse(option, () => parseSize(text));
+}
+
+/** A rate in bytes per second, null where unlimited. @throws {UsageError} naming the option */
+export function rateOf(option: string): (text: string) => number | null {
+  return (text) => parse(option, () => parseRate(text));
+}
+
+/** A whole number of at least `least`. @throws {UsageError} naming the option */
+export function countOf(option: string, least = 0): (text: string) => number {
+  return (text) =>
+    parse(option, () => {
+      const count = /^\d+$/.test(text) ? Number(text) : Number.NaN;
+      if (!Number.isSafeInteger(count) || count < least) {
+        throw new RangeError(`"${text}" is not a whole number of at least ${least}`);
+      }
+      return count;
+    });
+}
+
+function parse<T>(option: string, parser: () => T): T {
+  try {
+    return parser();
+  } catch (error) {
+    throw new UsageError(`${option}: ${(error as Error).message}`, { cause: error });
+  }
+}
+
+/** `--json`. */
+export function jsonOption<T>(yargs: Argv<T>) {
+  return yargs.option("json", { type: "boolean", default: false, describe: "Print one JSON object" });
+}
+
+/** `--progress`. */
+export function progressOption<T>(yargs: Argv<T>) {
+  return yargs.option("progress", {
+    choices: PROGRESS_STYLES,
+    default: "auto" as const,
+    describe: "How to show progress: a bar on a terminal, lines elsewhere",
+  });
+}
+
+/** Options of every command that opens source or destination. */
+export function deviceOptions<T>(yargs: Argv<T>) {
+  return yargs
+    .option("source", { type: "string", requiresArg: true, describe: "Where the source is, if not where it was" })
+    .option("destination", {
+      type: "string",
+      requiresArg: true,
+      describe: "Where the destination is, if not where it was",
+    })
+    .option("accept-changed-source", {
+      type: "boolean",
+      default: false,
+      describe: "Go on although the source has changed since the clone was created",
+    });
+}
+
+/** What the options of `deviceOptions` say. */
+export function deviceRequest(options: {
+  source: string | undefined;
+  destination: string | undefined;
+  "accept-changed-source": boolean;
+}) {
+  const { source, destination } = options;
+  return { source, destination, acceptChangedSource: options["accept-changed-source"] };
+}
+
+/** Arguments and options of `create` and `copy`. */
+export function createOptions<T>(yargs: Argv<T>) {
+  return yargs
+    .positional("source", { type: "string", demandOption: true, describe: "File or block device to clone" })
+    .positional("destination", {
+      type: "string",
+      demandOption: true,
+      describe: "Where to; a file that is not there is created, sparse",
+    })
+    .option("metadata", {
+      type: "string",
+      requiresArg: true,
+      describe: "File or block device for the metadata [default: DEST.clone]",
+    })
+    .option("region-size", {
+      type: "string",
+      requiresArg: true,
+      default: "64K",
+      coerce: regionSizeOf,
+      describe: "Unit of cloning, a power of two from 4K to 1G",
+    })
+    .option("force", { type: "boolean", default: false, describe: "Overwrite a destination that holds data" })
+    .option("source-format", {
+      choices: ["raw"] as const,
+      describe: "Clone an image's own bytes, not the disk inside it",
+    });
+}
+
+function regionSizeOf(text: string): number {
+  const bytes = sizeOf("--region-size")(text);
+  if (isRegionSize(bytes)) return bytes;
+  throw new UsageError(`--region-size: "${text}" is not a power of two from 4K to 1G`);
+}
+
+/** Options that steer a hydration. */
+export function hydrationOptions<T>(yargs: Argv<T>) {
+  return yargs
+    .option("rate", {
+      type: "string",
+      requiresArg: true,
+      coerce: rateOf("--rate"),
+      describe: "Bytes per second at most, as 100M; 0 or max is unlimited",
+    })
+    .option("threshold", {
+      type: "string",
+      requiresArg: true,
+      coerce: autoOr(countOf("--threshold", 1)),
+      describe: "Regions being copied at once [default: auto]",
+    })
+    .option("batch-size", {
+      type: "string",
+      requiresArg: true,
+      coerce: autoOr(countOf("--batch-size", 1)),
+      describe: "Neighbouring regions per copy [default: auto]",
+    })
+    .option("retry", {
+      type: "string",
+      requiresArg: true,
+      default: "3",
+      coerce: countOf("--retry"),
+      describe: "How often to try an unreadable region again",
+    })
+    .option("max-errors", {
+      type: "string",
+      requiresArg: true,
+      default: "1000",
+      coerce: countOf("--max-errors"),
+      describe: "Unreadable regions after which to give up",
+    })
+    .option("on-error", {
+      choices: ["stop", "skip"] as const,
+      default: "skip" as const,
+      describe: "At an unreadable region stop, or go on and list it",
+    })
+    .option("verify", { type: "boolean", default: false, describe: "Read back what was written and compare" })
+    .option("extents", {
+      type: "boolean",
+      default: true,
+      describe: "Trust the holes that the source reports; --no-extents reads everything",
+    });
+}
+
+/** `auto` (null), or what `parse` makes of the text. */
+function autoOr(parse: (text: string) => number): (text: string) => number | null {
+  return (text) => (text === "auto" ? null : parse(text));
+}

@@ -1,0 +1,175 @@
+/**
+ * How far a long command is, for a person (a bar on a terminal, a line every few seconds elsewhere) or a program (JSON
+ * Lines). Rates are over the last seconds, so that they follow a throttle or a slow spot; the time left follows the rate.
+ */
+import { formatDuration, formatSize } from "../base/units.ts";
+import type { ProgressStyle } from "./progress-style.ts";
+
+/** A moment of a long command. Sizes are bytes. */
+export interface ProgressSample {
+  /** Bytes of the whole that are done, however they came to be done. */
+  done: number;
+  total: number;
+  /** Bytes read or shared since the command began: what the rate is about. */
+  moved: number;
+  regionsInFlight: number;
+  unreadableRegions: number;
+}
+
+const INTERVAL_MS = { bar: 200, plain: 5000, json: 1000 };
+/** Rates are averages over this long. */
+const WINDOW_MS = 5000;
+
+/** Rate and time left, from the samples of the last seconds. */
+export class RateMeter {
+  readonly #samples: { at: number; done: number; moved: number }[] = [];
+
+  /** Takes a sample made at `atMs`. */
+  add(atMs: number, { done, moved }: Pick<ProgressSample, "done" | "moved">): void {
+    this.#samples.push({ at: atMs, done, moved });
+    while (this.#samples.length > 2 && atMs - (this.#samples[1]?.at ?? atMs) >= WINDOW_MS) this.#samples.shift();
+  }
+
+  /** Bytes per second moved lately. */
+  get bytesPerSecond(): number {
+    return this.#perSecond("moved");
+  }
+
+  /** Seconds until `total` is done at the pace of late, or null while nothing moves. */
+  secondsLeft(total: number): number | null {
+    const perSecond = this.#perSecond("done");
+    const done = this.#samples.at(-1)?.done ?? 0;
+    return done >= total ? 0 : perSecond > 0 ? (total - done) / perSecond : null;
+  }
+
+  #perSecond(what: "done" | "moved"): number {
+    const first = this.#samples[0];
+    const last = this.#samples.at(-1);
+    if (first === undefined || last === undefined || last.at <= first.at) return 0;
+    return ((last[what] - first[what]) * 1000) / (last.at - first.at);
+  }
+}
+
+/**
+ * Runs something long and shows how far it is, from when it calls `show` until it ends. JSON lines go to standard output
+ * where a JSON result follows there (`jsonResult`), so that one stream holds both; all else goes to standard error.
+ */
+export async function withProgress<T>(
+  { style, label, quiet, jsonResult }: { style: ProgressStyle; label: string; quiet: boolean; jsonResult: boolean },
+  run: (show: (sample: () => ProgressSample) => void) => Promise<T>,
+): Promise<T> {
+  const chosen = style === "auto" ? (process.stderr.isTTY ? "bar" : "plain") : style;
+  if (chosen === "none" || (quiet && chosen !== "json")) return await run(() => {});
+  const display = await makeDisplay(chosen, label, jsonResult ? process.stdout : process.stderr);
+  const meter = new RateMeter();
+  let timer: NodeJS.Timeout | undefined;
+  let update: (final: boolean) => void = () => {};
+  try {
+    const result = await run((sample) => {
+      update = (final) => {
+        const now = sample();
+        meter.add(performance.now(), now);
+        display.show(now, meter, final);
+      };
+      update(false);
+      timer = setInterval(update, INTERVAL_MS[chosen], false);
+    });
+    update(true);
+    return result;
+  } finally {
+    clearInterval(timer);
+    display.end();
+  }
+}
+
+interface Display {
+  show(sample: ProgressSample, meter: RateMeter, final: boolean): void;
+  end(): void;
+}
+
+async function makeDisplay(
+  style: "bar" | "plain" | "json",
+  label: string,
+  jsonStream: NodeJS.WriteStream,
+): Promise<Display> {
+  if (style === "json") {
+    return { show: (sample, meter) => void jsonStream.write(`${JSON.stringify(asJson(sample, meter))}\n`), end() {} };
+  }
+  if (style === "plain") return plainDisplay(label);
+  return barDisplay(label);
+}
+
+function asJson({ done, total, moved, regionsInFlight, unreadableRegions }: ProgressSample, meter: RateMeter): object {
+  const secondsLeft = meter.secondsLeft(total);
+  return {
+    done,
+    total,
+    moved,
+    regionsInFlight,
+    unreadableRegions,
+    bytesPerSecond: Math.round(meter.bytesPerSecond),
+    etaSeconds: secondsLeft === null ? null : Math.round(secondsLeft),
+  };
+}
+
+function plainDisplay(label: string): Display {
+  let last = "";
+  return {
+    show(sample, meter, final) {
+      const line = `${label}: ${[percentage(sample), amounts(sample), ...pace(sample, meter, final)].join(", ")}`;
+      if (line !== last) process.stderr.write(`${line}\n`);
+      last = line;
+    },
+    end() {},
+  };
+}
+
+async function barDisplay(label: string): Promise<Display> {
+  const { default: cliProgress } = await import("cli-progress");
+  const bar = new cliProgress.SingleBar({
+    format: `${label} {share} |{bar}| {text}`,
+    barCompleteChar: "█",
+    barIncompleteChar: "░",
+    barsize: 24,
+    hideCursor: true,
+    stream: process.stderr,
+    // Lines wider than the terminal would be drawn below one another.
+    linewrap: false,
+  });
+  let started = false;
+  return {
+    show(sample, meter, final) {
+      const payload = {
+        share: percentage(sample),
+        text: [amounts(sample), ...pace(sample, meter, final)].join("  "),
+      };
+      if (started) bar.update(sample.done, payload);
+      else bar.start(sample.total, sample.done, payload);
+      started = true;
+      if (final) bar.render();
+    },
+    end: () => bar.stop(),
+  };
+}
+
+/** Rounded down: 100 % is said only when all is done. */
+function percentage({ done, total }: ProgressSample): string {
+  const tenths = total === 0 ? 1000 : Math.floor((done / total) * 1000);
+  return `${(tenths / 10).toFixed(1).padStart(5)} %`;
+}
+
+function amounts({ done, total }: ProgressSample): string {
+  return `${formatSize(done)} of ${formatSize(total)}`;
+}
+
+function pace(sample: ProgressSample, meter: RateMeter, final: boolean): string[] {
+  const secondsLeft = meter.secondsLeft(sample.total);
+  const unreadable = sample.unreadableRegions > 0 ? [`${sample.unreadableRegions} unreadable`] : [];
+  if (final) return unreadable;
+  return [
+    `${formatSize(meter.bytesPerSecond)}/s`,
+    `ETA ${secondsLeft === null ? "-" : formatDuration(secondsLeft)}`,
+    ...(sample.regionsInFlight > 0 ? [`${sample.regionsInFlight} in flight`] : []),
+    ...unreadable,
+  ];
+}

@@ -1,0 +1,50 @@
+/** Where text goes and how it looks there: results to standard output, everything else to standard error. */
+import { Chalk, type ChalkInstance, supportsColor, supportsColorStderr } from "chalk";
+
+/** What the global options ask of the output. */
+export interface Verbosity {
+  verbose: boolean;
+  quiet: boolean;
+}
+
+/** Writes lines, coloured only where a person sees them and NO_COLOR (no-color.org) does not forbid it. */
+export class Terminal {
+  /** Colours for standard output. */
+  readonly out: ChalkInstance;
+  /** Colours for standard error. */
+  readonly err: ChalkInstance;
+  readonly #verbosity: Verbosity;
+
+  constructor(verbosity: Verbosity, environment: NodeJS.ProcessEnv = process.env) {
+    const colourless = (environment.NO_COLOR ?? "") !== "";
+    this.out = new Chalk({ level: colourless || supportsColor === false ? 0 : supportsColor.level });
+    this.err = new Chalk({ level: colourless || supportsColorStderr === false ? 0 : supportsColorStderr.level });
+    this.#verbosity = verbosity;
+  }
+
+  /** A line of the result. */
+  print(line: string): void {
+    process.stdout.write(`${line}\n`);
+  }
+
+  /** A line about what is going on; not with --quiet. */
+  note(line: string): void {
+    if (!this.#verbosity.quiet) process.stderr.write(`${line}\n`);
+  }
+
+  /** A line that only --verbose asks for. */
+  detail(line: string): void {
+    if (this.#verbosity.verbose) process.stderr.write(`${this.err.dim(line)}\n`);
+  }
+
+  /** Something that deserves attention but stops nothing. */
+  warn(line: string): void {
+    process.stderr.write(`${this.err.yellow("clone: Warning:")} ${line}\n`);
+  }
+
+  /** Why the command failed, in one line, and below it what can be done. */
+  error(message: string, hint?: string): void {
+    process.stderr.write(`${this.err.red("clone:")} ${message}\n`);
+    if (hint !== undefined) process.stderr.write(`${hint}\n`);
+  }
+}

@@ -1,0 +1,52 @@
+/** Turns what yargs says of a wrong command line into one clear line, with a suggestion where a word was mistyped. */
+import { closest, distance } from "fastest-levenshtein";
+import { UsageError } from "../base/errors.ts";
+
+/** More changed letters than this make another word, not a mistyped one. */
+const MOST_TYPOS = 3;
+
+/**
+ * A usage error from a message of yargs. `args` is the command line, `optionNames` what the command would have taken.
+ */
+export function usageError(message: string, args: string[], optionNames: string[]): UsageError {
+  const didYouMean = /^Did you mean (.*)\?$/.exec(message);
+  if (didYouMean !== null) return new UsageError(`Unknown command "${firstWord(args)}"`, { hint: message });
+  const unknown = /^Unknown (?:argument|command)s?: (.*)$/.exec(message);
+  if (unknown !== null) return unknownArgument(unknown[1] as string, args, optionNames);
+  const missing = /^Not enough non-option arguments: got (\d+), need at least (\d+)$/.exec(message);
+  if (missing !== null) {
+    return new UsageError(`Missing argument: ${firstWord(args)} takes ${missing[2]}, got ${missing[1]}`, {
+      hint: `\`clone ${firstWord(args)} --help\` shows them.`,
+    });
+  }
+  const choice = /Argument: (.*), Given: (.*), Choices: (.*)/.exec(message);
+  if (choice !== null) {
+    return new UsageError(`--${choice[1]} cannot be ${choice[2]}: choose one of ${choice[3]?.replaceAll('"', "")}`);
+  }
+  return new UsageError(message.replace(/\s*\n\s*/g, " "));
+}
+
+function unknownArgument(list: string, args: string[], optionNames: string[]): UsageError {
+  const name = (list.split(", ")[0] as string).replace(/^-+/, "");
+  const option = args.find((arg) => new RegExp(`^--?(no-)?${escapeRegExp(name)}(=|$)`).test(arg))?.replace(/=.*/, "");
+  if (option === undefined) {
+    const isCommand = name === firstWord(args);
+    return isCommand
+      ? new UsageError(`Unknown command "${name}"`, { hint: "`clone --help` lists the commands." })
+      : new UsageError(`Unexpected argument "${name}"`);
+  }
+  const likely = closest(name, optionNames);
+  const hint =
+    optionNames.length > 0 && distance(name, likely) <= MOST_TYPOS
+      ? `Did you mean --${likely}?`
+      : `\`clone ${firstWord(args)} --help\` lists the options.`;
+  return new UsageError(`Unknown option ${option}`, { hint });
+}
+
+function firstWord(args: string[]): string {
+  return args.find((arg) => !arg.startsWith("-")) ?? "";
+}
+
+function escapeRegExp(text: string): string {
+  return text.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+}

@@ -1,0 +1,49 @@
+/** `clone copy`: what of create, hydrate and finalize is still to be done. */
+import { UsageError } from "../base/errors.ts";
+import { Clone } from "./clone.ts";
+import { type CreatedClone, type CreateRequest, createClone } from "./create-clone.ts";
+import { displayUri, parseLocation, uriOf } from "./location.ts";
+import { defaultMetadataPath, exists } from "./metadata-file.ts";
+
+/** A clone ready to be hydrated. */
+export interface CopyStart {
+  clone: Clone;
+  /** What was made just now, or null where an earlier, interrupted copy goes on. */
+  created: CreatedClone | null;
+}
+
+/**
+ * Opens the clone of an interrupted copy from this source to this destination, or creates it.
+ * @throws {UsageError} where the metadata there belongs to something else
+ * @throws what `createClone` and `Clone.open` throw
+ */
+export async function startCopy(request: CreateRequest, signal: AbortSignal): Promise<CopyStart> {
+  const destination = parseLocation(request.destination);
+  const metadata = parseLocation(request.metadata ?? defaultMetadataPath(destination.path)).path;
+  const isThere = await exists(metadata);
+  const created = isThere ? null : await createClone(request);
+  const clone = await Clone.open({ name: metadata, access: "exclusive", signal });
+  try {
+    if (created === null) refuseAnother(clone, request);
+    return { clone, created };
+  } catch (error) {
+    await clone[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+function refuseAnother({ path, descriptor }: Clone, request: CreateRequest): void {
+  if (descriptor === null) {
+    throw new UsageError(`Cannot go on with "${path}": it does not say whose clone it is`, {
+      hint: "`clone hydrate` and `clone finalize` take --source and --destination.",
+    });
+  }
+  for (const which of ["source", "destination"] as const) {
+    const wanted = uriOf(parseLocation(request[which]));
+    if (descriptor[which].uri === wanted) continue;
+    throw new UsageError(
+      `Cannot copy "${request.source}" to "${request.destination}": "${path}" belongs to an unfinished clone whose ${which} is "${displayUri(descriptor[which].uri)}"`,
+      { hint: "`clone hydrate` goes on with that clone, `clone delete` gives it up." },
+    );
+  }
+}

@@ -1,0 +1,201 @@
+/** `clone create`: checks source and destination, writes the metadata, copies nothing. */
+import { randomUUID } from "node:crypto";
+import { stat } from "node:fs/promises";
+import { errnoOf, UsageError } from "../base/errors.ts";
+import { Geometry, MAX_REGION_COUNT, SECTOR_SIZE } from "../base/geometry.ts";
+import { syncDirectoryOf } from "../device/directory.ts";
+import { FileDevice } from "../device/file-device.ts";
+import { findUser } from "../device/in-use.ts";
+import { acquireLock } from "../device/lock.ts";
+import type { Descriptor } from "../metadata/descriptor.ts";
+import { destinationFingerprint, sourceFingerprint } from "./fingerprint.ts";
+import { type Location, parseLocation, uriOf } from "./location.ts";
+import {
+  createMetadataFile,
+  createMetadataOnDevice,
+  defaultMetadataPath,
+  exists,
+  removeIfThere,
+} from "./metadata-file.ts";
+import { findData, isSameDevice, openDestination, openSource, refuseContainer } from "./open-devices.ts";
+import { Undo } from "./undo.ts";
+
+/** What to clone, and how. */
+export interface CreateRequest {
+  /** Path or URI. */
+  source: string;
+  /** Path or URI; a path where nothing stands becomes a sparse file. */
+  destination: string;
+  /** Path of the metadata; by default beside a destination file. */
+  metadata?: string | undefined;
+  /** Bytes. */
+  regionSize: number;
+  /** Overrides one thing: a destination that holds data. */
+  force: boolean;
+  /** `raw`: take the source's bytes as they are, even if they look like an image in a format of its own. */
+  sourceFormat?: "raw" | undefined;
+}
+
+/** The clone that was made. */
+export interface CreatedClone {
+  metadata: string;
+  source: string;
+  destination: string;
+  geometry: Geometry;
+  /** Bytes of the source; the clone's size is this in whole sectors. */
+  exactSize: number;
+  /** What the user should know about it, sentences. */
+  warnings: string[];
+}
+
+/**
+ * Makes a clone of which nothing is hydrated yet. If it throws, whatever it made is gone again.
+ * @throws {UsageError} where the arguments cannot work together
+ * @throws {BusyError} where the destination is in use
+ * @throws {DeviceError} where something cannot be read or made
+ */
+export async function createClone(request: CreateRequest): Promise<CreatedClone> {
+  const sourceLocation = parseLocation(request.source);
+  const destinationLocation = parseLocation(request.destination);
+  await using source = await openSource(sourceLocation);
+  if (request.sourceFormat !== "raw") await refuseContainer(source);
+  const geometry = geometryOf(source, request.regionSize);
+  await using undo = new Undo();
+  await using destination = await openOrCreate(destinationLocation, source, undo);
+  checkPair(source, destination, geometry);
+  await using _lock = await acquireLock(destination);
+  if (!request.force) await refuseData(destination);
+  const metadata = await metadataPathOf(request, destination, source);
+  const descriptor = await describe(request, { source, destination, sourceLocation, destinationLocation });
+  const content = { geometry, descriptor };
+  if (await isBlockDevice(metadata)) {
+    await using device = await FileDevice.open(metadata, { access: "read-write" });
+    if (isSameDevice(device, source) || isSameDevice(device, destination)) {
+      throw new UsageError(`Cannot put the metadata on "${metadata}": it is the source or the destination`);
+    }
+    await createMetadataOnDevice(device, content);
+  } else {
+    await createMetadataFile(metadata, content);
+  }
+  undo.keep();
+  const warnings = await warningsOf(source);
+  return { metadata, source: source.path, destination: destination.path, geometry, exactSize: source.size, warnings };
+}
+
+function geometryOf(source: FileDevice, regionSize: number): Geometry {
+  if (source.kind === "block" && source.size % SECTOR_SIZE !== 0) {
+    throw new UsageError(
+      `Cannot clone "${source.path}": its ${source.size} bytes are not a multiple of ${SECTOR_SIZE}`,
+    );
+  }
+  const size = Math.ceil(source.size / SECTOR_SIZE) * SECTOR_SIZE;
+  if (Math.ceil(size / regionSize) > MAX_REGION_COUNT) {
+    const least = 2 ** Math.ceil(Math.log2(size / MAX_REGION_COUNT));
+    throw new UsageError(`Cannot clone "${source.path}": it has more than 2^31 regions of ${regionSize} bytes`, {
+      hint: `--region-size ${least} is the smallest that fits.`,
+    });
+  }
+  return new Geometry({ size, regionSize });
+}
+
+/** Opens the destination, or makes it: sparse, of the source's exact size, its name durable. */
+async function openOrCreate(location: Location, source: FileDevice, undo: Undo): Promise<FileDevice> {
+  if (await exists(location.path)) return await openDestination(location);
+  const device = await FileDevice.open(location.path, { access: "read-write", create: { size: source.size } });
+  undo.add(() => removeIfThere(location.path));
+  await syncDirectoryOf(location.path);
+  return device;
+}
+
+function checkPair(source: FileDevice, destination: FileDevice, geometry: Geometry): void {
+  if (isSameDevice(source, destination)) {
+    throw new UsageError(`Cannot clone "${source.path}" to "${destination.path}": they are the same`);
+  }
+  if (destination.size < source.size) {
+    throw new UsageError(
+      `Cannot clone "${source.path}" to "${destination.path}": the destination has ${destination.size} bytes, the source ${source.size}`,
+    );
+  }
+  for (const device of [source, destination]) {
+    if (device.kind === "block" && geometry.regionSize % device.blockSize !== 0) {
+      throw new UsageError(
+        `Cannot clone in regions of ${geometry.regionSize} bytes: "${device.path}" has sectors of ${device.blockSize}`,
+      );
+    }
+  }
+}
+
+async function refuseData(destination: FileDevice): Promise<void> {
+  const data = await findData(destination);
+  if (data === undefined) return;
+  throw new UsageError(`Cannot clone to "${destination.path}": it holds ${data}`, {
+    hint: "--force overwrites it. There is no way back.",
+  });
+}
+
+async function metadataPathOf(request: CreateRequest, destination: FileDevice, source: FileDevice): Promise<string> {
+  const given = request.metadata;
+  if (given === undefined) {
+    if (destination.kind === "file") return defaultMetadataPath(destination.path);
+    throw new UsageError(`Cannot clone to the device "${destination.path}" without --metadata FILE`, {
+      hint: "A file beside the device would not survive a restart: name one on a disk.",
+    });
+  }
+  const { path } = parseLocation(given);
+  if (path === destination.path || path === source.path) {
+    throw new UsageError(`Cannot put the metadata into "${path}": it is the source or the destination`);
+  }
+  return path;
+}
+
+async function isBlockDevice(path: string): Promise<boolean> {
+  try {
+    return (await stat(path)).isBlockDevice();
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return false;
+    throw error;
+  }
+}
+
+async function describe(
+  request: CreateRequest,
+  devices: { source: FileDevice; destination: FileDevice; sourceLocation: Location; destinationLocation: Location },
+): Promise<Descriptor> {
+  const { source, destination, sourceLocation, destinationLocation } = devices;
+  return {
+    uuid: randomUUID(),
+    created: new Date().toISOString(),
+    source: {
+      uri: uriOf(sourceLocation),
+      size: source.size,
+      format: "raw",
+      fingerprint: await sourceFingerprint(source),
+    },
+    destination: {
+      uri: uriOf(destinationLocation),
+      size: destination.size,
+      fingerprint: destinationFingerprint(destination.identity),
+    },
+    exactSize: source.size,
+    options: { regionSize: request.regionSize, force: request.force },
+    unreadable: { ranges: [], inexact: false },
+    served: false,
+    finalized: null,
+  };
+}
+
+async function warningsOf(source: FileDevice): Promise<string[]> {
+  const warnings = [];
+  if (source.size % SECTOR_SIZE !== 0) {
+    warnings.push(
+      `"${source.path}" is not a whole number of 512-byte sectors: the kernel's dm-clone cannot take over this clone`,
+    );
+  }
+  const user = await findUser(source, "read");
+  if (user !== undefined) {
+    warnings.push(
+      `"${source.path}" is in use by ${user.description}: a copy of what changes meanwhile is worth nothing`,
+    );
+  }
+  return warnings;
+}

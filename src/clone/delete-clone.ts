@@ -1,0 +1,59 @@
+/** `clone delete`: gives a clone up. The metadata goes, the destination stays. */
+import { MetadataError } from "../base/errors.ts";
+import { syncDirectoryOf } from "../device/directory.ts";
+import { FileDevice } from "../device/file-device.ts";
+import { refuseInUse } from "../device/in-use.ts";
+import { acquireLock } from "../device/lock.ts";
+import { DescriptorStore } from "../metadata/descriptor.ts";
+import { probeSuperblock } from "../metadata/superblock.ts";
+import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
+import { displayUri, parseLocation } from "./location.ts";
+import { findMetadata, removeIfThere } from "./metadata-file.ts";
+
+/** A clone about to be given up. */
+export interface Deletion {
+  metadata: string;
+  /** Path or URI of the destination, where it is known. */
+  destination: string | undefined;
+}
+
+/**
+ * Gives up the clone that `name` means, if `confirm` agrees. Also one whose metadata is damaged, as long as it is known to
+ * be a clone's; anything else is left alone. A metadata device has its first block zeroed, as dm-clone wants it.
+ *
+ * @returns what was given up, or undefined where `confirm` did not agree
+ * @throws {MetadataError} where it is no clone's metadata
+ * @throws {BusyError} where it is in use
+ * @throws {DeviceError}
+ */
+export async function deleteClone(
+  name: string,
+  confirm: (deletion: Deletion) => Promise<boolean>,
+): Promise<Deletion | undefined> {
+  const path = await findMetadata(parseLocation(name).path);
+  await using device = await FileDevice.open(path, { access: "read-write", direct: "off" });
+  await refuseInUse(device, "write");
+  await using _lock = await acquireLock(device);
+  const deletion = { metadata: device.path, destination: await destinationOf(device) };
+  if (!(await confirm(deletion))) return undefined;
+  if (device.kind === "block") {
+    await device.write(0, new Uint8Array(BLOCK_SIZE), { fua: true });
+  } else {
+    await removeIfThere(device.path);
+    await syncDirectoryOf(device.path);
+  }
+  return deletion;
+}
+
+/** @throws {MetadataError} where the device holds no clone's metadata, damaged or not */
+async function destinationOf(device: FileDevice): Promise<string | undefined> {
+  const probed = await probeSuperblock(device);
+  if (probed.verdict === "damaged" || (probed.verdict === "unformatted" && probed.orphans)) return undefined;
+  if (probed.verdict !== "valid") {
+    throw new MetadataError(`Cannot delete "${device.path}": ${probed.error.message}`, { cause: probed.error });
+  }
+  const { geometry, spaceMap } = probed.superblock;
+  const descriptors = await DescriptorStore.open(device, { geometry, blockCount: spaceMap.blockCount });
+  const uri = descriptors.read()?.destination.uri;
+  return uri === undefined ? undefined : displayUri(uri);
+}

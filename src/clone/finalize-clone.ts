@@ -1,0 +1,155 @@
+/**
+ * `clone finalize`: the clone is over, the destination stands alone. In this order:
+ *
+ *     1. everything is hydrated, or what is missing could not be read and is accepted
+ *     2. the destination is compared with the source, if asked for
+ *     3. what is missing is filled with zeros; the destination and its name are flushed
+ *     4. the finalize record is written: from here on the clone is `finalized`, whatever happens
+ *     5. the zeros are marked hydrated
+ *     6. the metadata file is removed; a metadata device is left as it is, never zeroed, because a zeroed first block
+ *        would make the kernel start the clone anew
+ *
+ * Interrupted before 4 it has changed nothing that matters; after 4 it goes on when called again. The record stands before
+ * the marks, so that zeros are never taken for data that was read.
+ */
+import { CloneError, UsageError } from "../base/errors.ts";
+import { type RegionRange, SECTOR_SIZE } from "../base/geometry.ts";
+import { formatSize } from "../base/units.ts";
+import { syncDirectoryOf } from "../device/directory.ts";
+import { CommitPipeline } from "../engine/commit-pipeline.ts";
+import type { FinalizeRecord } from "../metadata/descriptor.ts";
+import type { Clone, DeviceRequest } from "./clone.ts";
+import { unhydratedParts } from "./hydrate-clone.ts";
+import { removeIfThere } from "./metadata-file.ts";
+import { type RunningVerify, verifyClone } from "./verify-clone.ts";
+
+/** How to finalize. */
+export interface FinalizeRequest extends DeviceRequest {
+  /** Compare with the source first. */
+  verify: boolean;
+  /** Leave the metadata file in place; the clone's status is `finalized` then. */
+  keepMetadata: boolean;
+  /** Fill regions that could not be read with zeros. */
+  acceptUnreadable: boolean;
+}
+
+/** What was done. */
+export interface FinalizeReport {
+  destination: string;
+  /** Bytes of the copy. */
+  size: number;
+  verified: boolean;
+  /** Regions that could not be read from the source, and are zeros now. */
+  unreadable: RegionRange[];
+  /** Where the metadata still is, or null where it was removed. */
+  metadata: string | null;
+}
+
+/**
+ * Ends a clone; afterwards it should only be closed.
+ * @throws {CloneError} where regions are missing, or source and destination differ
+ * @throws {DeviceError} where the destination or the metadata fails
+ */
+export async function finalizeClone(
+  clone: Clone,
+  request: FinalizeRequest,
+  { signal, onVerify }: { signal: AbortSignal; onVerify?: ((running: RunningVerify) => void) | undefined },
+): Promise<FinalizeReport> {
+  const already = clone.finalized !== null;
+  const missing = already ? unreadableParts(clone) : refuseMissing(clone, request);
+  const destination = await clone.attachDestination(request, "read-write");
+  if (!already) {
+    if (request.verify) await refuseDifference(clone, request, { signal, onVerify });
+    signal.throwIfAborted();
+    for (const range of missing) {
+      const { offset, length } = clone.geometry.bytesOf(range);
+      await destination.view.zero(offset, length);
+    }
+    await destination.view.flush();
+    await syncDirectoryOf(destination.device.path);
+    await record(clone, request, missing);
+  }
+  for (const range of missing) clone.metadata.markHydrated(range);
+  await new CommitPipeline({ metadata: clone.metadata, destination: destination.view }).commit();
+  const keeps = request.keepMetadata || clone.metadataDevice.kind === "block";
+  if (!keeps) {
+    await removeIfThere(clone.path);
+    await syncDirectoryOf(clone.path);
+  }
+  return {
+    destination: destination.device.path,
+    size: clone.exactSize,
+    verified: clone.finalized?.verified ?? request.verify,
+    unreadable: clone.descriptor?.unreadable.ranges ?? [],
+    metadata: keeps ? clone.path : null,
+  };
+}
+
+/**
+ * The device-mapper table that replaces the clone: `0 SECTORS linear DESTINATION 0`.
+ * @throws {CloneError} where regions are missing: their data would be too
+ */
+export async function linearTable(clone: Clone, request: DeviceRequest): Promise<string> {
+  refuseMissing(clone, { acceptUnreadable: false });
+  const { device } = await clone.attachDestination(request, "read-only");
+  if (clone.exactSize % SECTOR_SIZE !== 0) {
+    throw new UsageError(
+      `Cannot make a table for "${device.path}": its ${clone.exactSize} bytes are not whole sectors`,
+    );
+  }
+  return `0 ${clone.geometry.size / SECTOR_SIZE} linear ${device.path} 0`;
+}
+
+/** The regions that may be missing. @throws {CloneError} where more are */
+function refuseMissing(clone: Clone, { acceptUnreadable }: { acceptUnreadable: boolean }): RegionRange[] {
+  const { metadata, geometry } = clone;
+  const missing = geometry.regionCount - metadata.hydratedCount;
+  if (missing === 0) return [];
+  const unreadable = unreadableParts(clone);
+  const unreadableCount = unreadable.reduce((sum, { start, end }) => sum + end - start, 0);
+  const percent = (Math.ceil((missing / geometry.regionCount) * 1000) / 10).toFixed(1);
+  const amount = `${missing} of ${geometry.regionCount} regions (${percent} %, about ${formatSize(missing * geometry.regionSize)}) are missing`;
+  if (unreadableCount < missing) {
+    throw new CloneError("failed", `Cannot finalize "${clone.path}": ${amount}`, {
+      hint: "`clone hydrate` copies them.",
+    });
+  }
+  if (!acceptUnreadable) {
+    throw new CloneError("failed", `Cannot finalize "${clone.path}": ${amount}, because the source could not be read`, {
+      hint: "`clone hydrate` tries again; --accept-unreadable gives them up and fills them with zeros.",
+    });
+  }
+  return unreadable;
+}
+
+async function refuseDifference(
+  clone: Clone,
+  request: FinalizeRequest,
+  options: { signal: AbortSignal; onVerify?: ((running: RunningVerify) => void) | undefined },
+): Promise<void> {
+  const { equal, differing, served } = await verifyClone(clone, request, {
+    signal: options.signal,
+    onStart: options.onVerify,
+  });
+  if (equal) return;
+  const count = differing.reduce((sum, { start, end }) => sum + end - start, 0);
+  throw new CloneError("differs", `Cannot finalize "${clone.path}": ${count} regions differ from the source`, {
+    hint: served
+      ? "The clone was served: these may be what clients wrote, which --verify cannot tell from damage."
+      : "`clone verify` lists them.",
+  });
+}
+
+/** The missing regions that are known to be unreadable. */
+function unreadableParts(clone: Clone): RegionRange[] {
+  return unhydratedParts(clone, clone.descriptor?.unreadable.ranges ?? []);
+}
+
+async function record(clone: Clone, request: FinalizeRequest, unreadable: RegionRange[]): Promise<void> {
+  const finalized: FinalizeRecord = {
+    finished: new Date().toISOString(),
+    verified: request.verify,
+    unreadableRegions: unreadable.reduce((sum, { start, end }) => sum + end - start, 0),
+  };
+  await clone.updateDescriptor({ finalized, unreadable: { ranges: unreadable, inexact: false } });
+}

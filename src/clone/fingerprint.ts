@@ -1,0 +1,91 @@
+/**
+ * Whether a file or device is still the one a clone was made with. What is compared is what stays the same over a restart
+ * of the machine; device numbers do not.
+ */
+import { createHash } from "node:crypto";
+import * as fs from "node:fs";
+import { promisify } from "node:util";
+import type { FileDevice } from "../device/file-device.ts";
+import { type FileIdentity, identify } from "../device/file-identity.ts";
+import type { Fingerprint } from "../metadata/descriptor.ts";
+
+const fstat = promisify(fs.fstat) as (fd: number, options: { bigint: true }) => Promise<fs.BigIntStats>;
+
+/** Samples taken of a block device, evenly spread, first and last included. */
+const SAMPLES = 9;
+const SAMPLE_BYTES = 16384;
+
+/** The fingerprint of a source: everything that shows that it is another, or has changed. @throws {DeviceError} */
+export async function sourceFingerprint(
+  device: FileDevice,
+  identity: FileIdentity = device.identity,
+): Promise<Fingerprint> {
+  if (identity.kind === "file") {
+    return { kind: "file", size: identity.size, inode: identity.ino, mtimeNs: identity.mtimeNs };
+  }
+  return { ...destinationFingerprint(identity), sample: await sampleDigest(device) };
+}
+
+/**
+ * How an open source differs by now from what was pinned, as `differenceFrom` says it. Cheap enough for every commit: of a
+ * block device, which has no time of change, nothing is asked.
+ */
+export async function sourceDifference(pinned: Fingerprint, device: FileDevice): Promise<string | undefined> {
+  if (device.kind === "block") return undefined;
+  const stats = await fstat(device.fd, { bigint: true });
+  const now = await sourceFingerprint(device, await identify(stats, Number(stats.size)));
+  return differenceFrom(pinned, now);
+}
+
+/** The fingerprint of a destination: who it is, whatever it holds by now. */
+export function destinationFingerprint(identity: FileIdentity): Fingerprint {
+  if (identity.kind === "file") return { kind: "file", size: identity.size, inode: identity.ino };
+  return {
+    kind: "block",
+    size: identity.size,
+    ...(identity.serial === undefined ? {} : { serial: identity.serial }),
+  };
+}
+
+/**
+ * The first way in which a thing differs from what was pinned, as the end of a sentence about it, or undefined where it
+ * does not. Only what both know is compared.
+ */
+export function differenceFrom(pinned: Fingerprint, now: Fingerprint): string | undefined {
+  if (differ(pinned.kind, now.kind)) return `it is a ${describeKind(now)} now and was a ${describeKind(pinned)}`;
+  if (differ(pinned.size, now.size)) return `its size is ${now.size} bytes now and was ${pinned.size}`;
+  if (differ(pinned.inode, now.inode)) return `it is another file (inode ${now.inode}, not ${pinned.inode})`;
+  if (differ(pinned.serial, now.serial)) return `it is another device (${now.serial}, not ${pinned.serial})`;
+  if (differ(pinned.mtimeNs, now.mtimeNs)) {
+    return `it was last written at ${formatTime(now.mtimeNs)}, not at ${formatTime(pinned.mtimeNs)}`;
+  }
+  if (differ(pinned.sample, now.sample)) return "its content is another";
+  return undefined;
+}
+
+function differ<T>(a: T | undefined, b: T | undefined): boolean {
+  return a !== undefined && b !== undefined && a !== b;
+}
+
+function describeKind({ kind }: Fingerprint): string {
+  return kind === "file" ? "regular file" : "block device";
+}
+
+function formatTime(ns: string | undefined): string {
+  const nanoseconds = BigInt(ns ?? 0);
+  const fraction = String(nanoseconds % 1_000_000_000n).padStart(9, "0");
+  return new Date(Number(nanoseconds / 1_000_000n)).toISOString().replace(/\.\d+Z$/, `.${fraction}Z`);
+}
+
+async function sampleDigest(device: FileDevice): Promise<string> {
+  const hash = createHash("sha256");
+  const length = Math.min(SAMPLE_BYTES, device.size);
+  const buffer = new Uint8Array(length);
+  const unit = device.blockSize;
+  for (let index = 0; index < SAMPLES; index++) {
+    const position = Math.floor(((device.size - length) * index) / (SAMPLES - 1));
+    await device.read(position - (position % unit), buffer);
+    hash.update(buffer);
+  }
+  return hash.digest("hex");
+}

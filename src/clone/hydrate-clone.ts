@@ -1,0 +1,173 @@
+/** `clone hydrate`: puts the engine together over an open clone and runs it to an end. */
+import { systemClock } from "../base/clock.ts";
+import { CloneError } from "../base/errors.ts";
+import type { RegionRange } from "../base/geometry.ts";
+import { alignedBuffer } from "../device/aligned-buffer.ts";
+import { CommitPipeline } from "../engine/commit-pipeline.ts";
+import { ExtentCache } from "../engine/extent-cache.ts";
+import { type HydrationOutcome, type HydrationSettings, Hydrator } from "../engine/hydrator.ts";
+import { type CopyCounts, RegionCopier } from "../engine/region-copier.ts";
+import { RegionMap } from "../engine/region-map.ts";
+import { Throttle } from "../engine/throttle.ts";
+import { normalizeRanges } from "../metadata/unreadable-ranges.ts";
+import { type AttachedSource, type Clone, type DeviceRequest, sourceChanged } from "./clone.ts";
+import { sourceDifference } from "./fingerprint.ts";
+
+/** How to hydrate. */
+export interface HydrateRequest extends DeviceRequest, HydrationSettings {
+  /** Bytes per second at most, or null. */
+  rate: number | null;
+  /** Read back what was written and compare. */
+  verify: boolean;
+  /** Trust the holes that the source reports. */
+  extents: boolean;
+}
+
+/** A hydration while it runs, for those who watch it. Counts are regions. */
+export interface RunningHydration {
+  readonly counts: Readonly<CopyCounts>;
+  readonly hydratedRegions: number;
+  readonly hydratingRegions: number;
+  readonly unreadableRegions: number;
+  readonly threshold: number;
+  readonly batchSize: number;
+  /** Whether the destination is written past the page cache. */
+  readonly direct: boolean;
+}
+
+/** What a hydration did. */
+export interface HydrateReport {
+  end: HydrationOutcome["end"];
+  counts: Readonly<CopyCounts>;
+  regions: number;
+  hydratedRegions: number;
+  /** All that are known now, of earlier runs too. */
+  unreadable: RegionRange[];
+  /** What the source said of the first unreadable region of this run. */
+  firstReadError: string | undefined;
+  seconds: number;
+}
+
+/** Bytes per read and write, and how many are in flight: what `test/bench` found best on disks and page cache alike. */
+const PIECE_LENGTH = 2 ** 20;
+const PIECES_IN_FLIGHT = 4;
+/** No use looking for zeros in smaller or larger units: see `RegionCopier`. */
+const ZERO_UNIT = 65536;
+
+/**
+ * Hydrates what is missing and commits as it goes; at the end everything that was copied is durable.
+ * @throws {CloneError} where the clone is finalized, its devices are not its own, the destination or a commit fails
+ */
+export async function hydrateClone(
+  clone: Clone,
+  request: HydrateRequest,
+  { signal, onStart }: { signal: AbortSignal; onStart?: ((running: RunningHydration) => void) | undefined },
+): Promise<HydrateReport> {
+  if (clone.finalized !== null) {
+    throw new CloneError("failed", `Cannot hydrate "${clone.path}": it is finalized, the destination stands alone`);
+  }
+  const source = await clone.attachSource(request);
+  const destination = await clone.attachDestination(request, "read-write");
+  const { geometry, metadata } = clone;
+  const halt = new AbortController();
+  const throttle = new Throttle(systemClock, request.rate);
+  const extents = new ExtentCache(source.view, { trusted: request.extents });
+  const copier = new RegionCopier({
+    source: source.view,
+    destination: destination.view,
+    extents,
+    throttle,
+    pieceLength: PIECE_LENGTH,
+    depth: PIECES_IN_FLIGHT,
+    zeroUnit: Math.min(ZERO_UNIT, geometry.regionSize),
+    allocate: (byteLength) => alignedBuffer(byteLength, destination.device.directAlignment),
+    verify: request.verify,
+    halt: halt.signal,
+  });
+  const regions = new RegionMap(metadata);
+  const commits = new CommitPipeline({
+    metadata,
+    destination: destination.view,
+    guard: () => refuseChanged(source),
+  });
+  const known = clone.descriptor?.unreadable.ranges ?? [];
+  const hydrator = new Hydrator(
+    { geometry, regions, copier, extents, commits, clock: systemClock, halt, copiesInFlight: PIECES_IN_FLIGHT },
+    request,
+    known,
+  );
+  onStart?.({
+    counts: copier.counts,
+    get hydratedRegions() {
+      return regions.hydratedCount;
+    },
+    get hydratingRegions() {
+      return regions.hydratingCount;
+    },
+    get unreadableRegions() {
+      return hydrator.unreadableCount;
+    },
+    get threshold() {
+      return hydrator.threshold;
+    },
+    get batchSize() {
+      return hydrator.batchSize;
+    },
+    get direct() {
+      return destination.device.direct;
+    },
+  });
+  const startedAt = performance.now();
+  let outcome: HydrationOutcome;
+  try {
+    outcome = await hydrator.run(signal);
+  } catch (error) {
+    // The source's own word explains a read error better than the error does.
+    if (commits.failure === undefined) await refuseChanged(source);
+    await rememberUnreadable(clone, [...known, ...hydrator.unreadable]);
+    throw error;
+  }
+  if (outcome.unreadable.length > 0) await refuseChanged(source);
+  const unreadable = await rememberUnreadable(clone, [...known, ...outcome.unreadable]);
+  return {
+    end: outcome.end,
+    counts: copier.counts,
+    regions: geometry.regionCount,
+    hydratedRegions: regions.hydratedCount,
+    unreadable,
+    firstReadError: outcome.firstReadError?.message,
+    seconds: (performance.now() - startedAt) / 1000,
+  };
+}
+
+/** @throws {CloneError} where the source is not what it was when it was opened: what was copied since may be a mixture */
+async function refuseChanged({ device, fingerprint, accepted }: AttachedSource): Promise<void> {
+  if (accepted) return;
+  const difference = await sourceDifference(fingerprint, device);
+  if (difference !== undefined) throw sourceChanged(device.path, difference);
+}
+
+/** Keeps the list of unreadable regions, less those that were hydrated in the end. */
+async function rememberUnreadable(clone: Clone, ranges: RegionRange[]): Promise<RegionRange[]> {
+  const unreadable = unhydratedParts(clone, normalizeRanges(ranges));
+  const before = clone.descriptor?.unreadable.ranges ?? [];
+  if (JSON.stringify(before) !== JSON.stringify(unreadable)) {
+    await clone.updateDescriptor({
+      unreadable: { ranges: unreadable, inexact: clone.descriptor?.unreadable.inexact ?? false },
+    });
+  }
+  return unreadable;
+}
+
+/** The unhydrated regions among some ranges, ascending and merged. */
+export function unhydratedParts({ metadata }: Pick<Clone, "metadata">, ranges: Iterable<RegionRange>): RegionRange[] {
+  const parts: RegionRange[] = [];
+  for (const range of ranges) {
+    for (let start = metadata.nextUnhydrated(range.start); start < range.end; ) {
+      const end = Math.min(metadata.nextHydrated(start), range.end);
+      parts.push({ start, end });
+      start = metadata.nextUnhydrated(end);
+    }
+  }
+  return parts;
+}

@@ -1,0 +1,174 @@
+/**
+ * Metadata files and devices by path: finding the one that a name means, and making a new one that appears whole or not
+ * at all.
+ *
+ *     DEST.clone.part   being made, locked; the remains of a maker that was killed are simply overwritten
+ *          │ link(2): appears under its name at once, and never in place of another
+ *     DEST.clone        complete
+ */
+import { constants } from "node:fs";
+import { link, open, stat, unlink } from "node:fs/promises";
+import { DeviceError, errnoOf, UsageError } from "../base/errors.ts";
+import type { Geometry } from "../base/geometry.ts";
+import { formatSize } from "../base/units.ts";
+import { syncDirectoryOf } from "../device/directory.ts";
+import { FileDevice } from "../device/file-device.ts";
+import { refuseInUse } from "../device/in-use.ts";
+import { acquireLock } from "../device/lock.ts";
+import { CloneMetadata } from "../metadata/clone-metadata.ts";
+import { DESCRIPTOR_BYTES, type Descriptor, DescriptorStore } from "../metadata/descriptor.ts";
+import { describeContent } from "../metadata/foreign-content.ts";
+import { metadataByteLength, minimumBlockCount, recommendedBlockCount } from "../metadata/metadata-size.ts";
+import { hasSuperblockMagic } from "../metadata/superblock.ts";
+import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
+import { MAX_METADATA_BLOCKS } from "../persistent-data/space-map.ts";
+import { Undo } from "./undo.ts";
+
+/** Where the metadata of a destination file is by default. */
+export function defaultMetadataPath(destination: string): string {
+  return `${destination}.clone`;
+}
+
+/**
+ * The metadata that CLONE names: it itself, or the destination it stands beside. Where neither is there, the name itself,
+ * so that opening it says what is wrong.
+ */
+export async function findMetadata(name: string): Promise<string> {
+  if (await holdsMetadata(name)) return name;
+  const beside = defaultMetadataPath(name);
+  return (await exists(beside)) ? beside : name;
+}
+
+/** Whether something stands at the path. @throws {DeviceError} where that cannot be known */
+export async function exists(path: string): Promise<boolean> {
+  try {
+    await stat(path);
+    return true;
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return false;
+    throw new DeviceError(`Cannot look for "${path}": ${errnoOf(error)}`, { errno: errnoOf(error), cause: error });
+  }
+}
+
+/** Whether a path names something that begins like clone metadata, sound or not. What cannot be read does not. */
+async function holdsMetadata(path: string): Promise<boolean> {
+  // Not for a FIFO or a terminal, which opening could block on.
+  const stats = await stat(path).catch(() => undefined);
+  if (stats === undefined || !(stats.isFile() || stats.isBlockDevice())) return false;
+  const handle = await open(path, constants.O_RDONLY).catch(() => undefined);
+  if (handle === undefined) return false;
+  try {
+    const head = new Uint8Array(BLOCK_SIZE);
+    const { bytesRead } = await handle.read(head, 0, head.length, 0);
+    return bytesRead === head.length && hasSuperblockMagic(head);
+  } finally {
+    await handle.close();
+  }
+}
+
+/** What new metadata is to hold. */
+export interface NewMetadata {
+  geometry: Geometry;
+  descriptor: Descriptor;
+}
+
+/**
+ * Makes metadata in a new file, fully allocated, so that no commit will ever need space; durable, name and all.
+ * @throws {UsageError} where something stands at the path
+ * @throws {DeviceError} where it cannot be made; nothing is then left
+ */
+export async function createMetadataFile(path: string, content: NewMetadata): Promise<void> {
+  if (await exists(path)) throw new UsageError(...alreadyThere(path, await holdsMetadata(path)));
+  const blockCount = recommendedBlockCount(content.geometry.regionCount);
+  const size = metadataByteLength(blockCount) + DESCRIPTOR_BYTES;
+  const part = `${path}.part`;
+  await using undo = new Undo();
+  const device = await openPart(part);
+  // Unlinked before the lock goes with the descriptor: whoever finds the name next finds no half-made file.
+  undo.add(() => device[Symbol.asyncDispose]());
+  await using _lock = await acquireLock(device);
+  undo.add(() => removeIfThere(part));
+  await device.resize(0); // what a maker that was killed may have left
+  await device.resize(size);
+  await device.allocate(0, size);
+  await formatDevice(device, blockCount, content);
+  try {
+    await link(part, path);
+  } catch (error) {
+    if (errnoOf(error) === "EEXIST") throw new UsageError(...alreadyThere(path, await holdsMetadata(path)));
+    throw new DeviceError(`Cannot create "${path}": ${errnoOf(error)}`, { errno: errnoOf(error), cause: error });
+  }
+  undo.add(() => removeIfThere(path));
+  await unlink(part);
+  await syncDirectoryOf(path);
+  undo.keep();
+  await device[Symbol.asyncDispose]();
+}
+
+function alreadyThere(path: string, isMetadata: boolean): [string, { hint: string }] {
+  return isMetadata
+    ? [
+        `Cannot create "${path}": a clone's metadata stands there already`,
+        { hint: `\`clone hydrate\` goes on with that clone, \`clone delete\` gives it up.` },
+      ]
+    : [
+        `Cannot create "${path}": a file stands there already`,
+        { hint: "--metadata FILE puts the metadata elsewhere." },
+      ];
+}
+
+async function openPart(part: string): Promise<FileDevice> {
+  try {
+    return await FileDevice.open(part, { access: "read-write", create: { size: 0 }, direct: "off" });
+  } catch (error) {
+    if (errnoOf(error) !== "EEXIST") throw error;
+    return await FileDevice.open(part, { access: "read-write", direct: "off" });
+  }
+}
+
+/**
+ * Makes metadata on a block device. Like the kernel, it takes only one whose first block is zero.
+ * @throws {UsageError} where the device holds something, or is too small
+ */
+export async function createMetadataOnDevice(device: FileDevice, content: NewMetadata): Promise<void> {
+  await refuseInUse(device, "write");
+  await using _lock = await acquireLock(device);
+  const needed = minimumBlockCount(content.geometry.regionCount);
+  const blockCount = Math.min(MAX_METADATA_BLOCKS, Math.floor((device.size - DESCRIPTOR_BYTES) / BLOCK_SIZE));
+  if (blockCount < needed) {
+    const bytes = metadataByteLength(needed) + DESCRIPTOR_BYTES;
+    throw new UsageError(
+      `Cannot put the metadata on "${device.name}": it has ${formatSize(device.size)} and ${bytes} bytes are needed`,
+    );
+  }
+  const head = new Uint8Array(BLOCK_SIZE);
+  await device.read(0, head);
+  if (head.some((byte) => byte !== 0)) {
+    const what = hasSuperblockMagic(head) ? "a clone's metadata" : (describeContent(head) ?? "data");
+    throw new UsageError(`Cannot put the metadata on "${device.name}": its first block holds ${what}`, {
+      hint: "Like dm-clone, it takes a device whose first 4096 bytes are zero.",
+    });
+  }
+  await formatDevice(device, blockCount, content);
+}
+
+async function formatDevice(
+  device: FileDevice,
+  blockCount: number,
+  { geometry, descriptor }: NewMetadata,
+): Promise<void> {
+  // The descriptor first: from the moment the superblock is there, the metadata is complete.
+  const descriptors = await DescriptorStore.format(device, { geometry, blockCount });
+  await descriptors.write(descriptor);
+  await CloneMetadata.create(device, { geometry, blockCount });
+}
+
+/** Removes a file; none is no error. @throws {DeviceError} */
+export async function removeIfThere(path: string): Promise<void> {
+  try {
+    await unlink(path);
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return;
+    throw new DeviceError(`Cannot remove "${path}": ${errnoOf(error)}`, { errno: errnoOf(error), cause: error });
+  }
+}

@@ -1,0 +1,98 @@
+/** Opens sources and destinations, and refuses what must not be read or written. */
+import { UsageError } from "../base/errors.ts";
+import type { BlockDevice } from "../device/block-device.ts";
+import { FileDevice } from "../device/file-device.ts";
+import { PaddedDevice } from "../device/filters/padded.ts";
+import { SliceDevice } from "../device/filters/slice.ts";
+import { refuseInUse } from "../device/in-use.ts";
+import { describeContent } from "../metadata/foreign-content.ts";
+import type { Location } from "./location.ts";
+
+/** Formats that hold a disk inside: copied byte for byte they make a copy that no machine boots from. */
+const CONTAINER_FORMATS = /qcow2|VMDK|VHDX|VHD|VDI/;
+
+/**
+ * Opens a source, read-only, always.
+ * @throws {DeviceError} where it cannot be opened
+ * @throws {UsageError} where it is nothing that can be copied
+ */
+export async function openSource({ path }: Location): Promise<FileDevice> {
+  const device = await FileDevice.open(path, { access: "read-only" });
+  if (device.size > 0) return device;
+  await device[Symbol.asyncDispose]();
+  throw new UsageError(`Cannot clone "${path}": it is empty`);
+}
+
+/** @throws {UsageError} where a source is an image in a format of its own, and `raw` was not asked for on purpose */
+export async function refuseContainer(source: FileDevice): Promise<void> {
+  const head = new Uint8Array(Math.min(4096, source.size));
+  await source.read(0, head);
+  const content = describeContent(head);
+  if (content === undefined || !CONTAINER_FORMATS.test(content)) return;
+  throw new UsageError(`Cannot clone "${source.name}": it is ${content}, and its raw bytes are not the disk inside`, {
+    hint: "--source-format raw clones the bytes of the file itself, on purpose.",
+  });
+}
+
+/**
+ * Opens a destination for writing.
+ * @throws {BusyError} where somebody else uses it
+ */
+export async function openDestination({ path }: Location): Promise<FileDevice> {
+  const device = await FileDevice.open(path, { access: "read-write", directReads: true });
+  try {
+    await refuseInUse(device, "write");
+    return device;
+  } catch (error) {
+    await device[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+/** A source as the clone sees it: a whole number of sectors. */
+export function sourceView(source: BlockDevice): BlockDevice {
+  return new PaddedDevice(source);
+}
+
+/** A destination as the clone sees it: the clone's bytes and no others, in whole sectors. `exactSize` in bytes. */
+export function destinationView(destination: BlockDevice, exactSize: number): BlockDevice {
+  return new PaddedDevice(new SliceDevice(destination, { start: 0, size: exactSize }));
+}
+
+/** Whether two are the same file, by whatever path or link, or the same block device by whatever node. */
+export function isSameDevice(a: FileDevice, b: FileDevice): boolean {
+  if (a.kind !== b.kind) return false;
+  return a.kind === "block"
+    ? a.identity.rdev === b.identity.rdev
+    : a.identity.dev === b.identity.dev && a.identity.ino === b.identity.ino;
+}
+
+const LOOK_BYTES = 64 * 2 ** 20;
+const EDGE_BYTES = 2 ** 20;
+
+/**
+ * What shows that a destination holds data, in words, or undefined where nothing does: any allocated extent of a file; on
+ * a device a byte that is not zero in its first or last MiB, where every partition table, file system and RAID leaves one.
+ */
+export async function findData(device: FileDevice): Promise<string | undefined> {
+  if (device.kind === "file") {
+    for (let offset = 0; offset < device.size; offset += LOOK_BYTES) {
+      const extents = await device.extents(offset, Math.min(LOOK_BYTES, device.size - offset));
+      if (extents.some(({ hole }) => !hole)) return await describeHead(device, "data");
+    }
+    return undefined;
+  }
+  const length = Math.min(EDGE_BYTES, device.size);
+  for (const offset of [0, device.size - length]) {
+    const bytes = new Uint8Array(length);
+    await device.read(offset, bytes);
+    if (bytes.some((byte) => byte !== 0)) return await describeHead(device, "data");
+  }
+  return undefined;
+}
+
+async function describeHead(device: FileDevice, otherwise: string): Promise<string> {
+  const head = new Uint8Array(Math.min(EDGE_BYTES, device.size));
+  await device.read(0, head);
+  return describeContent(head) ?? otherwise;
+}

@@ -1,0 +1,260 @@
+/**
+ * Moves one run of bytes from the source to the destination by the cheapest means that is right:
+ *
+ *     share      reflink, where both lie on one file system that can
+ *     skip       a hole or zeros in the source, where the destination itself reads as zeros at this moment
+ *     zero       the same, where it does not: an earlier life of the destination must not show through
+ *     copy       everything else, in pieces, several in flight
+ *
+ * "At this moment" matters: that a file was created empty proves nothing after a restart, because an unflushed write may
+ * have reached it. So the destination is asked each time, never remembered.
+ */
+import { DeviceError } from "../base/errors.ts";
+import type { ByteRange } from "../base/geometry.ts";
+import type { BlockDevice } from "../device/block-device.ts";
+import { BufferPool } from "./buffer-pool.ts";
+import type { ExtentCache } from "./extent-cache.ts";
+import type { Throttle } from "./throttle.ts";
+
+/** Bytes moved, by how. */
+export interface CopyCounts {
+  /** Read from the source and written to the destination. */
+  copied: number;
+  /** Shared with the source. */
+  reflinked: number;
+  /** Zeros in the source that the destination had to be given. */
+  zeroed: number;
+  /** Zeros in the source that the destination showed already. */
+  skipped: number;
+}
+
+/** The source could not be read; the region it was read for stays unhydrated. `cause` is the device's error. */
+export class SourceReadError extends DeviceError {}
+
+/** A range of the source that is known to be zeros, or not known to be. */
+type ZeroOrData = ByteRange & { zero: boolean };
+
+/** What a copier works on. */
+export interface RegionCopierParts {
+  source: BlockDevice;
+  destination: BlockDevice;
+  /** The source's holes. */
+  extents: ExtentCache;
+  throttle: Throttle;
+  /** Bytes per read and write, a multiple of 64 KiB. */
+  pieceLength: number;
+  /** Pieces in flight at once. */
+  depth: number;
+  /** Zeros are looked for in units of this many bytes; a region or less, so that no zero region is written. */
+  zeroUnit: number;
+  /** Makes a buffer fit for direct I/O. */
+  allocate: (byteLength: number) => Uint8Array;
+  /** Read back what was written and compare. */
+  verify: boolean;
+  /** Once aborted nothing more is written: the clone has failed. */
+  halt: AbortSignal;
+}
+
+/** The most bytes shared by one call, so that a stop is not kept waiting. */
+const REFLINK_LENGTH = 256 * 2 ** 20;
+
+/** Copies byte ranges; many calls may run at once, the pieces in flight are bounded together. */
+export class RegionCopier {
+  readonly #parts: RegionCopierParts;
+  readonly #buffers: BufferPool;
+  /** Apart from the others: a piece holds one of each, and with one pool for both all could wait for a second. */
+  readonly #readBack: BufferPool;
+  readonly #zeros: Buffer;
+  #reflinks: boolean;
+  readonly counts: CopyCounts = { copied: 0, reflinked: 0, zeroed: 0, skipped: 0 };
+
+  constructor(parts: RegionCopierParts) {
+    this.#parts = parts;
+    this.#reflinks = parts.destination.reflinkFrom !== undefined;
+    this.#buffers = new BufferPool(parts.depth, () => parts.allocate(parts.pieceLength));
+    this.#readBack = new BufferPool(parts.depth, () => parts.allocate(parts.pieceLength));
+    this.#zeros = Buffer.alloc(parts.zeroUnit);
+  }
+
+  /** Bytes that are best copied by one `copy()` as long as nobody says otherwise. */
+  get preferredLength(): number {
+    const length = this.#reflinks && this.counts.reflinked > 0 ? REFLINK_LENGTH : this.#parts.pieceLength;
+    return Math.min(length, this.#parts.throttle.pieceLength);
+  }
+
+  /**
+   * Makes the destination's range equal the source's; durable after the destination's next flush.
+   * @throws {SourceReadError} where the source cannot be read
+   * @throws {DeviceError} where the destination fails
+   * @throws the reason of `signal` or of the halt signal when either aborts between two pieces; the range is then unfinished
+   */
+  async copy(range: ByteRange, signal: AbortSignal): Promise<void> {
+    if (this.#reflinks && (await this.#reflink(range, signal))) return;
+    const pieces = this.#pieceTasks(await this.#sourceExtents(range), signal);
+    const workers = Array.from({ length: this.#parts.depth }, async () => {
+      // The generator is shared: each worker takes the next piece, and leaving the loop by an error ends it for all.
+      for (const piece of pieces) await piece();
+    });
+    // All must have ended before the caller hears of an error: nobody may write to a region that was given up.
+    const failed = (await Promise.allSettled(workers)).find((result) => result.status === "rejected");
+    if (failed !== undefined) throw failed.reason;
+  }
+
+  *#pieceTasks(extents: ZeroOrData[], signal: AbortSignal): Generator<() => Promise<void>> {
+    for (const { offset, length, zero } of extents) {
+      if (zero) yield () => this.#makeZero({ offset, length }, signal);
+      else for (const piece of this.#pieces({ offset, length })) yield () => this.#copyPiece(piece, signal);
+    }
+  }
+
+  async #sourceExtents(range: ByteRange): Promise<ZeroOrData[]> {
+    try {
+      return await this.#parts.extents.extents(range.offset, range.length);
+    } catch (error) {
+      throw asSourceError(error, range);
+    }
+  }
+
+  /** Cuts a range into pieces that end on multiples of the piece length, so that neighbours stay aligned. */
+  *#pieces({ offset, length }: ByteRange): Generator<ByteRange> {
+    const end = offset + length;
+    for (let position = offset; position < end; ) {
+      const most = alignDown(Math.min(this.#parts.pieceLength, this.#parts.throttle.pieceLength), 4096);
+      const next = Math.min(end, position - (position % most) + most);
+      yield { offset: position, length: next - position };
+      position = next;
+    }
+  }
+
+  async #reflink(range: ByteRange, signal: AbortSignal): Promise<boolean> {
+    const { source, destination, throttle, halt } = this.#parts;
+    const end = range.offset + range.length;
+    for (let offset = range.offset; offset < end; ) {
+      const length = Math.min(end - offset, alignDown(Math.min(REFLINK_LENGTH, throttle.pieceLength), 4096));
+      await throttle.take(length, signal);
+      signal.throwIfAborted();
+      halt.throwIfAborted();
+      if (!(await destination.reflinkFrom?.(source, offset, offset, length))) {
+        this.#reflinks = false;
+        return false; // what was shared so far is right, and is copied once more by the caller
+      }
+      this.counts.reflinked += length;
+      if (this.#parts.verify) for (const piece of this.#pieces({ offset, length })) await this.#verifyPiece(piece);
+      offset += length;
+    }
+    return true;
+  }
+
+  async #copyPiece({ offset, length }: ByteRange, signal: AbortSignal): Promise<void> {
+    const buffer = await this.#buffers.acquire();
+    try {
+      await this.#parts.throttle.take(length, signal);
+      signal.throwIfAborted();
+      const data = asBuffer(buffer, length);
+      await this.#readSource(offset, data);
+      for (const run of this.#zeroRuns(data)) {
+        if (run.zero) await this.#makeZero({ offset: offset + run.start, length: run.end - run.start });
+        else await this.#write(offset + run.start, data.subarray(run.start, run.end));
+      }
+      if (this.#parts.verify) await this.#compare(offset, data);
+    } finally {
+      this.#buffers.release(buffer);
+    }
+  }
+
+  /** Cuts `data` into maximal runs of zero and non-zero units. */
+  *#zeroRuns(data: Buffer): Generator<{ start: number; end: number; zero: boolean }> {
+    const unit = this.#zeros.length;
+    let start = 0;
+    let zero: boolean | undefined;
+    for (let position = 0; position < data.length; position += unit) {
+      const end = Math.min(position + unit, data.length);
+      const unitZero = data.compare(this.#zeros, 0, end - position, position, end) === 0;
+      if (zero !== undefined && unitZero !== zero) {
+        yield { start, end: position, zero };
+        start = position;
+      }
+      zero = unitZero;
+    }
+    if (zero !== undefined) yield { start, end: data.length, zero };
+  }
+
+  async #readSource(offset: number, data: Uint8Array): Promise<void> {
+    try {
+      await this.#parts.source.read(offset, data);
+    } catch (error) {
+      throw asSourceError(error, { offset, length: data.length });
+    }
+  }
+
+  async #write(offset: number, data: Uint8Array): Promise<void> {
+    this.#parts.halt.throwIfAborted();
+    await this.#parts.destination.write(offset, data);
+    this.counts.copied += data.length;
+  }
+
+  /** Zeros that the destination has to be given cost rate like data: not every device zeroes without writing. */
+  async #makeZero({ offset, length }: ByteRange, signal?: AbortSignal): Promise<void> {
+    const { destination, throttle, halt } = this.#parts;
+    for (const extent of await destination.extents(offset, length)) {
+      if (extent.zero) {
+        this.counts.skipped += extent.length;
+        continue;
+      }
+      const end = extent.offset + extent.length;
+      for (let position = extent.offset; position < end; ) {
+        // A caller without a signal has paid for the bytes already, when it read them.
+        const piece =
+          signal === undefined ? extent.length : alignDown(Math.min(REFLINK_LENGTH, throttle.pieceLength), 4096);
+        const part = Math.min(end - position, piece);
+        if (signal !== undefined) await throttle.take(part, signal);
+        signal?.throwIfAborted();
+        halt.throwIfAborted();
+        await destination.zero(position, part);
+        this.counts.zeroed += part;
+        position += part;
+      }
+    }
+  }
+
+  async #verifyPiece({ offset, length }: ByteRange): Promise<void> {
+    const buffer = await this.#buffers.acquire();
+    try {
+      const data = asBuffer(buffer, length);
+      await this.#readSource(offset, data);
+      await this.#compare(offset, data);
+    } finally {
+      this.#buffers.release(buffer);
+    }
+  }
+
+  /** Compares the destination with what it was given. */
+  async #compare(offset: number, expected: Buffer): Promise<void> {
+    const { destination } = this.#parts;
+    const buffer = await this.#readBack.acquire();
+    try {
+      const actual = asBuffer(buffer, expected.length);
+      await destination.read(offset, actual);
+      if (actual.equals(expected)) return;
+      throw new DeviceError(
+        `Cannot trust "${destination.name}": ${expected.length} bytes at ${offset} read back differently from what was written`,
+        { offset, length: expected.length },
+      );
+    } finally {
+      this.#readBack.release(buffer);
+    }
+  }
+}
+
+function asBuffer(buffer: Uint8Array, length: number): Buffer {
+  return Buffer.from(buffer.buffer, buffer.byteOffset, length);
+}
+
+function alignDown(value: number, unit: number): number {
+  return value === Infinity ? value : Math.max(unit, value - (value % unit));
+}
+
+function asSourceError(error: unknown, { offset, length }: ByteRange): unknown {
+  if (!(error instanceof DeviceError)) return error;
+  return new SourceReadError(error.message, { errno: error.errno, offset, length, cause: error });
+}
