@@ -3,11 +3,14 @@
 // because every block that carries them vouches for itself. Damage that is sealed again (checksums made to fit) may
 // pass for other metadata, so only the first half is asked of it.
 import fc from "fast-check";
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
 import { MemoryDevice } from "../../src/device/memory-device.ts";
 import { checkMetadata } from "../../src/metadata/check.ts";
 import { readFixtureImage } from "../support/kernel-fixtures.ts";
-import { BLOCK, MetadataImage, SALT, type SealedType, twoLevelImage } from "../support/metadata-image.ts";
+import { blow, strike } from "../support/metadata-damage.ts";
+import { MetadataImage, twoLevelImage } from "../support/metadata-image.ts";
+
+vi.setConfig({ testTimeout: 120_000 }); // for slow and busy machines; nothing here measures time
 
 // Small images, cut to little more than their live blocks so that damage hits these.
 const images: { name: string; bytes: Buffer }[] = [
@@ -23,82 +26,6 @@ function truthOf(bytes: Buffer): { image: MetadataImage; hydrated: [number, numb
   // An image cut short needs a space map that says so; unsealed fields are the test's own and sealed at once.
   image.edit(0, "superblock", () => image.set64(0, 44, image.blockCount));
   return { image, hydrated: image.hydratedRanges() };
-}
-
-type Blow =
-  | { kind: "flip"; block: number; bit: number }
-  | { kind: "zero"; block: number }
-  | { kind: "noise"; block: number; bytes: Uint8Array }
-  | { kind: "swap" | "misdirect"; block: number; other: number }
-  | { kind: "field"; block: number; offset: number; value: number }
-  | { kind: "cut"; block: number };
-
-const place = fc.oneof(fc.nat(15), fc.nat(255));
-const blow: fc.Arbitrary<Blow> = fc.oneof(
-  fc.record({ kind: fc.constant("flip" as const), block: place, bit: fc.nat(BLOCK * 8 - 1) }),
-  fc.record({ kind: fc.constant("zero" as const), block: place }),
-  fc.record({
-    kind: fc.constant("noise" as const),
-    block: place,
-    bytes: fc.uint8Array({ minLength: 1, maxLength: 64 }),
-  }),
-  fc.record({ kind: fc.constantFrom("swap" as const, "misdirect" as const), block: place, other: place }),
-  fc.record({
-    kind: fc.constant("field" as const),
-    block: place,
-    offset: fc.oneof(fc.nat(64), fc.nat(BLOCK - 4), fc.constantFrom(172, 180, 188, 2048, 2056)),
-    value: fc.oneof(fc.nat(20), fc.integer({ min: 0, max: 2 ** 32 - 1 }), fc.constantFrom(252, 253, 509, 2 ** 31)),
-  }),
-  fc.record({ kind: fc.constant("cut" as const), block: place }),
-);
-
-/** @returns the bytes that are left */
-function strike(image: MetadataImage, blows: Blow[], { reseal }: { reseal: boolean }): Buffer {
-  let end = image.bytes.length;
-  for (const hit of blows) {
-    const number = hit.block % image.blockCount;
-    const type = reseal ? typeOf(image, number) : undefined;
-    if (hit.kind === "cut") end = Math.min(end, number * BLOCK + 100);
-    else strikeBlock(image, number, hit);
-    if (type !== undefined) image.seal(number, type);
-  }
-  return image.bytes.subarray(0, end);
-}
-
-function strikeBlock(image: MetadataImage, number: number, hit: Exclude<Blow, { kind: "cut" }>): void {
-  const block = image.block(number);
-  switch (hit.kind) {
-    case "flip": {
-      const byte = Math.floor(hit.bit / 8);
-      block[byte] = (block[byte] ?? 0) ^ (1 << (hit.bit % 8));
-      break;
-    }
-    case "zero":
-      block.fill(0);
-      break;
-    case "noise":
-      block.fill(hit.bytes);
-      break;
-    case "field":
-      block.writeUInt32LE(hit.value, hit.offset);
-      break;
-    case "swap":
-    case "misdirect": {
-      const other = image.block(hit.other % image.blockCount);
-      const before = Buffer.from(block);
-      other.copy(block);
-      if (hit.kind === "swap") before.copy(other);
-    }
-  }
-}
-
-/** The type whose checksum a block has. */
-function typeOf(image: MetadataImage, number: number): SealedType | undefined {
-  const copy = new MetadataImage(image.block(number));
-  return (Object.keys(SALT) as SealedType[]).find((type) => {
-    copy.seal(0, type, { keepNumber: true });
-    return copy.get32(0, 0) === image.get32(number, 0);
-  });
 }
 
 const check = (bytes: Buffer) =>

@@ -1,11 +1,13 @@
 // The descriptor against its two promises: whatever sectors of a write reach the disk, the old or the new descriptor is
 // there; and however many unreadable regions there are, none is lost when they are merged to fit.
 import fc from "fast-check";
-import { expect, test } from "vitest";
+import { expect, test, vi } from "vitest";
 import { Geometry, type RegionRange } from "../../src/base/geometry.ts";
 import { MemoryDevice } from "../../src/device/memory-device.ts";
 import { DESCRIPTOR_BYTES, type Descriptor, DescriptorStore } from "../../src/metadata/descriptor.ts";
 import { coarsenRanges, encodedLength, normalizeRanges } from "../../src/metadata/unreadable-ranges.ts";
+
+vi.setConfig({ testTimeout: 120_000 }); // for slow and busy machines; nothing here measures time
 
 const geometry = new Geometry({ size: 2 ** 43, regionSize: 4096 });
 const place = { geometry, blockCount: 8 };

@@ -2,7 +2,7 @@
 // single fault is in check-violations.test.ts.
 import { createHash } from "node:crypto";
 import { readdirSync, readFileSync } from "node:fs";
-import { describe, expect, test } from "vitest";
+import { describe, expect, test, vi } from "vitest";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { checkMetadata, formatFinding } from "../../../src/metadata/check.ts";
 import { FaultyDevice, type Operation } from "../../support/faulty-device.ts";
@@ -16,6 +16,8 @@ import {
   twoLevelImage,
   writeNode,
 } from "../../support/metadata-image.ts";
+
+vi.setConfig({ testTimeout: 120_000 }); // for slow and busy machines; nothing here measures time
 
 function deviceOf(bytes: Uint8Array): MemoryDevice {
   return new MemoryDevice({ size: bytes.length, content: bytes, readOnly: true });
