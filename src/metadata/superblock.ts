@@ -35,7 +35,7 @@ export type SuperblockVerdict =
   | { verdict: "truncated"; error: MetadataError }
   /** The first block is all zero. `orphans` says whether valid metadata blocks lie behind it. */
   | { verdict: "unformatted"; orphans: boolean; error: MetadataError }
-  /** Something else than clone metadata. `content` names it where it was recognised. */
+  /** Something other than clone metadata. `content` names it where it was recognised. */
   | { verdict: "foreign"; content: string | undefined; error: MetadataError }
   | { verdict: "damaged"; error: MetadataError };
 
@@ -78,7 +78,10 @@ export async function probeSuperblock(device: BlockDevice): Promise<SuperblockVe
     const content = describeContent(sample);
     // A zeroed first block with anything behind it is a verdict of its own, unless that is a known format.
     if (inFirstBlock || content !== undefined) {
-      // A superblock whose only fault is the magic number still has its checksum's neighbours; anything else is foreign.
+      if (content === undefined && (await hasMetadataBlocks(device))) {
+        const message = `The superblock of "${name}" is damaged: its magic number is wrong, but metadata blocks follow it`;
+        return { verdict: "damaged", error: error(message) };
+      }
       const what = content === undefined ? "" : `: it looks like ${content}`;
       return { verdict: "foreign", content, error: error(`"${name}" is not clone metadata${what}`) };
     }
