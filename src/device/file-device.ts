@@ -321,9 +321,7 @@ export class FileDevice implements BlockDevice {
     const block = (await statfs(`/proc/self/fd/${this.#fd}`)).bsize;
     if ((fromOffset - offset) % block !== 0) return false;
     const start = Math.ceil(offset / block) * block;
-    // The kernel takes a broken last block only where both files end with it (generic_remap_checks).
-    const bothEnd = offset + length === this.#size && fromOffset + length === from.#size;
-    const end = bothEnd ? offset + length : Math.floor((offset + length) / block) * block;
+    const end = Math.floor((offset + length) / block) * block;
     if (end <= start) return false;
 
     const copy = { fromFd: from.#fd, fromOffset: fromOffset + (start - offset), toOffset: start, length: end - start };

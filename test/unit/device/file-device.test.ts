@@ -1,7 +1,8 @@
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { readdirSync, readlinkSync } from "node:fs";
+import fs, { readdirSync, readlinkSync } from "node:fs";
 import { chmod, mkdir, readFile, stat, symlink, truncate, writeFile } from "node:fs/promises";
+import { syncBuiltinESMExports } from "node:module";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
@@ -164,13 +165,41 @@ describe("FileDevice", () => {
           .subarray(1),
       );
       await device.write(131072 + 512, alignedBuffer(4096, device.directAlignment).fill(3));
-      await device.write(262144, alignedBuffer(1000, device.directAlignment).fill(4));
+      await device.write(262144, alignedBuffer(4096 + 1000, device.directAlignment).fill(4));
       expect(await cached()).toBeGreaterThanOrEqual(65536 + 2 * 4096);
+      expect(device.direct).toBe(true); // nothing was tried the direct way and refused
       const expected = Buffer.alloc(2 ** 20);
-      expected.fill(1, 0, 65536).fill(2, 65536, 131072).fill(3, 131584, 135680).fill(4, 262144, 263144);
+      expected.fill(1, 0, 65536).fill(2, 65536, 131072).fill(3, 131584, 135680).fill(4, 262144, 267240);
       expect(Buffer.compare(await readFile(path), expected)).toBe(0);
     },
   );
+
+  test("write() falls back to the page cache where direct I/O turns out to be refused", async () => {
+    await using scratch = await scratchDirectory();
+    const path = join(scratch.path, "disk");
+    await using device = await FileDevice.open(path, { ...RW, create: { size: 2 ** 20 } });
+    const write = fs.write;
+    const directCalls: number[] = [];
+    // A kernel that wants more alignment than we know of answers this; no device here does.
+    const refusing = (fd: number, ...rest: [Uint8Array, number, number, number, (error: unknown) => void]) => {
+      if (fd === device.fd) return (write as (...all: unknown[]) => void)(fd, ...rest);
+      directCalls.push(fd);
+      rest[4](Object.assign(new Error("EINVAL"), { code: "EINVAL" }));
+    };
+    fs.write = refusing as unknown as typeof fs.write;
+    syncBuiltinESMExports();
+    try {
+      const direct = device.direct;
+      for (const page of [0, 1, 2]) await device.write(page * 65536, alignedBuffer(65536, 65536).fill(page + 1));
+      expect(directCalls.length).toBe(direct ? 1 : 0); // it is not asked again
+    } finally {
+      fs.write = write;
+      syncBuiltinESMExports();
+    }
+    expect(device.direct).toBe(false);
+    const content = await readFile(path);
+    expect([content[0], content[65536], content[131072], content[196608]]).toEqual([1, 2, 3, 0]);
+  });
 
   test("zero() punches a hole, or keeps the space where that is asked for", async () => {
     await using scratch = await scratchDirectory();

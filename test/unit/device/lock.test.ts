@@ -115,6 +115,16 @@ test("lockHolder() asks without taking, on a file opened read-only, which cannot
   expect(await lockHolder(reader)).toEqual({ pid: child.pid, command: "node" });
 });
 
+test("lockHolder() is not misled by a process that has the same byte of another file", async () => {
+  await using file = await scratchFile();
+  await using another = await scratchFile();
+  await using device = await FileDevice.open(file.path, RO);
+  using bystander = (await lockInChild(another.path)).child;
+  using holder = (await lockInChild(file.path)).child;
+  expect(bystander.pid).not.toBe(holder.pid);
+  expect((await lockHolder(device))?.pid).toBe(holder.pid);
+});
+
 test("hasOfdLock() finds the lines of OFD locks that cover a byte", () => {
   const info = (lines: string) => `pos:\t0\nflags:\t02\nmnt_id:\t29\nino:\t1234\n${lines}`;
   const at = `${LOCK_OFFSET} ${LOCK_OFFSET}`;
