@@ -566,7 +566,7 @@ const DAMAGES: Damage[] = [
   },
   {
     name: "a byte behind the last field",
-    make: superblock((i) => i.set32(0, 4092, 1)),
+    make: superblock((i) => i.set32(0, 4092, 0x01000000)),
     warnings: ["superblock: bytes behind the last field are not zero;"],
   },
   // 13. Size

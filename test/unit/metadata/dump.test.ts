@@ -54,16 +54,18 @@ describe("dumpMetadata()", () => {
     expect(text(empty, "line")).toContain('"hydrated":[],');
   });
 
-  test("joins ranges that touch", () => {
+  test("joins ranges that touch and drops empty ones", () => {
     const hydratedRanges = [
       { start: 0, end: 4 },
       { start: 4, end: 4 },
       { start: 4, end: 9 },
-      { start: 10, end: 16384 },
+      { start: 9, end: 9 },
+      { start: 10, end: 10 },
+      { start: 11, end: 16384 },
     ];
     expect(JSON.parse(text({ ...content, hydratedRanges })).hydrated).toEqual([
       [0, 9],
-      [10, 16384],
+      [11, 16384],
     ]);
   });
 
