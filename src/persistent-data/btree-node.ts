@@ -189,32 +189,23 @@ export function redistribute2(left: BTreeNode, right: BTreeNode): void {
   right.entryCount = leftCount + rightCount - targetLeft;
 }
 
-/** Spreads two neighbours over three, `center` being empty (`redistribute3`). */
+/**
+ * Spreads two neighbours over three, `center` being empty (`redistribute3`). Both are nearly full, so that a third of what
+ * they hold together is less than either, and less than two thirds; the kernel's other two cases cannot occur.
+ */
 export function redistribute3(left: BTreeNode, center: BTreeNode, right: BTreeNode): void {
-  assert(center.entryCount === 0);
   const leftCount = left.entryCount;
   const rightCount = right.entryCount;
   const total = leftCount + rightCount;
   const targetLeft = Math.floor(total / 3);
   const targetCenter = Math.floor((total - targetLeft) / 2);
   const targetRight = total - targetLeft - targetCenter;
+  const toCenter = leftCount - targetLeft;
+  assert(center.entryCount === 0 && toCenter >= 0 && toCenter < targetCenter, `${leftCount} and ${rightCount} entries`);
 
-  if (leftCount < targetLeft) {
-    const short = targetLeft - leftCount;
-    copyEntries(left, leftCount, right, 0, short);
-    copyEntries(center, 0, right, short, targetCenter);
-    copyEntries(right, 0, right, rightCount - targetRight, targetRight);
-  } else if (leftCount < targetLeft + targetCenter) {
-    const toCenter = leftCount - targetLeft;
-    copyEntries(center, 0, left, targetLeft, toCenter);
-    copyEntries(center, toCenter, right, 0, targetCenter - toCenter);
-    copyEntries(right, 0, right, rightCount - targetRight, targetRight);
-  } else {
-    const short = targetRight - rightCount;
-    copyEntries(right, short, right, 0, rightCount);
-    copyEntries(right, 0, left, leftCount - short, short);
-    copyEntries(center, 0, left, targetLeft, leftCount - targetLeft);
-  }
+  copyEntries(center, 0, left, targetLeft, toCenter);
+  copyEntries(center, toCenter, right, 0, targetCenter - toCenter);
+  copyEntries(right, 0, right, rightCount - targetRight, targetRight);
   left.entryCount = targetLeft;
   center.entryCount = targetCenter;
   right.entryCount = targetRight;

@@ -106,3 +106,15 @@ test("DirtyRegions keeps exactly what was added over several compactions", () =>
   const model = new Set(Array.from({ length: 10_000 }, (_, i) => (i * 7919) % 20_000));
   expect(members(dirty.freeze())).toEqual(model);
 });
+
+test("DirtyRegions.freeze() merges ranges that touch, whatever order they came in", () => {
+  const dirty = new DirtyRegions();
+  for (const [start, end] of [
+    [10, 20],
+    [30, 40],
+    [0, 10],
+    [20, 30],
+  ] as const)
+    dirty.add({ start, end });
+  expect(dirty.freeze()).toEqual([{ start: 0, end: 40 }]);
+});

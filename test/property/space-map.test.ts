@@ -2,6 +2,7 @@
 // allocates must be in neither, its own blocks included, and it must say the same after it was read again from disk.
 import fc from "fast-check";
 import { expect, test } from "vitest";
+import { CloneError } from "../../src/base/errors.ts";
 import { SpaceMap } from "../../src/persistent-data/space-map.ts";
 import { endTransaction, newTransaction, reload } from "../support/transaction.ts";
 
@@ -34,7 +35,8 @@ async function run(blockCount: number, fill: number, steps: readonly Step[]): Pr
     let block: number;
     try {
       block = map.allocate();
-    } catch {
+    } catch (error) {
+      expect(error).toBeInstanceOf(CloneError); // out of space, not out of step
       const freeInBoth = Array.from({ length: blockCount }, (_, i) => i).filter(
         (i) => !before.has(i) && !committed.has(i),
       );
@@ -52,7 +54,8 @@ async function run(blockCount: number, fill: number, steps: readonly Step[]): Pr
   const commit = async (): Promise<boolean> => {
     try {
       await endTransaction(transaction);
-    } catch {
+    } catch (error) {
+      expect(error).toBeInstanceOf(CloneError);
       return false; // no space for the index; the model has no opinion on when exactly
     }
     committed = live();
@@ -68,7 +71,8 @@ async function run(blockCount: number, fill: number, steps: readonly Step[]): Pr
       if (held.length === 0) continue;
       try {
         map.free(held.splice(action.pick % held.length, 1)[0] as number);
-      } catch {
+      } catch (error) {
+        expect(error).toBeInstanceOf(CloneError);
         return; // no space for the shadow of a bitmap
       }
     } else {
@@ -118,4 +122,13 @@ test("SpaceMap.allocate() refuses when nothing is free, naming the counts", () =
   map.allocate();
   map.allocate();
   expect(() => map.allocate()).toThrow('No block is free in the metadata "small.meta" (6 of 6 in use)');
+});
+
+test("SpaceMap.allocate() refuses rather than hand out the last free block twice", async () => {
+  const { transaction } = newTransaction(10);
+  const map = transaction.spaceMap;
+  while (map.allocatedCount < 9) map.allocate();
+  await endTransaction(transaction);
+  // The last block is taken, and the bitmap's shadow then needs another one.
+  expect(() => map.allocate()).toThrow(CloneError);
 });

@@ -1,29 +1,9 @@
 import { expect, test } from "vitest";
-import { FilterDevice } from "../../../src/device/filters/filter-device.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { BlockManager } from "../../../src/persistent-data/block-manager.ts";
 import { BLOCK_SIZE } from "../../../src/persistent-data/checksum.ts";
 import { FaultyDevice } from "../../support/faulty-device.ts";
-
-/** Notes what is asked of the device, in blocks: `write 5+3`. */
-class RecordingDevice extends FilterDevice {
-  readonly log: string[] = [];
-
-  override async read(offset: number, buffer: Uint8Array): Promise<void> {
-    this.log.push(`read ${offset / BLOCK_SIZE}+${buffer.length / BLOCK_SIZE}`);
-    await super.read(offset, buffer);
-  }
-
-  override async write(offset: number, data: Uint8Array): Promise<void> {
-    this.log.push(`write ${offset / BLOCK_SIZE}+${data.length / BLOCK_SIZE}`);
-    await super.write(offset, data);
-  }
-
-  override async flush(): Promise<void> {
-    this.log.push("flush");
-    await super.flush();
-  }
-}
+import { RecordingDevice } from "../../support/recording-device.ts";
 
 function recording(blockCount: number): RecordingDevice {
   return new RecordingDevice(new MemoryDevice({ name: "store", size: blockCount * BLOCK_SIZE }));
