@@ -16,7 +16,7 @@ export interface FileIdentity {
   mtimeNs: string;
   /** Device number of a block device, `major:minor`. It may change at every start of the machine. */
   rdev?: string;
-  /** What stays with a block device: `dm-uuid:…`, `wwid:…`, `serial:…` or `uuid:…`, with `:part<n>` for a partition. */
+  /** What stays with a block device: `dm-uuid:…`, `wwid:…`, `serial:…`, `uuid:…`, with `:part<n>` for a partition. */
   serial?: string;
 }
 
@@ -33,7 +33,7 @@ export function isSameFile(a: BigIntStats, b: BigIntStats): boolean {
   return a.dev === b.dev && a.ino === b.ino;
 }
 
-/** The identity of an open file or block device. `size` is its length in bytes, which stat does not tell for the latter. */
+/** The identity of what was opened. `size` is its length in bytes, which stat does not tell of a block device. */
 export async function identify(stats: BigIntStats, size: number): Promise<FileIdentity> {
   const common = { dev: deviceNumber(stats.dev), ino: String(stats.ino), size, mtimeNs: String(stats.mtimeNs) };
   if (!stats.isBlockDevice()) return { kind: "file", ...common };

@@ -29,8 +29,8 @@ export class FlushQueue {
   }
 
   async #next(running: Promise<void> | undefined): Promise<void> {
-    // Begin in a later microtask at least, never inside flush(): `#waiting` must be set first. A failure of the one before is
-    // its callers' to hear, and check() repeats it to ours.
+    // Begin in a later microtask at least, never inside flush(): `#waiting` must be set first. A failure of the one
+    // before is its callers' to hear, and check() repeats it to ours.
     await running?.catch(() => {});
     await undefined;
     this.#running = this.#waiting;

@@ -4,8 +4,8 @@
  *
  * qemu (block/file-posix.c, raw_apply_lock_bytes) says what it does to an image by shared OFD locks on single bytes:
  * byte 100 + n, that it uses permission n; byte 200 + n, that nobody else may. Permission 0 is consistent reading, 1 is
- * writing. So a lock on 101 means that it writes, on 201 that it wants no other writer (as qemu-img convert of its source),
- * and on 200 that it wants no reader. qemu-nbd and qemu-io reading only allow others everything: we believe them.
+ * writing. So a lock on 101 means that it writes, on 201 that it wants no other writer (as qemu-img convert does of its
+ * source), on 200 that it wants no reader. qemu-nbd and qemu-io that only read allow others to write: we believe them.
  */
 
 import * as fs from "node:fs";

@@ -23,7 +23,7 @@ export interface OpenedFile {
 /** How to open. */
 export interface OpenFileOptions {
   access: "read-only" | "read-write";
-  /** Make a new sparse regular file of `size` bytes; one that exists is refused. `mode` (default 0o666) goes through umask. */
+  /** Make a new sparse file of `size` bytes; one that exists is refused. `mode` (default 0o666) goes through umask. */
   create?: { size: number; mode?: number };
 }
 
@@ -136,7 +136,7 @@ const REASONS: Record<string, string> = {
 function refuse(verb: "open" | "create", path: string, cause: unknown): never {
   const errno = systemErrno(cause);
   if (errno === undefined) throw cause;
-  const reason = REASONS[errno];
+  const reason = verb === "create" && errno === "ENOENT" ? "no such directory" : REASONS[errno];
   throw new DeviceError(`Cannot ${verb} "${path}": ${reason === undefined ? errno : `${reason} (${errno})`}`, {
     cause,
     errno,

@@ -31,6 +31,7 @@ type Operation =
 const RUNS = 40;
 const PAGE = 4096;
 
+/** Declares the tests that a kind of device is to pass. */
 export function blockDeviceContract({ name, skip, sizeUnit = 1, open }: ContractSubject): void {
   const sizeOf = (wanted: number) => Math.ceil(wanted / sizeUnit) * sizeUnit;
 

@@ -12,6 +12,7 @@ import { MemoryDevice } from "../../src/device/memory-device.ts";
 import { FaultyDevice } from "../support/faulty-device.ts";
 import {
   mountedFileSystem,
+  mountedRamfs,
   noFileSystem,
   noLoopDevices,
   scratchDirectory,
@@ -43,6 +44,15 @@ for (const type of ["xfs", "btrfs"]) {
     },
   });
 }
+
+blockDeviceContract({
+  name: "FileDevice on ramfs, which can neither punch nor tell holes",
+  skip: noLoopDevices,
+  open: async (size) => {
+    const mounted = await mountedRamfs();
+    return new Disposing(await newFile(size, {}, mounted.path), mounted);
+  },
+});
 
 for (const sectorSize of [512, 4096]) {
   for (const direct of ["auto", "off"] as const) {

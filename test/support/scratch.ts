@@ -85,9 +85,13 @@ export async function scratchLoopDevice(size: number, options: { sectorSize?: nu
 }
 
 /** A new file system of a type (`ext4`, `xfs`, `btrfs`) and size in bytes, mounted at `path`. */
-export async function mountedFileSystem(type: string, size: number): Promise<Scratch & { device: string }> {
+export async function mountedFileSystem(
+  type: string,
+  size: number,
+  ...mkfsOptions: string[]
+): Promise<Scratch & { device: string }> {
   const device = await scratchLoopDevice(size);
-  await run(`mkfs.${type}`, "-q", device.path);
+  await run(`mkfs.${type}`, "-q", ...mkfsOptions, device.path);
   const directory = await scratchDirectory();
   const path = join(directory.path, "mnt");
   await mkdir(path);
@@ -104,9 +108,18 @@ export async function mountedFileSystem(type: string, size: number): Promise<Scr
 }
 
 /** A tmpfs of `size` bytes, mounted at `path`: a file system that is full in no time. Needs root. */
-export async function mountedTmpfs(size: number): Promise<Scratch> {
+export function mountedTmpfs(size: number): Promise<Scratch> {
+  return mounted("tmpfs", `size=${size}`);
+}
+
+/** A ramfs, mounted at `path`: a file system with nothing but reading and writing. Needs root. */
+export function mountedRamfs(): Promise<Scratch> {
+  return mounted("ramfs", "mode=755");
+}
+
+async function mounted(type: string, options: string): Promise<Scratch> {
   const directory = await scratchDirectory();
-  await run("mount", "-t", "tmpfs", "-o", `size=${size}`, "tmpfs", directory.path);
+  await run("mount", "-t", type, "-o", options, type, directory.path);
   return {
     path: directory.path,
     async [Symbol.asyncDispose]() {

@@ -80,6 +80,10 @@ describe("FileDevice.open()", () => {
       "it exists already (EEXIST)",
     );
     expect(await readFile(path, "utf8")).toBe("precious");
+    const nowhere = join(scratch.path, "none", "new");
+    await expect(FileDevice.open(nowhere, { ...RW, create: { size: 1 } })).rejects.toThrow(
+      `Cannot create "${nowhere}": no such directory (ENOENT)`,
+    );
   });
 
   test("opens a source read-only: the descriptor itself cannot write, and every change is a TypeError", async () => {
@@ -320,6 +324,23 @@ describe.skipIf(noLoopDevices !== undefined)(
         const opening = FileDevice.open(path, { ...RW, create: { size: 2 ** 50 } });
         await expect(opening).rejects.toThrow(`Cannot create "${path}": too large for the file system (EFBIG)`);
         await expect(stat(path)).rejects.toThrow("ENOENT");
+      },
+    );
+
+    test.skipIf(noExt4 !== undefined)(
+      withReason("allocate() reserves space where the file system has no fallocate, and changes no byte", noExt4),
+      async () => {
+        await using mounted = await mountedFileSystem("ext4", 16 * 2 ** 20, "-O", "^extent,^64bit");
+        const path = join(mounted.path, "disk");
+        await using device = await FileDevice.open(path, { ...RW, create: { size: 3 * 2 ** 20 + 5 } });
+        await device.write(2 ** 20 + 7, Buffer.from("kept"));
+        await device.allocate(4096, device.size - 4096);
+        await device.flush();
+        expect((await stat(path)).blocks * 512).toBeGreaterThanOrEqual(3 * 2 ** 20 - 4096);
+        const expected = Buffer.alloc(3 * 2 ** 20 + 5);
+        expected.write("kept", 2 ** 20 + 7);
+        expect(Buffer.compare(await readFile(path), expected)).toBe(0);
+        await expect(run("fallocate", "--length", "4096", path)).rejects.toThrow(); // it has none, indeed
       },
     );
 

@@ -10,7 +10,7 @@ function controlled() {
 
 const settle = () => new Promise<void>((resolve) => setImmediate(resolve));
 
-test("FlushQueue.flush() that arrives during another waits for a run of its own, shared with those that arrive too", async () => {
+test("FlushQueue.flush() during another waits for a run of its own, shared with others that wait", async () => {
   const { runs, queue } = controlled();
   const done: string[] = [];
   const first = queue.flush().then(() => done.push("first"));
