@@ -205,6 +205,49 @@ describe("FileDevice", () => {
     expect([content[0], content[65536], content[131072], content[196608]]).toEqual([1, 2, 3, 0]);
   });
 
+  test("write() never runs direct and buffered writes at the same time", async () => {
+    await using scratch = await scratchDirectory();
+    await using device = await FileDevice.open(join(scratch.path, "disk"), { ...RW, create: { size: 2 ** 22 } });
+    const write = fs.write;
+    const running = { direct: 0, buffered: 0 };
+    let mixed = 0;
+    const watching = (fd: number, ...rest: [Uint8Array, number, number, number, (...result: unknown[]) => void]) => {
+      const kind = fd === device.fd ? "buffered" : "direct";
+      running[kind] += 1;
+      if (running.direct > 0 && running.buffered > 0) mixed += 1;
+      const done = rest[4];
+      rest[4] = (...result) => {
+        running[kind] -= 1;
+        done(...result);
+      };
+      return (write as (...all: unknown[]) => void)(fd, ...rest);
+    };
+    fs.write = watching as unknown as typeof fs.write;
+    syncBuiltinESMExports();
+    try {
+      const data = alignedBuffer(65536, 4096);
+      const lengths = [65536, 65536, 1000, 65536, 1000, 1000]; // of whole pages and not
+      await Promise.all(
+        Array.from({ length: 60 }, (_, i) => device.write(i * 65536, data.subarray(0, lengths[i % lengths.length]))),
+      );
+    } finally {
+      fs.write = write;
+      syncBuiltinESMExports();
+    }
+    expect(mixed).toBe(0);
+    expect(running).toEqual({ direct: 0, buffered: 0 });
+  });
+
+  test.each(["zero", "discard"] as const)("%s() reaches every part of a range of many GiB", async (change) => {
+    await using scratch = await scratchDirectory();
+    const size = 5 * 2 ** 30 + 3;
+    await using device = await FileDevice.open(join(scratch.path, "disk"), { ...RW, create: { size } });
+    const places = [5000, 1.5 * 2 ** 30, 2 ** 31 - 100, 3.25 * 2 ** 30, 2 ** 32 + 2 ** 29, size - 200];
+    for (const offset of places) await device.write(offset, Buffer.alloc(200, 1));
+    await device[change](4096, size - 4096);
+    expect(await device.extents(0, size)).toEqual([{ offset: 0, length: size, hole: true, zero: true }]);
+  });
+
   test("zero() punches a hole, or keeps the space where that is asked for", async () => {
     await using scratch = await scratchDirectory();
     const path = join(scratch.path, "disk");
