@@ -58,13 +58,19 @@ export async function run(args: string[]): Promise<void> {
 }
 
 function buildParser(args: string[]): Argv {
-  return yargs(args)
+  const parser = yargs(args);
+  return parser
     .scriptName("clone")
     .usage("$0 COMMAND [OPTIONS] …\n\nClones disk images on the metadata format of the kernel's dm-clone.")
     .locale("en")
-    .parserConfiguration({ "camel-case-expansion": false, "duplicate-arguments-array": false, "parse-numbers": false })
-    .option("verbose", { alias: "v", type: "boolean", default: false, describe: "Say what is decided on the way" })
-    .option("quiet", { alias: "q", type: "boolean", default: false, describe: "Only results, warnings and errors" })
+    .parserConfiguration({
+      "camel-case-expansion": false,
+      "duplicate-arguments-array": false,
+      "parse-numbers": false,
+      "boolean-negation": false,
+    })
+    .option("verbose", { alias: "v", type: "boolean", describe: "Say what is decided on the way" })
+    .option("quiet", { alias: "q", type: "boolean", describe: "Only results, warnings and errors" })
     .version("version", "Show the version", packageVersion())
     .alias("version", "V")
     .help("help", "Show this help")
@@ -77,9 +83,12 @@ function buildParser(args: string[]): Argv {
     .exitProcess(false)
     .wrap(Math.min(100, process.stdout.columns ?? 80))
     .epilogue(HELP_FOOTER)
-    .fail((message, error, parser) => {
-      throw error ?? new WrongUsage(message, optionNames(parser));
-    });
+    .fail((message, error) => {
+      // What an option's parser throws comes back as a YError that kept only the message.
+      if (error !== undefined && error.name !== "YError") throw error;
+      throw new WrongUsage(error?.message ?? message, optionNames(parser));
+    })
+    .group(["verbose", "quiet", "version", "help"], "Everywhere:");
 }
 
 function newContext({ verbose, quiet }: Verbosity): CliContext {
@@ -101,7 +110,11 @@ async function report(error: unknown, context: CliContext | undefined, args: str
 async function explain(error: unknown, args: string[]): Promise<{ message: string; hint: string | undefined }> {
   if (error instanceof WrongUsage) {
     const { usageError } = await import("./usage-message.ts"); // loaded only for a mistake
-    return usageError(error.message, args, error.optionNames);
+    return usageError(error.message, {
+      args,
+      optionNames: error.optionNames,
+      signatures: COMMANDS.map((command) => command.signature),
+    });
   }
   if (error instanceof CloneError) return { message: error.message, hint: error.hint };
   const message = error instanceof Error ? `${error.name}: ${error.message}` : String(error);

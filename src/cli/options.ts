@@ -37,7 +37,7 @@ function parse<T>(option: string, parser: () => T): T {
 
 /** `--json`. */
 export function jsonOption<T>(yargs: Argv<T>) {
-  return yargs.option("json", { type: "boolean", default: false, describe: "Print one JSON object" });
+  return yargs.option("json", { type: "boolean", describe: "Print one JSON object" });
 }
 
 /** `--progress`. */
@@ -60,7 +60,6 @@ export function deviceOptions<T>(yargs: Argv<T>) {
     })
     .option("accept-changed-source", {
       type: "boolean",
-      default: false,
       describe: "Go on although the source has changed since the clone was created",
     });
 }
@@ -69,7 +68,7 @@ export function deviceOptions<T>(yargs: Argv<T>) {
 export function deviceRequest(options: {
   source: string | undefined;
   destination: string | undefined;
-  "accept-changed-source": boolean;
+  "accept-changed-source": boolean | undefined;
 }) {
   const { source, destination } = options;
   return { source, destination, acceptChangedSource: options["accept-changed-source"] };
@@ -93,10 +92,11 @@ export function createOptions<T>(yargs: Argv<T>) {
       type: "string",
       requiresArg: true,
       default: "64K",
+      defaultDescription: "64K",
       coerce: regionSizeOf,
       describe: "Unit of cloning, a power of two from 4K to 1G",
     })
-    .option("force", { type: "boolean", default: false, describe: "Overwrite a destination that holds data" })
+    .option("force", { type: "boolean", describe: "Overwrite a destination that holds data" })
     .option("source-format", {
       choices: ["raw"] as const,
       describe: "Clone an image's own bytes, not the disk inside it",
@@ -134,6 +134,7 @@ export function hydrationOptions<T>(yargs: Argv<T>) {
       type: "string",
       requiresArg: true,
       default: "3",
+      defaultDescription: "3",
       coerce: countOf("--retry"),
       describe: "How often to try an unreadable region again",
     })
@@ -141,6 +142,7 @@ export function hydrationOptions<T>(yargs: Argv<T>) {
       type: "string",
       requiresArg: true,
       default: "1000",
+      defaultDescription: "1000",
       coerce: countOf("--max-errors"),
       describe: "Unreadable regions after which to give up",
     })
@@ -149,12 +151,8 @@ export function hydrationOptions<T>(yargs: Argv<T>) {
       default: "skip" as const,
       describe: "At an unreadable region stop, or go on and list it",
     })
-    .option("verify", { type: "boolean", default: false, describe: "Read back what was written and compare" })
-    .option("extents", {
-      type: "boolean",
-      default: true,
-      describe: "Trust the holes that the source reports; --no-extents reads everything",
-    });
+    .option("verify", { type: "boolean", describe: "Read back what was written and compare" })
+    .option("no-extents", { type: "boolean", describe: "Do not trust the holes that the source reports" });
 }
 
 /** `auto` (null), or what `parse` makes of the text. */

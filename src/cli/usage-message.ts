@@ -5,30 +5,37 @@ import { UsageError } from "../base/errors.ts";
 /** More changed letters than this make another word, not a mistyped one. */
 const MOST_TYPOS = 3;
 
-/**
- * A usage error from a message of yargs. `args` is the command line, `optionNames` what the command would have taken.
- */
-export function usageError(message: string, args: string[], optionNames: string[]): UsageError {
+/** What a mistake is explained from. */
+interface CommandLine {
+  args: string[];
+  /** Long options that the command would have taken. */
+  optionNames: string[];
+  /** Of all commands: `hydrate <clone>`. */
+  signatures: string[];
+}
+
+/** A usage error from a message of yargs. */
+export function usageError(message: string, { args, optionNames, signatures }: CommandLine): UsageError {
   const didYouMean = /^Did you mean (.*)\?$/.exec(message);
   if (didYouMean !== null) return new UsageError(`Unknown command "${firstWord(args)}"`, { hint: message });
   const unknown = /^Unknown (?:argument|command)s?: (.*)$/.exec(message);
   if (unknown !== null) return unknownArgument(unknown[1] as string, args, optionNames);
-  const missing = /^Not enough non-option arguments: got (\d+), need at least (\d+)$/.exec(message);
-  if (missing !== null) {
-    return new UsageError(`Missing argument: ${firstWord(args)} takes ${missing[2]}, got ${missing[1]}`, {
-      hint: `\`clone ${firstWord(args)} --help\` shows them.`,
-    });
+  if (message.startsWith("Not enough non-option arguments")) {
+    const signature = signatures.find((candidate) => candidate.split(" ")[0] === firstWord(args));
+    return new UsageError(`Missing argument: clone ${signature}`);
   }
   const choice = /Argument: (.*), Given: (.*), Choices: (.*)/.exec(message);
   if (choice !== null) {
     return new UsageError(`--${choice[1]} cannot be ${choice[2]}: choose one of ${choice[3]?.replaceAll('"', "")}`);
   }
+  const valueless = /^Not enough arguments following: (.*)$/.exec(message);
+  if (valueless !== null) return new UsageError(`--${valueless[1]} needs a value`);
   return new UsageError(message.replace(/\s*\n\s*/g, " "));
 }
 
 function unknownArgument(list: string, args: string[], optionNames: string[]): UsageError {
   const name = (list.split(", ")[0] as string).replace(/^-+/, "");
-  const option = args.find((arg) => new RegExp(`^--?(no-)?${escapeRegExp(name)}(=|$)`).test(arg))?.replace(/=.*/, "");
+  const option = args.find((arg) => new RegExp(`^--?${escapeRegExp(name)}(=|$)`).test(arg))?.replace(/=.*/, "");
   if (option === undefined) {
     const isCommand = name === firstWord(args);
     return isCommand

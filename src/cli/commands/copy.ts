@@ -12,7 +12,6 @@ export const copyCommand = defineCommand({
   options: (yargs) =>
     jsonOption(progressOption(hydrationOptions(createOptions(yargs)))).option("accept-changed-source", {
       type: "boolean",
-      default: false,
       describe: "Go on although the source has changed since the copy began",
     }),
   async run(options, context) {

@@ -42,10 +42,10 @@ export function createRequest(options: {
   destination: string;
   metadata: string | undefined;
   "region-size": number;
-  force: boolean;
+  force: boolean | undefined;
   "source-format": "raw" | undefined;
 }) {
-  const { source, destination, metadata, force } = options;
+  const { source, destination, metadata, force = false } = options;
   return {
     source,
     destination,

@@ -14,7 +14,7 @@ export const deleteCommand = defineCommand({
         demandOption: true,
         describe: "The clone: its metadata, or its destination",
       })
-      .option("yes", { alias: "y", type: "boolean", default: false, describe: "Do not ask" }),
+      .option("yes", { alias: "y", type: "boolean", describe: "Do not ask" }),
   async run(options, context) {
     const { deleteClone } = await import("../../clone/delete-clone.ts");
     const deleted = await deleteClone(

@@ -13,7 +13,7 @@ export const dumpCommand = defineCommand({
         demandOption: true,
         describe: "The metadata, or the destination it stands beside",
       })
-      .option("json", { type: "boolean", default: false, describe: "Print it on one line" }),
+      .option("json", { type: "boolean", describe: "Print it on one line" }),
   async run(options, { terminal, signal }) {
     const { Clone } = await import("../../clone/clone.ts");
     const { dumpMetadata } = await import("../../metadata/dump.ts");

@@ -19,16 +19,14 @@ export const finalizeCommand = defineCommand({
         demandOption: true,
         describe: "The clone: its metadata, or its destination",
       })
-      .option("verify", { type: "boolean", default: false, describe: "Compare with the source first" })
-      .option("keep-metadata", { type: "boolean", default: false, describe: "Leave the metadata file in place" })
+      .option("verify", { type: "boolean", describe: "Compare with the source first" })
+      .option("keep-metadata", { type: "boolean", describe: "Leave the metadata file in place" })
       .option("accept-unreadable", {
         type: "boolean",
-        default: false,
         describe: "Fill regions that could not be read with zeros",
       })
       .option("table", {
         type: "boolean",
-        default: false,
         describe: "Change nothing; print the dm linear table that replaces the clone",
       }),
   async run(options, context) {
@@ -43,9 +41,9 @@ export const finalizeCommand = defineCommand({
     await using clone = await Clone.open({ name: options.clone, access: "exclusive", signal });
     const request = {
       ...deviceRequest(options),
-      verify: options.verify,
-      keepMetadata: options["keep-metadata"],
-      acceptUnreadable: options["accept-unreadable"],
+      verify: options.verify ?? false,
+      keepMetadata: options["keep-metadata"] ?? false,
+      acceptUnreadable: options["accept-unreadable"] ?? false,
     };
     const report = await runFinalize(clone, request, { ...options, context });
     if (options.json) terminal.print(JSON.stringify(finalizeJson(report)));
@@ -58,7 +56,7 @@ export const finalizeCommand = defineCommand({
 export async function runFinalize(
   clone: Clone,
   request: FinalizeRequest,
-  options: { progress: ProgressStyle; json: boolean; context: CliContext },
+  options: { progress: ProgressStyle; json: boolean | undefined; context: CliContext },
 ): Promise<FinalizeReport> {
   const { finalizeClone } = await import("../../clone/finalize-clone.ts");
   const { signal, terminal } = options.context;

@@ -42,8 +42,8 @@ export function hydrateRequest(options: {
   retry: number;
   "max-errors": number;
   "on-error": "stop" | "skip";
-  verify: boolean;
-  extents: boolean;
+  verify: boolean | undefined;
+  "no-extents": boolean | undefined;
   source?: string | undefined;
   destination?: string | undefined;
   "accept-changed-source"?: boolean | undefined;
@@ -59,8 +59,8 @@ export function hydrateRequest(options: {
     maxErrors: options["max-errors"],
     onError: options["on-error"],
     limit: null,
-    verify: options.verify,
-    extents: options.extents,
+    verify: options.verify ?? false,
+    extents: !options["no-extents"],
   };
 }
 
@@ -68,7 +68,7 @@ export function hydrateRequest(options: {
 export async function runHydration(
   clone: Clone,
   request: HydrateRequest,
-  { progress, json, context }: { progress: ProgressStyle; json: boolean; context: CliContext },
+  { progress, json, context }: { progress: ProgressStyle; json: boolean | undefined; context: CliContext },
 ): Promise<HydrateReport> {
   const { terminal, quiet, signal } = context;
   const { hydrateClone } = await import("../../clone/hydrate-clone.ts");
@@ -80,7 +80,7 @@ export async function runHydration(
     told = clone.warnings.length;
   };
   tell();
-  return await withProgress({ style: progress, label: "Hydrating", quiet, jsonResult: json }, (show) =>
+  return await withProgress({ style: progress, label: "Hydrating", quiet, jsonResult: json ?? false }, (show) =>
     hydrateClone(clone, request, {
       signal,
       onStart: (running) => {
@@ -102,7 +102,7 @@ export async function runHydration(
 /** Says how it ended. */
 export function printReport(
   report: HydrateReport,
-  { clone, json, context }: { clone: string; json: boolean; context: CliContext },
+  { clone, json, context }: { clone: string; json: boolean | undefined; context: CliContext },
 ): void {
   const { terminal } = context;
   const { counts, regions, hydratedRegions, unreadable, seconds } = report;

@@ -21,8 +21,8 @@ export const statusCommand = defineCommand({
         coerce: (text: string) => countOf("--watch", 1)(text === "" ? "2" : text),
         describe: "Again every so many seconds [default: 2], until it is done",
       })
-      .option("map", { type: "boolean", default: false, describe: "Draw the regions" })
-      .option("dm", { type: "boolean", default: false, describe: "The line that dmsetup status prints" })
+      .option("map", { type: "boolean", describe: "Draw the regions" })
+      .option("dm", { type: "boolean", describe: "The line that dmsetup status prints" })
       .conflicts("dm", ["json", "map"])
       .conflicts("json", "map"),
   async run(options, context) {
@@ -54,7 +54,7 @@ async function watch(show: () => Promise<CloneStatus>, intervalMs: number, signa
   }
 }
 
-async function describe(report: StatusReport, map: boolean, { terminal }: CliContext): Promise<string[]> {
+async function describe(report: StatusReport, map: boolean | undefined, { terminal }: CliContext): Promise<string[]> {
   const { displayUri } = await import("../../clone/location.ts");
   const { status, unreadable, holder } = report;
   const { metadata, source, destination, regionSize, regions, hydratedRegions, hydration } = status;
