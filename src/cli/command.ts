@@ -16,9 +16,7 @@ export interface CliContext {
 
 /** A command with its options type hidden, as the list of commands holds it. */
 export interface Command {
-  signature: string;
-  description: string;
-  // biome-ignore lint/suspicious/noExplicitAny: a list of commands of different options has no common type but this
+  // biome-ignore lint/suspicious/noExplicitAny: commands of different options have no common type but this
   options: (yargs: Argv<any>) => Argv<any>;
   // biome-ignore lint/suspicious/noExplicitAny: see above
   run: (options: any, context: CliContext) => Promise<ExitCode>;
@@ -26,8 +24,6 @@ export interface Command {
 
 /** Defines a command; `run` sees the options that `options` declares, and resolves to the exit code. */
 export function defineCommand<Options>(command: {
-  signature: string;
-  description: string;
   options: (yargs: Argv<object>) => Argv<Options>;
   run: (options: Options, context: CliContext) => Promise<ExitCode>;
 }): Command {

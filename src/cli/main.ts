@@ -3,29 +3,63 @@ import { readFileSync } from "node:fs";
 import yargs, { type Argv } from "yargs";
 import { CloneError, UsageError } from "../base/errors.ts";
 import type { CliContext, Command } from "./command.ts";
-import { checkCommand } from "./commands/check.ts";
-import { copyCommand } from "./commands/copy.ts";
-import { createCommand } from "./commands/create.ts";
-import { deleteCommand } from "./commands/delete.ts";
-import { dumpCommand } from "./commands/dump.ts";
-import { finalizeCommand } from "./commands/finalize.ts";
-import { hydrateCommand } from "./commands/hydrate.ts";
-import { statusCommand } from "./commands/status.ts";
-import { verifyCommand } from "./commands/verify.ts";
 import { ExitCode, exitCodeOf } from "./exit-codes.ts";
 import { Interruption } from "./interruption.ts";
-import { Terminal, type Verbosity } from "./terminal.ts";
+import type { Terminal, Verbosity } from "./terminal.ts";
 
-const COMMANDS: Command[] = [
-  createCommand,
-  hydrateCommand,
-  statusCommand,
-  checkCommand,
-  dumpCommand,
-  verifyCommand,
-  finalizeCommand,
-  copyCommand,
-  deleteCommand,
+/** What the list of commands shows; the rest of a command is loaded only when it is the one. */
+interface CommandEntry {
+  signature: string;
+  description: string;
+  load: () => Promise<Command>;
+}
+
+const COMMANDS: CommandEntry[] = [
+  {
+    signature: "create <source> <destination>",
+    description: "Check both and write the metadata; copies nothing",
+    load: async () => (await import("./commands/create.ts")).createCommand,
+  },
+  {
+    signature: "hydrate <clone>",
+    description: "Copy what is missing; goes on where it stopped",
+    load: async () => (await import("./commands/hydrate.ts")).hydrateCommand,
+  },
+  {
+    signature: "status <clone>",
+    description: "Show how far a clone is",
+    load: async () => (await import("./commands/status.ts")).statusCommand,
+  },
+  {
+    signature: "check <metadata>",
+    description: "Read every block of the metadata and say what is wrong with it",
+    load: async () => (await import("./commands/check.ts")).checkCommand,
+  },
+  {
+    signature: "dump <metadata>",
+    description: "Print the metadata as text",
+    load: async () => (await import("./commands/dump.ts")).dumpCommand,
+  },
+  {
+    signature: "verify <clone>",
+    description: "Compare the destination with the source, hydrated regions only",
+    load: async () => (await import("./commands/verify.ts")).verifyCommand,
+  },
+  {
+    signature: "finalize <clone>",
+    description: "When all is hydrated: make the destination stand alone",
+    load: async () => (await import("./commands/finalize.ts")).finalizeCommand,
+  },
+  {
+    signature: "copy <source> <destination>",
+    description: "Create, hydrate and finalize in one go",
+    load: async () => (await import("./commands/copy.ts")).copyCommand,
+  },
+  {
+    signature: "delete <clone>",
+    description: "Give a clone up: the metadata goes, the destination stays",
+    load: async () => (await import("./commands/delete.ts")).deleteCommand,
+  },
 ];
 
 const HELP_FOOTER = "man clone (or clone.1 in the package's man/) has the details.";
@@ -38,19 +72,22 @@ export async function run(args: string[]): Promise<void> {
   );
   let context: CliContext | undefined;
   let exit: ExitCode = ExitCode.done;
+  const parser = buildParser(args);
   try {
-    const parser = buildParser(args);
-    for (const command of COMMANDS) {
-      parser.command(command.signature, command.description, command.options, async (options) => {
-        context = newContext(options as unknown as Verbosity); // options of every command, see buildParser
-
-        exit = await command.run(options, context);
-      });
+    for (const { signature, description, load } of COMMANDS) {
+      parser.command(
+        signature,
+        description,
+        async (options) => (await load()).options(options),
+        async (options) => {
+          context = await newContext(options as unknown as Verbosity); // every command has these, see buildParser
+          exit = await (await load()).run(options, context);
+        },
+      );
     }
     await parser.parseAsync();
-    if (context?.interruption.signal.aborted) exit = context.interruption.exitCode;
   } catch (error) {
-    exit = await report(error, context, args);
+    exit = await report(asUsage(error, parser), context, args);
   } finally {
     context?.interruption[Symbol.dispose]();
   }
@@ -76,7 +113,7 @@ function buildParser(args: string[]): Argv {
     .help("help", "Show this help")
     .alias("help", "h")
     .completion("completion", "Print the completion script for bash or zsh")
-    .demandCommand(1, 1, "Which command? `clone --help` lists them", "Only one command at a time")
+    .demandCommand(1, 1, "Cannot run: which command? `clone --help` lists them", "Cannot run more than one command")
     .strict()
     .recommendCommands()
     .showHelpOnFail(false)
@@ -84,21 +121,25 @@ function buildParser(args: string[]): Argv {
     .wrap(Math.min(100, process.stdout.columns ?? 80))
     .epilogue(HELP_FOOTER)
     .fail((message, error) => {
-      // What an option's parser throws comes back as a YError that kept only the message.
-      if (error !== undefined && error.name !== "YError") throw error;
-      throw new WrongUsage(error?.message ?? message, optionNames(parser));
+      throw error ?? new WrongUsage(message, optionNames(parser));
     })
     .group(["verbose", "quiet", "version", "help"], "Everywhere:");
 }
 
-function newContext({ verbose, quiet }: Verbosity): CliContext {
-  const terminal = new Terminal({ verbose, quiet });
+async function newContext({ verbose, quiet }: Verbosity): Promise<CliContext> {
+  const terminal = await newTerminal({ verbose, quiet });
   const interruption = new Interruption();
   return { terminal, verbose, quiet, interruption, signal: interruption.signal };
 }
 
+/** Loaded late, with its colours: --help needs neither. */
+async function newTerminal(verbosity: Verbosity): Promise<Terminal> {
+  const { Terminal } = await import("./terminal.ts");
+  return new Terminal(verbosity);
+}
+
 async function report(error: unknown, context: CliContext | undefined, args: string[]): Promise<ExitCode> {
-  const terminal = context?.terminal ?? new Terminal({ verbose: false, quiet: false });
+  const terminal = context?.terminal ?? (await newTerminal({ verbose: false, quiet: false }));
   const interruption = context?.interruption;
   if (interruption?.signal.aborted && error === interruption.signal.reason) return interruption.exitCode;
   const { message, hint } = await explain(error, args);
@@ -129,6 +170,11 @@ class WrongUsage extends UsageError {
     super(message);
     this.optionNames = optionNames;
   }
+}
+
+/** What an option's own parser throws comes back as a YError, which kept only the message. */
+function asUsage(error: unknown, parser: Argv): unknown {
+  return error instanceof Error && error.name === "YError" ? new WrongUsage(error.message, optionNames(parser)) : error;
 }
 
 /** The long options that the parser knew when it failed; yargs documents `getOptions` but its types do not. */

@@ -31,7 +31,7 @@ function parse<T>(option: string, parser: () => T): T {
   try {
     return parser();
   } catch (error) {
-    throw new UsageError(`${option}: ${(error as Error).message}`, { cause: error });
+    throw new UsageError(`Cannot use ${option}: ${(error as Error).message}`, { cause: error });
   }
 }
 
@@ -106,7 +106,7 @@ export function createOptions<T>(yargs: Argv<T>) {
 function regionSizeOf(text: string): number {
   const bytes = sizeOf("--region-size")(text);
   if (isRegionSize(bytes)) return bytes;
-  throw new UsageError(`--region-size: "${text}" is not a power of two from 4K to 1G`);
+  throw new UsageError(`Cannot use --region-size: "${text}" is not a power of two from 4K to 1G`);
 }
 
 /** Options that steer a hydration. */

@@ -17,19 +17,22 @@ interface CommandLine {
 /** A usage error from a message of yargs. */
 export function usageError(message: string, { args, optionNames, signatures }: CommandLine): UsageError {
   const didYouMean = /^Did you mean (.*)\?$/.exec(message);
-  if (didYouMean !== null) return new UsageError(`Unknown command "${firstWord(args)}"`, { hint: message });
+  if (didYouMean !== null)
+    return new UsageError(`Cannot run "${firstWord(args)}": there is no such command`, { hint: message });
   const unknown = /^Unknown (?:argument|command)s?: (.*)$/.exec(message);
   if (unknown !== null) return unknownArgument(unknown[1] as string, args, optionNames);
   if (message.startsWith("Not enough non-option arguments")) {
     const signature = signatures.find((candidate) => candidate.split(" ")[0] === firstWord(args));
-    return new UsageError(`Missing argument: clone ${signature}`);
+    return new UsageError(`Cannot run ${firstWord(args)}: an argument is missing, of clone ${signature}`);
   }
   const choice = /Argument: (.*), Given: (.*), Choices: (.*)/.exec(message);
   if (choice !== null) {
-    return new UsageError(`--${choice[1]} cannot be ${choice[2]}: choose one of ${choice[3]?.replaceAll('"', "")}`);
+    return new UsageError(`Cannot use --${choice[1]} ${choice[2]}: choose one of ${choice[3]?.replaceAll('"', "")}`);
   }
   const valueless = /^Not enough arguments following: (.*)$/.exec(message);
-  if (valueless !== null) return new UsageError(`--${valueless[1]} needs a value`);
+  if (valueless !== null) return new UsageError(`Cannot use --${valueless[1]}: it needs a value`);
+  const exclusive = /^Arguments (.*) and (.*) are mutually exclusive$/.exec(message);
+  if (exclusive !== null) return new UsageError(`Cannot use --${exclusive[1]} and --${exclusive[2]} together`);
   return new UsageError(message.replace(/\s*\n\s*/g, " "));
 }
 
@@ -39,15 +42,15 @@ function unknownArgument(list: string, args: string[], optionNames: string[]): U
   if (option === undefined) {
     const isCommand = name === firstWord(args);
     return isCommand
-      ? new UsageError(`Unknown command "${name}"`, { hint: "`clone --help` lists the commands." })
-      : new UsageError(`Unexpected argument "${name}"`);
+      ? new UsageError(`Cannot run "${name}": there is no such command`, { hint: "`clone --help` lists the commands." })
+      : new UsageError(`Cannot understand "${name}": it is one argument too many`);
   }
   const likely = closest(name, optionNames);
   const hint =
     optionNames.length > 0 && distance(name, likely) <= MOST_TYPOS
       ? `Did you mean --${likely}?`
       : `\`clone ${firstWord(args)} --help\` lists the options.`;
-  return new UsageError(`Unknown option ${option}`, { hint });
+  return new UsageError(`Cannot understand ${option}: there is no such option`, { hint });
 }
 
 function firstWord(args: string[]): string {

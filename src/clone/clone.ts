@@ -2,12 +2,13 @@
  * An existing clone, opened and locked: its metadata, its descriptor, and on request its source and destination, each
  * checked to be the one that the clone was made with.
  */
-import { BusyError, CloneError, UsageError } from "../base/errors.ts";
+import assert from "node:assert";
+import { CloneError, MetadataError, UsageError } from "../base/errors.ts";
 import type { Geometry } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import { FileDevice } from "../device/file-device.ts";
 import { refuseInUse } from "../device/in-use.ts";
-import { acquireLock, describeHolder, lockHolder } from "../device/lock.ts";
+import { acquireLock, type Lock } from "../device/lock.ts";
 import { CloneMetadata } from "../metadata/clone-metadata.ts";
 import { type Descriptor, DescriptorStore, type FinalizeRecord, type Fingerprint } from "../metadata/descriptor.ts";
 import { destinationFingerprint, differenceFrom, sourceFingerprint } from "./fingerprint.ts";
@@ -49,6 +50,8 @@ export interface AttachedDestination {
   view: BlockDevice;
 }
 
+type DestinationAccess = "read-write" | "read-only";
+
 /** An open clone. Dispose of it to let everything go; nothing is committed by that. */
 export class Clone implements AsyncDisposable {
   readonly metadataDevice: FileDevice;
@@ -56,6 +59,8 @@ export class Clone implements AsyncDisposable {
   readonly #descriptors: DescriptorStore;
   /** What was found odd but bearable, sentences. */
   readonly warnings: string[];
+  #source: AttachedSource | undefined;
+  #destination: (AttachedDestination & { access: DestinationAccess }) | undefined;
   #opened: AsyncDisposable[];
 
   private constructor(
@@ -85,14 +90,20 @@ export class Clone implements AsyncDisposable {
     try {
       const device = await openMetadataDevice(name, access);
       opened.push(device);
-      if (access === "exclusive") opened.push(await acquireLock(device));
+      if (access !== "any") opened.push(await lockMetadata(device, access));
       const metadata = await CloneMetadata.open(device, { readOnly: access !== "exclusive", signal });
       opened.push(metadata);
       const place = { geometry: metadata.geometry, blockCount: metadata.totalBlocks };
       return new Clone(device, metadata, await DescriptorStore.open(device, place), opened);
     } catch (error) {
       await disposeAll(opened);
-      throw error;
+      if (!(error instanceof MetadataError)) throw error;
+      const { hint, block } = error;
+      throw new MetadataError(`Cannot open the clone "${name}": ${error.message}`, {
+        cause: error,
+        ...(hint === undefined ? {} : { hint }),
+        ...(block === undefined ? {} : { block }),
+      });
     }
   }
 
@@ -129,11 +140,16 @@ export class Clone implements AsyncDisposable {
   }
 
   /**
-   * Opens the source.
+   * Opens the source; once, whoever asks.
    * @throws {CloneError} where it is not the one the clone was made with, or has changed since
    * @throws {UsageError} where nothing says where it is
    */
   async attachSource(request: DeviceRequest): Promise<AttachedSource> {
+    this.#source ??= await this.#openSource(request);
+    return this.#source;
+  }
+
+  async #openSource(request: DeviceRequest): Promise<AttachedSource> {
     const pinned = this.descriptor?.source;
     const location = parseLocation(request.source ?? this.#uri("source", pinned?.uri));
     const device = this.#own(await openSource(location));
@@ -162,12 +178,19 @@ export class Clone implements AsyncDisposable {
   }
 
   /**
-   * Opens the destination, for writing under the lock, or for reading.
+   * Opens the destination, for writing under the lock, or for reading; once, whoever asks, and one opened for writing
+   * serves readers too.
    * @throws {CloneError} where it is not the one the clone was made with
    * @throws {UsageError} where nothing says where it is
    * @throws {BusyError} where it is in use
    */
-  async attachDestination(request: DeviceRequest, access: "read-write" | "read-only"): Promise<AttachedDestination> {
+  async attachDestination(request: DeviceRequest, access: DestinationAccess): Promise<AttachedDestination> {
+    assert(access === "read-only" || this.#destination?.access !== "read-only", "opened for reading only before");
+    this.#destination ??= { ...(await this.#openDestination(request, access)), access };
+    return this.#destination;
+  }
+
+  async #openDestination(request: DeviceRequest, access: DestinationAccess): Promise<AttachedDestination> {
     const pinned = this.descriptor?.destination;
     const location = parseLocation(request.destination ?? this.#uri("destination", pinned?.uri));
     const device = this.#own(
@@ -269,7 +292,6 @@ export async function openMetadataDevice(name: string, access: OpenRequest["acce
   if (access === "any") return device;
   try {
     await refuseInUse(device, access === "exclusive" ? "write" : "read");
-    if (access === "quiescent") await refuseLocked(device);
     return device;
   } catch (error) {
     await device[Symbol.asyncDispose]();
@@ -277,10 +299,9 @@ export async function openMetadataDevice(name: string, access: OpenRequest["acce
   }
 }
 
-async function refuseLocked(device: FileDevice): Promise<void> {
-  const holder = await lockHolder(device);
-  if (holder === undefined) return;
-  throw new BusyError(`Cannot read "${device.path}": it is in use by ${describeHolder(holder)}`, { pid: holder.pid });
+/** Locks metadata for what it was opened for. @throws {BusyError} where another process has it locked */
+export function lockMetadata(device: FileDevice, access: "exclusive" | "quiescent"): Promise<Lock> {
+  return acquireLock(device, access === "exclusive" ? "exclusive" : "shared");
 }
 
 async function disposeAll(opened: AsyncDisposable[]): Promise<void> {

@@ -49,8 +49,8 @@ export interface HydrateReport {
 }
 
 /** Bytes per read and write, and how many are in flight: what `test/bench` found best on disks and page cache alike. */
-const PIECE_LENGTH = 2 ** 20;
-const PIECES_IN_FLIGHT = 4;
+const PIECE_LENGTH = 2 ** 21;
+const PIECES_IN_FLIGHT = 8;
 /** No use looking for zeros in smaller or larger units: see `RegionCopier`. */
 const ZERO_UNIT = 65536;
 
@@ -163,10 +163,10 @@ async function rememberUnreadable(clone: Clone, ranges: RegionRange[]): Promise<
 export function unhydratedParts({ metadata }: Pick<Clone, "metadata">, ranges: Iterable<RegionRange>): RegionRange[] {
   const parts: RegionRange[] = [];
   for (const range of ranges) {
-    for (let start = metadata.nextUnhydrated(range.start); start < range.end; ) {
-      const end = Math.min(metadata.nextHydrated(start), range.end);
+    for (let start = metadata.nextUnhydrated(range.start, range.end); start < range.end; ) {
+      const end = metadata.nextHydrated(start, range.end);
       parts.push({ start, end });
-      start = metadata.nextUnhydrated(end);
+      start = metadata.nextUnhydrated(end, range.end);
     }
   }
   return parts;

@@ -5,6 +5,7 @@ import { FileDevice } from "../device/file-device.ts";
 import { PaddedDevice } from "../device/filters/padded.ts";
 import { SliceDevice } from "../device/filters/slice.ts";
 import { refuseInUse } from "../device/in-use.ts";
+import { FADV_SEQUENTIAL, fadvise } from "../device/libc.ts";
 import { describeContent } from "../metadata/foreign-content.ts";
 import type { Location } from "./location.ts";
 
@@ -18,7 +19,10 @@ const CONTAINER_FORMATS = /qcow2|VMDK|VHDX|VHD|VDI/;
  */
 export async function openSource({ path }: Location): Promise<FileDevice> {
   const device = await FileDevice.open(path, { access: "read-only" });
-  if (device.size > 0) return device;
+  if (device.size > 0) {
+    await fadvise(device.fd, 0, 0, FADV_SEQUENTIAL); // doubles what the kernel reads ahead
+    return device;
+  }
   await device[Symbol.asyncDispose]();
   throw new UsageError(`Cannot clone "${path}": it is empty`);
 }

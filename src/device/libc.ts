@@ -42,6 +42,8 @@ const BLKSSZGET = 0x1268;
 const BLKPBSZGET = 0x127b;
 const BLKGETSIZE64 = 0x80081272;
 const LOOP_GET_STATUS64 = 0x4c05;
+/** madvise(2). */
+const MADV_HUGEPAGE = 14;
 /** fcntl(2). */
 const F_DUPFD_CLOEXEC = 1030;
 const F_OFD_GETLK = 36;
@@ -144,12 +146,13 @@ export function loopBackingFile(fd: number): { dev: bigint; ino: bigint } {
 }
 
 /**
- * Takes an exclusive lock on bytes of a file, for the open file description (fcntl_locking(2), F_OFD_SETLK), or false
- * where another description holds one. @throws {SyscallError} EBADF: `fd` is not open for writing
+ * Takes a lock on bytes of a file, for the open file description (fcntl_locking(2), F_OFD_SETLK), or false where another
+ * description holds one that excludes it. @throws {SyscallError} EBADF: exclusive, and `fd` is not open for writing
  */
-export function tryLockExclusive(fd: number, offset: number, length: number): boolean {
+export function tryLock(fd: number, kind: "shared" | "exclusive", offset: number, length: number): boolean {
+  const type = kind === "shared" ? F_RDLCK : F_WRLCK;
   try {
-    call("fcntl F_OFD_SETLK", libc().fcntl, fd, F_OFD_SETLK, flock(F_WRLCK, offset, length));
+    call("fcntl F_OFD_SETLK", libc().fcntl, fd, F_OFD_SETLK, flock(type, offset, length));
     return true;
   } catch (error) {
     if (error instanceof SyscallError && (error.code === "EAGAIN" || error.code === "EACCES")) return false;
@@ -182,6 +185,14 @@ export function pageSize(): number {
   return call("getpagesize", libc().getpagesize);
 }
 
+/**
+ * Asks for huge pages under a view (madvise(2), MADV_HUGEPAGE), which saves a device the work of gathering a large write
+ * from many small pages. Only a wish: a kernel without them says no, and nothing is lost.
+ */
+export function wishHugePages(view: Uint8Array): void {
+  libc().madvise(view, view.length, MADV_HUGEPAGE);
+}
+
 /** Where the bytes of a view lie in memory. Exact: user space ends below 2^53 on every 64-bit Linux. */
 export function addressOf(view: Uint8Array): number {
   return Number(libc().koffi.address(view));
@@ -199,6 +210,7 @@ interface Libc {
   ioctl: KoffiFunc<(fd: number, request: number, argument: ArrayBufferView) => number>;
   fcntl: KoffiFunc<(fd: number, command: number, argument: ArrayBufferView | null) => number>;
   getpagesize: KoffiFunc<() => number>;
+  madvise: KoffiFunc<(address: ArrayBufferView, length: number, advice: number) => number>;
 }
 
 let loaded: Libc | undefined;
@@ -228,6 +240,7 @@ function load(): Libc {
     ioctl: declare("int ioctl(int fd, unsigned long request, void *argument)"),
     fcntl: declare("int fcntl(int fd, int command, void *argument)"),
     getpagesize: declare("int getpagesize()"),
+    madvise: declare("int madvise(void *address, size_t length, int advice)"),
   };
 }
 

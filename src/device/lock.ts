@@ -17,10 +17,13 @@ import { readdir, readFile, stat } from "node:fs/promises";
 import { promisify } from "node:util";
 import { BusyError, DeviceError } from "../base/errors.ts";
 import { isSameFile } from "./file-identity.ts";
-import { duplicate, isLocked, systemErrno, tryLockExclusive, unlock } from "./libc.ts";
+import { duplicate, isLocked, systemErrno, tryLock, unlock } from "./libc.ts";
 
 /** The byte that is locked. */
 export const LOCK_OFFSET = Number.MAX_SAFE_INTEGER - 1;
+
+/** How a file system says that it has none. */
+const NO_LOCKS = ["ENOLCK", "EOPNOTSUPP", "ENOTSUP", "ENOSYS"];
 
 const fstat = promisify(fs.fstat) as (fd: number, options: { bigint: true }) => Promise<BigIntStats>;
 
@@ -53,6 +56,8 @@ export class Lock implements Disposable, AsyncDisposable {
     this.#fd = undefined;
     try {
       unlock(fd, LOCK_OFFSET, 1);
+    } catch (error) {
+      if (!NO_LOCKS.includes(systemErrno(error) ?? "")) throw error;
     } finally {
       closeSync(fd);
     }
@@ -68,21 +73,24 @@ export class Lock implements Disposable, AsyncDisposable {
 }
 
 /**
- * Takes the lock on a file opened for writing.
+ * Takes the lock: `exclusive` to change the file, which must be open for writing; `shared`, by any number at a time, to
+ * read what nobody may change meanwhile.
  *
- * @throws {BusyError} where somebody has it, with the pid where that can be found out
- * @throws {DeviceError} where the file system has no such locks
- * @throws {TypeError} on a file opened read-only
+ * @throws {BusyError} where somebody has one that excludes it, with the pid where that can be found out
+ * @throws {DeviceError} where the file system has no such locks, and one that excludes is asked for
+ * @throws {TypeError} for an exclusive one on a file opened read-only
  */
-export async function acquireLock(target: Lockable): Promise<Lock> {
+export async function acquireLock(target: Lockable, kind: "shared" | "exclusive" = "exclusive"): Promise<Lock> {
   // A descriptor of its own for the same description: the device's may be closed, and its number reused, meanwhile.
   const fd = duplicate(target.fd);
   try {
-    if (tryLockExclusive(fd, LOCK_OFFSET, 1)) return new Lock(fd);
+    if (tryLock(fd, kind, LOCK_OFFSET, 1)) return new Lock(fd);
     throw busy(target.name, await findHolder(target.fd, LOCK_OFFSET));
   } catch (error) {
-    closeSync(fd);
     const errno = systemErrno(error);
+    // Where there are no locks nobody can hold one against a reader either, for writers refuse to work there.
+    if (kind === "shared" && errno !== undefined && NO_LOCKS.includes(errno)) return new Lock(fd);
+    closeSync(fd);
     if (errno === undefined) throw error;
     if (errno === "EBADF") throw new TypeError(`"${target.name}" is open for reading only, which cannot be locked`);
     throw new DeviceError(`Cannot lock "${target.name}": ${lockReason(errno)}`, { errno, cause: error });
@@ -132,7 +140,7 @@ function busy(name: string, holder: LockHolder): BusyError {
 }
 
 function lockReason(errno: string): string {
-  if (["ENOLCK", "EOPNOTSUPP", "ENOTSUP", "ENOSYS"].includes(errno)) return `its file system has no locks (${errno})`;
+  if (NO_LOCKS.includes(errno)) return `its file system has no locks (${errno})`;
   return errno;
 }
 

@@ -6,7 +6,7 @@
 import type { BlockDevice, Extent } from "../device/block-device.ts";
 
 /** Bytes asked about at once: large enough to cross a sparse terabyte in thousands of steps, small enough to bound one answer. */
-const WINDOW_BYTES = 64 * 2 ** 20;
+export const WINDOW_BYTES = 64 * 2 ** 20;
 /** Windows kept; the batches in flight lie in one or two. */
 const WINDOWS_KEPT = 4;
 

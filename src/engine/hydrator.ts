@@ -19,7 +19,7 @@ import { CloneError } from "../base/errors.ts";
 import type { Geometry, Region, RegionRange } from "../base/geometry.ts";
 import { normalizeRanges } from "../metadata/unreadable-ranges.ts";
 import type { CommitPipeline } from "./commit-pipeline.ts";
-import type { ExtentCache } from "./extent-cache.ts";
+import { type ExtentCache, WINDOW_BYTES } from "./extent-cache.ts";
 import { type RegionCopier, SourceReadError } from "./region-copier.ts";
 import type { RegionMap } from "./region-map.ts";
 
@@ -175,13 +175,15 @@ export class Hydrator {
   /** The next regions to hydrate together: a whole run of known zeros, however long, or one batch of data. */
   async #nextBatch(from: Region, end: Region, most: number): Promise<Batch | undefined> {
     const { geometry, regions, extents } = this.#parts;
+    // As far as one question to the source can tell of its zeros, or one batch of data reaches.
+    const limit = Math.max(this.batchSize, Math.ceil(WINDOW_BYTES / geometry.regionSize));
     for (;;) {
-      const run = regions.nextUnhydrated(from, end - from);
-      if (run === undefined || run.start >= end) return undefined;
+      const run = regions.nextUnhydrated(from, end, limit);
+      if (run === undefined) return undefined;
       const offset = geometry.offsetOf(run.start);
       // A source that cannot tell its holes fails the copy too, where the error is counted and reported.
       const zerosEnd = await extents.zerosEnd(offset).catch(() => offset);
-      const now = regions.nextUnhydrated(from, end - from);
+      const now = regions.nextUnhydrated(from, end, limit);
       if (now?.start !== run.start || now.end !== run.end) continue; // the world changed during the await
       const zeros = geometry.regionsInside({ offset, length: zerosEnd - offset });
       if (zeros.end > run.start) return { start: run.start, end: Math.min(zeros.end, run.end), zeros: true };

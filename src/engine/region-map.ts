@@ -51,20 +51,21 @@ export class RegionMap {
   }
 
   /**
-   * The first run of unhydrated regions at or after `from`, at most `limit` of them; undefined where there is none.
+   * The first run of unhydrated regions from `from` on, below `end`, at most `limit` of them; undefined where there is
+   * none. Looks no further than the run: a clone may have 2^31 regions.
    */
-  nextUnhydrated(from: Region, limit: number): RegionRange | undefined {
+  nextUnhydrated(from: Region, end: Region, limit: number): RegionRange | undefined {
     let start = from;
     for (;;) {
-      start = this.#metadata.nextUnhydrated(start);
-      if (start >= this.regionCount) return undefined;
+      start = this.#metadata.nextUnhydrated(start, end);
+      if (start >= end) return undefined;
       const running = this.#hydrationAt(start);
       if (running === undefined) break;
       start = running.end;
+      if (start >= end) return undefined;
     }
-    const nextRunning = this.#running[this.#indexAfter(start)]?.start ?? this.regionCount;
-    const end = Math.min(this.#metadata.nextHydrated(start), nextRunning, start + limit);
-    return { start, end };
+    const nextRunning = this.#running[this.#indexAfter(start)]?.start ?? end;
+    return { start, end: this.#metadata.nextHydrated(start, Math.min(end, nextRunning, start + limit)) };
   }
 
   /** Enters a run of unhydrated regions in the table. */
@@ -75,7 +76,7 @@ export class RegionMap {
     const after = this.#running[index];
     assert(before === undefined || before.end <= start, `region ${start} is being hydrated already`);
     assert(after === undefined || after.start >= end, `region ${after?.start} is being hydrated already`);
-    assert(this.#metadata.nextHydrated(start) >= end, `a region in ${start}–${end} is hydrated already`);
+    assert(this.#metadata.nextHydrated(start, end) === end, `a region in ${start}–${end} is hydrated already`);
     const hydration = { start, end };
     this.#running.splice(index, 0, hydration);
     this.#hydratingCount += end - start;

@@ -200,14 +200,14 @@ export class CloneMetadata implements AsyncDisposable {
     return this.#hydrated.has(region);
   }
 
-  /** The first region from `from` on that is not hydrated, or `regionCount`. */
-  nextUnhydrated(from: Region): Region {
-    return this.#hydrated.nextUnset(from);
+  /** The first region from `from` on, below `end`, that is not hydrated, or `end`. */
+  nextUnhydrated(from: Region, end: Region = this.regionCount): Region {
+    return this.#hydrated.nextUnset(from, end);
   }
 
-  /** The first region from `from` on that is hydrated, or `regionCount`. */
-  nextHydrated(from: Region): Region {
-    return this.#hydrated.nextSet(from);
+  /** The first region from `from` on, below `end`, that is hydrated, or `end`. */
+  nextHydrated(from: Region, end: Region = this.regionCount): Region {
+    return this.#hydrated.nextSet(from, end);
   }
 
   /** The runs of hydrated regions, ascending, as of the moment each is asked for. */

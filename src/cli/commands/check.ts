@@ -4,8 +4,6 @@ import { jsonOption } from "../options.ts";
 
 /** `clone check METADATA` */
 export const checkCommand = defineCommand({
-  signature: "check <metadata>",
-  description: "Read every block of the metadata and say what is wrong with it",
   options: (yargs) =>
     jsonOption(yargs).positional("metadata", {
       type: "string",
@@ -13,9 +11,10 @@ export const checkCommand = defineCommand({
       describe: "The metadata, or the destination it stands beside",
     }),
   async run(options, { terminal, signal }) {
-    const { openMetadataDevice } = await import("../../clone/clone.ts");
+    const { lockMetadata, openMetadataDevice } = await import("../../clone/clone.ts");
     const { checkMetadata, formatFinding } = await import("../../metadata/check.ts");
     await using device = await openMetadataDevice(options.metadata, "quiescent");
+    await using _lock = await lockMetadata(device, "quiescent");
     const { ok, fatal, warnings, facts } = await checkMetadata(device, { signal });
     if (options.json) {
       terminal.print(JSON.stringify({ ok, fatal, warnings }));

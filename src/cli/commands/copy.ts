@@ -7,8 +7,6 @@ import { exitCodeOfReport, hydrateRequest, printReport, runHydration } from "./h
 
 /** `clone copy SOURCE DEST` */
 export const copyCommand = defineCommand({
-  signature: "copy <source> <destination>",
-  description: "Create, hydrate and finalize in one go",
   options: (yargs) =>
     jsonOption(progressOption(hydrationOptions(createOptions(yargs)))).option("accept-changed-source", {
       type: "boolean",

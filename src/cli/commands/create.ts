@@ -5,8 +5,6 @@ import { createOptions, jsonOption } from "../options.ts";
 
 /** `clone create SOURCE DEST` */
 export const createCommand = defineCommand({
-  signature: "create <source> <destination>",
-  description: "Check both and write the metadata; copies nothing",
   options: (yargs) => jsonOption(createOptions(yargs)),
   async run(options, { terminal }) {
     const { createClone } = await import("../../clone/create-clone.ts");

@@ -5,8 +5,6 @@ import { ExitCode } from "../exit-codes.ts";
 
 /** `clone delete CLONE` */
 export const deleteCommand = defineCommand({
-  signature: "delete <clone>",
-  description: "Give a clone up: the metadata goes, the destination stays",
   options: (yargs) =>
     yargs
       .positional("clone", {

@@ -4,8 +4,6 @@ import { ExitCode } from "../exit-codes.ts";
 
 /** `clone dump METADATA` */
 export const dumpCommand = defineCommand({
-  signature: "dump <metadata>",
-  description: "Print the metadata as text",
   options: (yargs) =>
     yargs
       .positional("metadata", {

@@ -10,8 +10,6 @@ import { withVerifyProgress } from "../verify-progress.ts";
 
 /** `clone finalize CLONE` */
 export const finalizeCommand = defineCommand({
-  signature: "finalize <clone>",
-  description: "When all is hydrated: make the destination stand alone",
   options: (yargs) =>
     jsonOption(progressOption(deviceOptions(yargs)))
       .positional("clone", {

@@ -9,8 +9,6 @@ import { formatRegions } from "../regions.ts";
 
 /** `clone hydrate CLONE` */
 export const hydrateCommand = defineCommand({
-  signature: "hydrate <clone>",
-  description: "Copy what is missing; goes on where it stopped",
   options: (yargs) =>
     jsonOption(progressOption(deviceOptions(hydrationOptions(yargs))))
       .positional("clone", {

@@ -7,8 +7,6 @@ import { formatRegions } from "../regions.ts";
 
 /** `clone status CLONE` */
 export const statusCommand = defineCommand({
-  signature: "status <clone>",
-  description: "Show how far a clone is",
   options: (yargs) =>
     jsonOption(yargs)
       .positional("clone", {
@@ -40,17 +38,21 @@ export const statusCommand = defineCommand({
       await show();
       return ExitCode.done;
     }
-    return await watch(show, options.watch * 1000, signal);
+    return await watch(show, options.watch * 1000, context);
   },
 });
 
-async function watch(show: () => Promise<CloneStatus>, intervalMs: number, signal: AbortSignal): Promise<ExitCode> {
+async function watch(
+  show: () => Promise<CloneStatus>,
+  intervalMs: number,
+  { signal, interruption }: CliContext,
+): Promise<ExitCode> {
   const { systemClock } = await import("../../base/clock.ts");
   for (;;) {
     const { state } = await show();
     if (state === "hydrated" || state === "finalized" || state === "failed") return ExitCode.done;
     await systemClock.sleep(intervalMs, signal);
-    if (signal.aborted) return ExitCode.done;
+    if (signal.aborted) return interruption.exitCode;
   }
 }
 

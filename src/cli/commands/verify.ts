@@ -6,8 +6,6 @@ import { withVerifyProgress } from "../verify-progress.ts";
 
 /** `clone verify CLONE` */
 export const verifyCommand = defineCommand({
-  signature: "verify <clone>",
-  description: "Compare the destination with the source, hydrated regions only",
   options: (yargs) =>
     jsonOption(progressOption(deviceOptions(yargs))).positional("clone", {
       type: "string",
