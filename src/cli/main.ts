@@ -1,194 +1,20 @@
-/** The command line: parses, runs one command, and turns what it throws into one line and an exit code. */
-import { readFileSync } from "node:fs";
-import yargs, { type Argv } from "yargs";
-import { CloneError, UsageError } from "../base/errors.ts";
-import type { CliContext, Command } from "./command.ts";
-import { ExitCode, exitCodeOf } from "./exit-codes.ts";
-import { Interruption } from "./interruption.ts";
-import type { Terminal, Verbosity } from "./terminal.ts";
+/** Where the program starts. `clone --help` is answered here, from text made by the build: the parser takes longer to load. */
+import { readFile } from "node:fs/promises";
+import { ExitCode } from "./exit-codes.ts";
 
-/** What the list of commands shows; the rest of a command is loaded only when it is the one. */
-interface CommandEntry {
-  signature: string;
-  description: string;
-  load: () => Promise<Command>;
-}
-
-const COMMANDS: CommandEntry[] = [
-  {
-    signature: "create <source> <destination>",
-    description: "Check both and write the metadata; copies nothing",
-    load: async () => (await import("./commands/create.ts")).createCommand,
-  },
-  {
-    signature: "hydrate <clone>",
-    description: "Copy what is missing; goes on where it stopped",
-    load: async () => (await import("./commands/hydrate.ts")).hydrateCommand,
-  },
-  {
-    signature: "status <clone>",
-    description: "Show how far a clone is",
-    load: async () => (await import("./commands/status.ts")).statusCommand,
-  },
-  {
-    signature: "check <metadata>",
-    description: "Read every block of the metadata and say what is wrong with it",
-    load: async () => (await import("./commands/check.ts")).checkCommand,
-  },
-  {
-    signature: "dump <metadata>",
-    description: "Print the metadata as text",
-    load: async () => (await import("./commands/dump.ts")).dumpCommand,
-  },
-  {
-    signature: "verify <clone>",
-    description: "Compare the destination with the source, hydrated regions only",
-    load: async () => (await import("./commands/verify.ts")).verifyCommand,
-  },
-  {
-    signature: "finalize <clone>",
-    description: "When all is hydrated: make the destination stand alone",
-    load: async () => (await import("./commands/finalize.ts")).finalizeCommand,
-  },
-  {
-    signature: "copy <source> <destination>",
-    description: "Create, hydrate and finalize in one go",
-    load: async () => (await import("./commands/copy.ts")).copyCommand,
-  },
-  {
-    signature: "delete <clone>",
-    description: "Give a clone up: the metadata goes, the destination stays",
-    load: async () => (await import("./commands/delete.ts")).deleteCommand,
-  },
-];
-
-const HELP_FOOTER = "man clone (or clone.1 in the package's man/) has the details.";
+/** The help text, beside this module once it is built. */
+export const HELP_FILE = new URL("./help.txt", import.meta.url);
 
 /** Runs the command line and sets the process's exit code. */
 export async function run(args: string[]): Promise<void> {
   // A reader that went away (`clone status … | head -1`) is no failure of ours.
   process.stdout.on("error", (error: NodeJS.ErrnoException) =>
-    process.exit(error.code === "EPIPE" ? 0 : ExitCode.failed),
+    process.exit(error.code === "EPIPE" ? ExitCode.done : ExitCode.failed),
   );
-  let context: CliContext | undefined;
-  let exit: ExitCode = ExitCode.done;
-  const parser = buildParser(args);
-  try {
-    for (const { signature, description, load } of COMMANDS) {
-      parser.command(
-        signature,
-        description,
-        async (options) => (await load()).options(options),
-        async (options) => {
-          context = await newContext(options as unknown as Verbosity); // every command has these, see buildParser
-          exit = await (await load()).run(options, context);
-        },
-      );
-    }
-    await parser.parseAsync();
-  } catch (error) {
-    exit = await report(asUsage(error, parser), context, args);
-  } finally {
-    context?.interruption[Symbol.dispose]();
+  if (args.length === 1 && (args[0] === "--help" || args[0] === "-h")) {
+    process.stdout.write(await readFile(HELP_FILE, "utf8"));
+    return;
   }
-  process.exitCode = exit;
-}
-
-function buildParser(args: string[]): Argv {
-  const parser = yargs(args);
-  return parser
-    .scriptName("clone")
-    .usage("$0 COMMAND [OPTIONS] …\n\nClones disk images on the metadata format of the kernel's dm-clone.")
-    .locale("en")
-    .parserConfiguration({
-      "camel-case-expansion": false,
-      "duplicate-arguments-array": false,
-      "parse-numbers": false,
-      "boolean-negation": false,
-    })
-    .option("verbose", { alias: "v", type: "boolean", describe: "Say what is decided on the way" })
-    .option("quiet", { alias: "q", type: "boolean", describe: "Only results, warnings and errors" })
-    .version("version", "Show the version", packageVersion())
-    .alias("version", "V")
-    .help("help", "Show this help")
-    .alias("help", "h")
-    .completion("completion", "Print the completion script for bash or zsh")
-    .demandCommand(1, 1, "Cannot run: which command? `clone --help` lists them", "Cannot run more than one command")
-    .strict()
-    .recommendCommands()
-    .showHelpOnFail(false)
-    .exitProcess(false)
-    .wrap(Math.min(100, process.stdout.columns ?? 80))
-    .epilogue(HELP_FOOTER)
-    .fail((message, error) => {
-      throw error ?? new WrongUsage(message, optionNames(parser));
-    })
-    .group(["verbose", "quiet", "version", "help"], "Everywhere:");
-}
-
-async function newContext({ verbose, quiet }: Verbosity): Promise<CliContext> {
-  const terminal = await newTerminal({ verbose, quiet });
-  const interruption = new Interruption();
-  return { terminal, verbose, quiet, interruption, signal: interruption.signal };
-}
-
-/** Loaded late, with its colours: --help needs neither. */
-async function newTerminal(verbosity: Verbosity): Promise<Terminal> {
-  const { Terminal } = await import("./terminal.ts");
-  return new Terminal(verbosity);
-}
-
-async function report(error: unknown, context: CliContext | undefined, args: string[]): Promise<ExitCode> {
-  const terminal = context?.terminal ?? (await newTerminal({ verbose: false, quiet: false }));
-  const interruption = context?.interruption;
-  if (interruption?.signal.aborted && error === interruption.signal.reason) return interruption.exitCode;
-  const { message, hint } = await explain(error, args);
-  terminal.error(message, hint);
-  if (process.env.DEBUG === "clone" && error instanceof Error) process.stderr.write(`${inspectError(error)}\n`);
-  return exitCodeOf(error);
-}
-
-async function explain(error: unknown, args: string[]): Promise<{ message: string; hint: string | undefined }> {
-  if (error instanceof WrongUsage) {
-    const { usageError } = await import("./usage-message.ts"); // loaded only for a mistake
-    return usageError(error.message, {
-      args,
-      optionNames: error.optionNames,
-      signatures: COMMANDS.map((command) => command.signature),
-    });
-  }
-  if (error instanceof CloneError) return { message: error.message, hint: error.hint };
-  const message = error instanceof Error ? `${error.name}: ${error.message}` : String(error);
-  return { message: `Cannot go on, this is a fault of the program: ${message}`, hint: "DEBUG=clone shows where." };
-}
-
-/** What the parser did not understand, in its own words. */
-class WrongUsage extends UsageError {
-  readonly optionNames: string[];
-
-  constructor(message: string, optionNames: string[]) {
-    super(message);
-    this.optionNames = optionNames;
-  }
-}
-
-/** What an option's own parser throws comes back as a YError, which kept only the message. */
-function asUsage(error: unknown, parser: Argv): unknown {
-  return error instanceof Error && error.name === "YError" ? new WrongUsage(error.message, optionNames(parser)) : error;
-}
-
-/** The long options that the parser knew when it failed; yargs documents `getOptions` but its types do not. */
-function optionNames(parser: unknown): string[] {
-  const { key } = (parser as { getOptions(): { key: Record<string, unknown> } }).getOptions();
-  return Object.keys(key).filter((name) => name.length > 1);
-}
-
-function inspectError(error: Error): string {
-  const cause = error.cause instanceof Error ? `\ncaused by ${inspectError(error.cause)}` : "";
-  return `${error.stack ?? error.message}${cause}`;
-}
-
-function packageVersion(): string {
-  const text = readFileSync(new URL("../../package.json", import.meta.url), "utf8");
-  return (JSON.parse(text) as { version: string }).version;
+  const { runCommandLine } = await import("./command-line.ts");
+  await runCommandLine(args);
 }
