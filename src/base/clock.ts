@@ -6,18 +6,28 @@ export interface Clock {
   sleep(ms: number, signal?: AbortSignal): Promise<void>;
 }
 
+/** The longest that a timer of Node waits, ms; given more it fires at once. */
+const LONGEST_TIMER_MS = 2 ** 31 - 1;
+
 /** The machine's own monotonic clock. */
 export const systemClock: Clock = {
   now: () => performance.now(),
   sleep: (ms, signal) =>
     new Promise((resolve) => {
       if (signal?.aborted) return resolve();
-      const timer = setTimeout(done, ms);
-      function done(): void {
+      let leftMs = ms;
+      let timer: NodeJS.Timeout;
+      const wake = (): void => {
         clearTimeout(timer);
-        signal?.removeEventListener("abort", done);
+        signal?.removeEventListener("abort", wake);
         resolve();
-      }
-      signal?.addEventListener("abort", done, { once: true });
+      };
+      const wait = (): void => {
+        const stepMs = Math.min(leftMs, LONGEST_TIMER_MS);
+        leftMs -= stepMs;
+        timer = setTimeout(leftMs > 0 ? wait : wake, stepMs);
+      };
+      signal?.addEventListener("abort", wake, { once: true });
+      wait();
     }),
 };
