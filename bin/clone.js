@@ -10,12 +10,9 @@ await run(process.argv.slice(2));
 
 /** A checkout whose install scripts did not run has not been compiled yet: do now what `prepare` would have done. */
 function build() {
-  const compiler = fileURLToPath(new URL("../node_modules/typescript/bin/tsc", import.meta.url));
-  const project = fileURLToPath(new URL("../tsconfig.build.json", import.meta.url));
-  const built = existsSync(compiler)
-    ? spawnSync(process.execPath, [compiler, "-p", project], { stdio: "inherit" })
-    : null;
-  if (built?.status === 0) return;
+  const root = fileURLToPath(new URL("..", import.meta.url));
+  const { status } = spawnSync("npm", ["run", "--silent", "build"], { cwd: root, stdio: ["ignore", 2, 2] });
+  if (status === 0) return;
   process.stderr.write("clone: Cannot start: this checkout is not built\nRun `npm install`, then `npm run build`.\n");
   process.exit(1);
 }

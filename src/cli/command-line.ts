@@ -60,6 +60,11 @@ const COMMANDS: CommandEntry[] = [
     description: "Give a clone up: the metadata goes, the destination stays",
     load: async () => (await import("./commands/delete.ts")).deleteCommand,
   },
+  {
+    signature: "completion",
+    description: "Print the completion script for bash or zsh",
+    load: async () => (await import("./commands/completion.ts")).completionCommand,
+  },
 ];
 
 const HELP_FOOTER = "man clone (or clone.1 in the package's man/) has the details.";
@@ -119,7 +124,6 @@ function buildParser(args: string[]): Argv {
     .alias("version", "V")
     .help("help", "Show this help")
     .alias("help", "h")
-    .completion("completion", "Print the completion script for bash or zsh")
     .demandCommand(1, 1, "Cannot run: which command? `clone --help` lists them", "Cannot run more than one command")
     .strict()
     .recommendCommands()

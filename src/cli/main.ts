@@ -7,10 +7,12 @@ export const HELP_FILE = new URL("./help.txt", import.meta.url);
 
 /** Runs the command line and sets the process's exit code. */
 export async function run(args: string[]): Promise<void> {
-  // A reader that went away (`clone status … | head -1`) is no failure of ours.
-  process.stdout.on("error", (error: NodeJS.ErrnoException) =>
-    process.exit(error.code === "EPIPE" ? ExitCode.done : ExitCode.failed),
-  );
+  process.stdout.on("error", (error: NodeJS.ErrnoException) => {
+    // A reader that went away (`clone status … | head -1`) is no failure: the work goes on, what it says is dropped.
+    if (error.code === "EPIPE") return;
+    process.stderr.write(`clone: Cannot write to standard output: ${error.code ?? error.message}\n`);
+    process.exit(ExitCode.failed);
+  });
   if (args.length === 1 && (args[0] === "--help" || args[0] === "-h")) {
     process.stdout.write(await readFile(HELP_FILE, "utf8"));
     return;

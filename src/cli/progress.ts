@@ -64,19 +64,24 @@ export async function withProgress<T>(
   const meter = new RateMeter();
   let timer: NodeJS.Timeout | undefined;
   let update: (final: boolean) => void = () => {};
+  const onRequest = (): void => update(false);
+  process.on("SIGUSR1", onRequest); // as qemu-img and dd do
   try {
     const result = await run((sample) => {
+      const start = sample();
+      meter.add(performance.now(), start);
       update = (final) => {
         const now = sample();
         meter.add(performance.now(), now);
         display.show(now, meter, final);
       };
-      update(false);
+      if (chosen === "bar") update(false);
       timer = setInterval(update, INTERVAL_MS[chosen], false);
     });
     update(true);
     return result;
   } finally {
+    process.off("SIGUSR1", onRequest);
     clearInterval(timer);
     display.end();
   }

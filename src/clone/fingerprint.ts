@@ -5,6 +5,7 @@
 import { createHash } from "node:crypto";
 import * as fs from "node:fs";
 import { promisify } from "node:util";
+import { DeviceError } from "../base/errors.ts";
 import type { FileDevice } from "../device/file-device.ts";
 import { type FileIdentity, identify } from "../device/file-identity.ts";
 import type { Fingerprint } from "../metadata/descriptor.ts";
@@ -23,7 +24,8 @@ export async function sourceFingerprint(
   if (identity.kind === "file") {
     return { kind: "file", size: identity.size, inode: identity.ino, mtimeNs: identity.mtimeNs };
   }
-  return { ...destinationFingerprint(identity), sample: await sampleDigest(device) };
+  const sample = await sampleDigest(device);
+  return { ...destinationFingerprint(identity), ...(sample === undefined ? {} : { sample }) };
 }
 
 /**
@@ -77,14 +79,20 @@ function formatTime(ns: string | undefined): string {
   return new Date(Number(nanoseconds / 1_000_000n)).toISOString().replace(/\.\d+Z$/, `.${fraction}Z`);
 }
 
-async function sampleDigest(device: FileDevice): Promise<string> {
+/** Undefined where a sample cannot be read: a failing disk is still worth cloning. */
+async function sampleDigest(device: FileDevice): Promise<string | undefined> {
   const hash = createHash("sha256");
   const length = Math.min(SAMPLE_BYTES, device.size);
   const buffer = new Uint8Array(length);
   const unit = device.blockSize;
   for (let index = 0; index < SAMPLES; index++) {
     const position = Math.floor(((device.size - length) * index) / (SAMPLES - 1));
-    await device.read(position - (position % unit), buffer);
+    try {
+      await device.read(position - (position % unit), buffer);
+    } catch (error) {
+      if (error instanceof DeviceError) return undefined;
+      throw error;
+    }
     hash.update(buffer);
   }
   return hash.digest("hex");

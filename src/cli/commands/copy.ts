@@ -22,7 +22,7 @@ export const copyCommand = defineCommand({
     if (clone.finalized === null) {
       const report = await runHydration(clone, request, { ...options, context });
       if (report.end !== "complete" || !options.json) {
-        printReport(report, { ...options, clone: options.destination, context });
+        printReport(report, { ...options, clone: options.metadata ?? options.destination, context });
       }
       if (report.end !== "complete") return exitCodeOfReport(report, context);
     }

@@ -28,7 +28,7 @@ export const createCommand = defineCommand({
       terminal.print(
         `Created ${metadata}: ${formatSize(exactSize)} in ${geometry.regionCount} regions of ${formatExactSize(geometry.regionSize)}`,
       );
-      terminal.note(`\`clone hydrate ${options.destination}\` copies the data.`);
+      terminal.note(`\`clone hydrate ${options.metadata ?? options.destination}\` copies the data.`);
     }
     return ExitCode.done;
   },

@@ -2,6 +2,11 @@ import { once } from "node:events";
 import { defineCommand } from "../command.ts";
 import { ExitCode } from "../exit-codes.ts";
 
+/** Waiting ends with the error of the stream, which `main` has dealt with. */
+function readerLeft(error: NodeJS.ErrnoException): void {
+  if (error.code !== "EPIPE") throw error;
+}
+
 /** `clone dump METADATA` */
 export const dumpCommand = defineCommand({
   options: (yargs) =>
@@ -21,7 +26,8 @@ export const dumpCommand = defineCommand({
     const content = { geometry, hydratedRanges: metadata.hydratedRanges(), descriptor };
     for (const piece of dumpMetadata(content, options.json ? "line" : "pretty")) {
       signal.throwIfAborted();
-      if (!process.stdout.write(piece)) await once(process.stdout, "drain");
+      if (!process.stdout.write(piece)) await once(process.stdout, "drain").catch(readerLeft);
+      if (!process.stdout.writable) break;
     }
     return ExitCode.done;
   },

@@ -53,6 +53,7 @@ async function watch(
     if (state === "hydrated" || state === "finalized" || state === "failed") return ExitCode.done;
     await systemClock.sleep(intervalMs, signal);
     if (signal.aborted) return interruption.exitCode;
+    if (!process.stdout.writable) return ExitCode.done; // nobody reads it any more
   }
 }
 
