@@ -96,6 +96,13 @@ export class Geometry {
   }
 }
 
+/** How many regions disjoint ranges hold. */
+export function countRegions(ranges: Iterable<RegionRange>): number {
+  let count = 0;
+  for (const { start, end } of ranges) count += end - start;
+  return count;
+}
+
 /** Whether `bytes` is a region size that dm-clone accepts. */
 export function isRegionSize(bytes: number): boolean {
   return (

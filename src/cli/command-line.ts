@@ -73,7 +73,7 @@ const HELP_FOOTER = "man clone (or clone.1 in the package's man/) has the detail
 export async function runCommandLine(args: string[]): Promise<void> {
   let context: CliContext | undefined;
   let exit: ExitCode = ExitCode.done;
-  const parser = buildParser(args);
+  const parser = buildParser(args.map(defaultWatch));
   addCommands(parser, async (command, options) => {
     context = await newContext(options as unknown as Verbosity); // every command has these, see buildParser
     exit = await command.run(options, context);
@@ -86,6 +86,11 @@ export async function runCommandLine(args: string[]): Promise<void> {
     context?.interruption[Symbol.dispose]();
   }
   process.exitCode = exit;
+}
+
+/** `--watch` takes a number or nothing, which the parser cannot express: it would take the word that follows. */
+function defaultWatch(arg: string, index: number, args: string[]): string {
+  return arg === "--watch" && !/^\d+$/.test(args[index + 1] ?? "") ? "--watch=2" : arg;
 }
 
 /** The text of `clone --help`, for a terminal of 80 columns. */

@@ -1,6 +1,6 @@
 /** `clone status`: how far a clone is, without changing anything or locking anybody out. */
 import type { RegionRange } from "../base/geometry.ts";
-import { SECTOR_SIZE } from "../base/geometry.ts";
+import { countRegions, SECTOR_SIZE } from "../base/geometry.ts";
 import { type LockHolder, lockHolder } from "../device/lock.ts";
 import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
 import { Clone } from "./clone.ts";
@@ -75,7 +75,7 @@ export async function readStatus(name: string, signal?: AbortSignal): Promise<St
     regions: geometry.regionCount,
     hydratedRegions: metadata.hydratedCount,
     hydratingRegions: 0,
-    unreadableRegions: unreadable.reduce((sum, { start, end }) => sum + end - start, 0),
+    unreadableRegions: countRegions(unreadable),
     unreadableInexact: descriptor?.unreadable.inexact ?? false,
     hydratedBytes: hydratedBytes(clone),
     hydration: { enabled: false, rate: null, threshold: null, batchSize: null, bytesPerSecond: 0, etaSeconds: null },

@@ -9,12 +9,13 @@ import type { BlockDevice } from "../device/block-device.ts";
 import { FileDevice } from "../device/file-device.ts";
 import { refuseInUse } from "../device/in-use.ts";
 import { acquireLock, type Lock } from "../device/lock.ts";
+import { sharesStorage } from "../device/same-storage.ts";
 import { CloneMetadata } from "../metadata/clone-metadata.ts";
 import { type Descriptor, DescriptorStore, type FinalizeRecord, type Fingerprint } from "../metadata/descriptor.ts";
 import { destinationFingerprint, differenceFrom, sourceFingerprint } from "./fingerprint.ts";
 import { displayUri, parseLocation, uriOf } from "./location.ts";
 import { defaultMetadataPath, exists, findMetadata } from "./metadata-file.ts";
-import { destinationView, isSameDevice, openDestination, openSource, sourceView } from "./open-devices.ts";
+import { destinationView, openDestination, openSource, sourceView } from "./open-devices.ts";
 
 /** How a clone is opened. */
 export interface OpenRequest {
@@ -57,6 +58,8 @@ export class Clone implements AsyncDisposable {
   readonly metadataDevice: FileDevice;
   readonly metadata: CloneMetadata;
   readonly #descriptors: DescriptorStore;
+  /** The destination, where that is what the user named. */
+  readonly #named: string | undefined;
   /** What was found odd but bearable, sentences. */
   readonly warnings: string[];
   #source: AttachedSource | undefined;
@@ -64,12 +67,13 @@ export class Clone implements AsyncDisposable {
   #opened: AsyncDisposable[];
 
   private constructor(
-    metadataDevice: FileDevice,
+    { device: metadataDevice, destination }: OpenedMetadata,
     metadata: CloneMetadata,
     descriptors: DescriptorStore,
     opened: AsyncDisposable[],
   ) {
     this.metadataDevice = metadataDevice;
+    this.#named = destination;
     this.metadata = metadata;
     this.#descriptors = descriptors;
     this.#opened = opened;
@@ -88,13 +92,14 @@ export class Clone implements AsyncDisposable {
   static async open({ name, access, signal }: OpenRequest): Promise<Clone> {
     const opened: AsyncDisposable[] = [];
     try {
-      const device = await openMetadataDevice(name, access);
+      const found = await openMetadataDevice(name, access);
+      const { device } = found;
       opened.push(device);
       if (access !== "any") opened.push(await lockMetadata(device, access));
       const metadata = await CloneMetadata.open(device, { readOnly: access !== "exclusive", signal });
       opened.push(metadata);
       const place = { geometry: metadata.geometry, blockCount: metadata.totalBlocks };
-      return new Clone(device, metadata, await DescriptorStore.open(device, place), opened);
+      return new Clone(found, metadata, await DescriptorStore.open(device, place), opened);
     } catch (error) {
       await disposeAll(opened);
       if (!(error instanceof MetadataError)) throw error;
@@ -153,6 +158,7 @@ export class Clone implements AsyncDisposable {
     const pinned = this.descriptor?.source;
     const location = parseLocation(request.source ?? this.#uri("source", pinned?.uri));
     const device = this.#own(await openSource(location));
+    await this.#refuseShared(device, "source", this.#destination?.device);
     const accepted = request.acceptChangedSource ?? false;
     const now = await sourceFingerprint(device);
     const difference = pinned === undefined ? undefined : differenceFrom(pinned.fingerprint, now);
@@ -192,15 +198,13 @@ export class Clone implements AsyncDisposable {
 
   async #openDestination(request: DeviceRequest, access: DestinationAccess): Promise<AttachedDestination> {
     const pinned = this.descriptor?.destination;
-    const location = parseLocation(request.destination ?? this.#uri("destination", pinned?.uri));
+    const location = parseLocation(request.destination ?? this.#named ?? this.#uri("destination", pinned?.uri));
     const device = this.#own(
       access === "read-write"
         ? await openDestination(location)
         : await FileDevice.open(location.path, { access: "read-only", directReads: true }),
     );
-    if (isSameDevice(device, this.metadataDevice)) {
-      throw new UsageError(`Cannot use "${device.path}" as the destination: it is the clone's metadata`);
-    }
+    await this.#refuseShared(device, "destination", this.#source?.device);
     if (access === "read-write") this.#own(await acquireLock(device));
     if (device.size < this.exactSize) {
       throw new CloneError(
@@ -241,6 +245,20 @@ export class Clone implements AsyncDisposable {
     }
   }
 
+  /** @throws {UsageError} where a device is the metadata in disguise, or source and destination are the same */
+  async #refuseShared(
+    device: FileDevice,
+    role: "source" | "destination",
+    other: FileDevice | undefined,
+  ): Promise<void> {
+    if (await sharesStorage(device, this.metadataDevice)) {
+      throw new UsageError(`Cannot use "${device.path}" as the ${role}: it is the clone's metadata`);
+    }
+    if (other !== undefined && (await sharesStorage(device, other))) {
+      throw new UsageError(`Cannot use "${device.path}" as the ${role}: source and destination are the same`);
+    }
+  }
+
   #uri(which: "source" | "destination", uri: string | undefined): string {
     if (uri !== undefined) return uri;
     throw new UsageError(`Cannot open the ${which} of "${this.path}": its metadata does not say where that is`, {
@@ -271,14 +289,20 @@ export function sourceChanged(path: string, difference: string): CloneError {
   );
 }
 
+/** Metadata, and the destination where it was that which was named. */
+export interface OpenedMetadata {
+  device: FileDevice;
+  destination: string | undefined;
+}
+
 /**
  * Opens the metadata that a name means, without reading it. `exclusive` is for writing, and not locked yet.
  * @throws {CloneError} where there is none
  * @throws {BusyError} where it is in use
  */
-export async function openMetadataDevice(name: string, access: OpenRequest["access"]): Promise<FileDevice> {
+export async function openMetadataDevice(name: string, access: OpenRequest["access"]): Promise<OpenedMetadata> {
   const location = parseLocation(name);
-  const path = await findMetadata(location.path);
+  const { path, destination } = await findMetadata(location.path);
   if (!(await exists(path))) {
     throw new CloneError(
       "failed",
@@ -289,10 +313,10 @@ export async function openMetadataDevice(name: string, access: OpenRequest["acce
     access: access === "exclusive" ? "read-write" : "read-only",
     direct: "off",
   });
-  if (access === "any") return device;
+  if (access === "any") return { device, destination };
   try {
     await refuseInUse(device, access === "exclusive" ? "write" : "read");
-    return device;
+    return { device, destination };
   } catch (error) {
     await device[Symbol.asyncDispose]();
     throw error;

@@ -3,7 +3,7 @@ import { UsageError } from "../base/errors.ts";
 import { Clone } from "./clone.ts";
 import { type CreatedClone, type CreateRequest, createClone } from "./create-clone.ts";
 import { displayUri, parseLocation, uriOf } from "./location.ts";
-import { defaultMetadataPath, exists } from "./metadata-file.ts";
+import { defaultMetadataPath, exists, holdsMetadata, isBlockDevice } from "./metadata-file.ts";
 
 /** A clone ready to be hydrated. */
 export interface CopyStart {
@@ -20,7 +20,8 @@ export interface CopyStart {
 export async function startCopy(request: CreateRequest, signal: AbortSignal): Promise<CopyStart> {
   const destination = parseLocation(request.destination);
   const metadata = parseLocation(request.metadata ?? defaultMetadataPath(destination.path)).path;
-  const isThere = await exists(metadata);
+  // A metadata device is always there; one without metadata on it is to be made into one.
+  const isThere = (await isBlockDevice(metadata)) ? await holdsMetadata(metadata) : await exists(metadata);
   const created = isThere ? null : await createClone(request);
   const clone = await Clone.open({ name: metadata, access: "exclusive", signal });
   try {

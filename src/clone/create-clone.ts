@@ -1,12 +1,13 @@
 /** `clone create`: checks source and destination, writes the metadata, copies nothing. */
 import { randomUUID } from "node:crypto";
-import { stat } from "node:fs/promises";
-import { errnoOf, UsageError } from "../base/errors.ts";
+import { UsageError } from "../base/errors.ts";
 import { Geometry, MAX_REGION_COUNT, SECTOR_SIZE } from "../base/geometry.ts";
+import { blockDeviceUser } from "../device/block-users.ts";
 import { syncDirectoryOf } from "../device/directory.ts";
 import { FileDevice } from "../device/file-device.ts";
 import { findUser } from "../device/in-use.ts";
 import { acquireLock } from "../device/lock.ts";
+import { sharesStorage } from "../device/same-storage.ts";
 import type { Descriptor } from "../metadata/descriptor.ts";
 import { destinationFingerprint, sourceFingerprint } from "./fingerprint.ts";
 import { type Location, parseLocation, uriOf } from "./location.ts";
@@ -15,9 +16,11 @@ import {
   createMetadataOnDevice,
   defaultMetadataPath,
   exists,
+  holdsMetadata,
+  isBlockDevice,
   removeIfThere,
 } from "./metadata-file.ts";
-import { findData, isSameDevice, openDestination, openSource, refuseContainer } from "./open-devices.ts";
+import { findData, openDestination, openSource, refuseContainer } from "./open-devices.ts";
 import { Undo } from "./undo.ts";
 
 /** What to clone, and how. */
@@ -62,15 +65,16 @@ export async function createClone(request: CreateRequest): Promise<CreatedClone>
   const geometry = geometryOf(source, request.regionSize);
   await using undo = new Undo();
   await using destination = await openOrCreate(destinationLocation, source, undo);
-  checkPair(source, destination, geometry);
+  await checkPair(source, destination, geometry);
   await using _lock = await acquireLock(destination);
+  await refuseMetadata(destination);
   if (!request.force) await refuseData(destination);
   const metadata = await metadataPathOf(request, destination, source);
   const descriptor = await describe(request, { source, destination, sourceLocation, destinationLocation });
   const content = { geometry, descriptor };
   if (await isBlockDevice(metadata)) {
-    await using device = await FileDevice.open(metadata, { access: "read-write" });
-    if (isSameDevice(device, source) || isSameDevice(device, destination)) {
+    await using device = await FileDevice.open(metadata, { access: "read-write", direct: "off" });
+    if ((await sharesStorage(device, source)) || (await sharesStorage(device, destination))) {
       throw new UsageError(`Cannot put the metadata on "${metadata}": it is the source or the destination`);
     }
     await createMetadataOnDevice(device, content);
@@ -107,8 +111,8 @@ async function openOrCreate(location: Location, source: FileDevice, undo: Undo):
   return device;
 }
 
-function checkPair(source: FileDevice, destination: FileDevice, geometry: Geometry): void {
-  if (isSameDevice(source, destination)) {
+async function checkPair(source: FileDevice, destination: FileDevice, geometry: Geometry): Promise<void> {
+  if (await sharesStorage(source, destination)) {
     throw new UsageError(`Cannot clone "${source.path}" to "${destination.path}": they are the same`);
   }
   if (destination.size < source.size) {
@@ -125,6 +129,14 @@ function checkPair(source: FileDevice, destination: FileDevice, geometry: Geomet
   }
 }
 
+/** Never overridden: what the metadata says of regions that only its destination has would be lost with it. */
+async function refuseMetadata(destination: FileDevice): Promise<void> {
+  if (!(await holdsMetadata(destination.path))) return;
+  throw new UsageError(`Cannot clone to "${destination.path}": it is the metadata of a clone`, {
+    hint: "`clone delete` gives that clone up.",
+  });
+}
+
 async function refuseData(destination: FileDevice): Promise<void> {
   const data = await findData(destination);
   if (data === undefined) return;
@@ -137,7 +149,7 @@ async function metadataPathOf(request: CreateRequest, destination: FileDevice, s
   const given = request.metadata;
   if (given === undefined) {
     if (destination.kind === "file") return defaultMetadataPath(destination.path);
-    throw new UsageError(`Cannot clone to the device "${destination.path}" without --metadata FILE`, {
+    throw new UsageError(`Cannot clone to "${destination.path}": a block device needs --metadata FILE`, {
       hint: "A file beside the device would not survive a restart: name one on a disk.",
     });
   }
@@ -146,15 +158,6 @@ async function metadataPathOf(request: CreateRequest, destination: FileDevice, s
     throw new UsageError(`Cannot put the metadata into "${path}": it is the source or the destination`);
   }
   return path;
-}
-
-async function isBlockDevice(path: string): Promise<boolean> {
-  try {
-    return (await stat(path)).isBlockDevice();
-  } catch (error) {
-    if (errnoOf(error) === "ENOENT") return false;
-    throw error;
-  }
 }
 
 async function describe(
@@ -191,11 +194,10 @@ async function warningsOf(source: FileDevice): Promise<string[]> {
       `"${source.path}" is not a whole number of 512-byte sectors: the kernel's dm-clone cannot take over this clone`,
     );
   }
-  const user = await findUser(source, "read");
+  const mounted = source.identity.rdev === undefined ? undefined : await blockDeviceUser(source.identity.rdev);
+  const user = (await findUser(source, "read"))?.description ?? mounted;
   if (user !== undefined) {
-    warnings.push(
-      `"${source.path}" is in use by ${user.description}: a copy of what changes meanwhile is worth nothing`,
-    );
+    warnings.push(`"${source.path}" is in use (${user}): a copy of what changes meanwhile is worth nothing`);
   }
   return warnings;
 }

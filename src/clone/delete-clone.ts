@@ -30,7 +30,7 @@ export async function deleteClone(
   name: string,
   confirm: (deletion: Deletion) => Promise<boolean>,
 ): Promise<Deletion | undefined> {
-  const path = await findMetadata(parseLocation(name).path);
+  const { path } = await findMetadata(parseLocation(name).path);
   await using device = await FileDevice.open(path, { access: "read-write", direct: "off" });
   await refuseInUse(device, "write");
   await using _lock = await acquireLock(device);

@@ -13,7 +13,7 @@
  * the marks, so that zeros are never taken for data that was read.
  */
 import { CloneError, UsageError } from "../base/errors.ts";
-import { type RegionRange, SECTOR_SIZE } from "../base/geometry.ts";
+import { countRegions, type RegionRange, SECTOR_SIZE } from "../base/geometry.ts";
 import { formatSize } from "../base/units.ts";
 import { syncDirectoryOf } from "../device/directory.ts";
 import { CommitPipeline } from "../engine/commit-pipeline.ts";
@@ -106,7 +106,7 @@ function refuseMissing(clone: Clone, { acceptUnreadable }: { acceptUnreadable: b
   const missing = geometry.regionCount - metadata.hydratedCount;
   if (missing === 0) return [];
   const unreadable = unreadableParts(clone);
-  const unreadableCount = unreadable.reduce((sum, { start, end }) => sum + end - start, 0);
+  const unreadableCount = countRegions(unreadable);
   const percent = (Math.ceil((missing / geometry.regionCount) * 1000) / 10).toFixed(1);
   const amount = `${missing} of ${geometry.regionCount} regions (${percent} %, about ${formatSize(missing * geometry.regionSize)}) are missing`;
   if (unreadableCount < missing) {
@@ -132,7 +132,7 @@ async function refuseDifference(
     onStart: options.onVerify,
   });
   if (equal) return;
-  const count = differing.reduce((sum, { start, end }) => sum + end - start, 0);
+  const count = countRegions(differing);
   throw new CloneError("differs", `Cannot finalize "${clone.path}": ${count} regions differ from the source`, {
     hint: served
       ? "The clone was served: these may be what clients wrote, which --verify cannot tell from damage."
@@ -149,7 +149,7 @@ async function record(clone: Clone, request: FinalizeRequest, unreadable: Region
   const finalized: FinalizeRecord = {
     finished: new Date().toISOString(),
     verified: request.verify,
-    unreadableRegions: unreadable.reduce((sum, { start, end }) => sum + end - start, 0),
+    unreadableRegions: countRegions(unreadable),
   };
   await clone.updateDescriptor({ finalized, unreadable: { ranges: unreadable, inexact: false } });
 }

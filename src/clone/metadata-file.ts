@@ -33,10 +33,16 @@ export function defaultMetadataPath(destination: string): string {
  * The metadata that CLONE names: it itself, or the destination it stands beside. Where neither is there, the name itself,
  * so that opening it says what is wrong.
  */
-export async function findMetadata(name: string): Promise<string> {
-  if (await holdsMetadata(name)) return name;
+export async function findMetadata(name: string): Promise<FoundMetadata> {
+  if (await holdsMetadata(name)) return { path: name, destination: undefined };
   const beside = defaultMetadataPath(name);
-  return (await exists(beside)) ? beside : name;
+  return (await exists(beside)) ? { path: beside, destination: name } : { path: name, destination: undefined };
+}
+
+/** Where the metadata is, and the destination where it was that which was named. */
+export interface FoundMetadata {
+  path: string;
+  destination: string | undefined;
 }
 
 /** Whether something stands at the path. @throws {DeviceError} where that cannot be known */
@@ -50,8 +56,18 @@ export async function exists(path: string): Promise<boolean> {
   }
 }
 
+/** Whether a path names a block device. @throws {DeviceError} where that cannot be known */
+export async function isBlockDevice(path: string): Promise<boolean> {
+  try {
+    return (await stat(path)).isBlockDevice();
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return false;
+    throw new DeviceError(`Cannot look at "${path}": ${errnoOf(error)}`, { errno: errnoOf(error), cause: error });
+  }
+}
+
 /** Whether a path names something that begins like clone metadata, sound or not. What cannot be read does not. */
-async function holdsMetadata(path: string): Promise<boolean> {
+export async function holdsMetadata(path: string): Promise<boolean> {
   // Not for a FIFO or a terminal, which opening could block on.
   const stats = await stat(path).catch(() => undefined);
   if (stats === undefined || !(stats.isFile() || stats.isBlockDevice())) return false;

@@ -63,14 +63,6 @@ export function destinationView(destination: BlockDevice, exactSize: number): Bl
   return new PaddedDevice(new SliceDevice(destination, { start: 0, size: exactSize }));
 }
 
-/** Whether two are the same file, by whatever path or link, or the same block device by whatever node. */
-export function isSameDevice(a: FileDevice, b: FileDevice): boolean {
-  if (a.kind !== b.kind) return false;
-  return a.kind === "block"
-    ? a.identity.rdev === b.identity.rdev
-    : a.identity.dev === b.identity.dev && a.identity.ino === b.identity.ino;
-}
-
 const LOOK_BYTES = 64 * 2 ** 20;
 const EDGE_BYTES = 2 ** 20;
 

@@ -1,5 +1,5 @@
 /** `clone verify`: compares what is hydrated with the source, byte by byte. */
-import type { ByteRange, Region, RegionRange } from "../base/geometry.ts";
+import { type ByteRange, countRegions, type Region, type RegionRange } from "../base/geometry.ts";
 import { alignedBuffer } from "../device/aligned-buffer.ts";
 import { DirtyRegions } from "../metadata/dirty-regions.ts";
 import type { Clone, DeviceRequest } from "./clone.ts";
@@ -8,7 +8,7 @@ import type { Clone, DeviceRequest } from "./clone.ts";
 export interface VerifyReport {
   /** Whether every region compared is equal. */
   equal: boolean;
-  /** Hydrated regions, all of which were compared. */
+  /** Hydrated regions that were compared: all but those filled with zeros because the source could not be read. */
   compared: number;
   differing: RegionRange[];
   /** Whether clients may have written to the clone: then differences may be theirs by right. */
@@ -64,16 +64,30 @@ export async function verifyClone(
   const ranges = differing.freeze();
   return {
     equal: ranges.length === 0,
-    compared: clone.metadata.hydratedCount,
+    compared: countRegions(comparedRanges(clone)),
     differing: ranges,
     served: clone.descriptor?.served ?? false,
   };
 }
 
-/** The hydrated bytes, in pieces. */
-function* piecesOf({ geometry, metadata }: Clone): Generator<ByteRange> {
-  for (const range of metadata.hydratedRanges()) {
-    const { offset, length } = geometry.bytesOf(range);
+/** The regions to compare: hydrated, and not filled with zeros because the source could not be read. */
+function* comparedRanges({ metadata, descriptor, finalized }: Clone): Generator<RegionRange> {
+  const givenUp = finalized === null ? [] : (descriptor?.unreadable.ranges ?? []);
+  for (const { start, end } of metadata.hydratedRanges()) {
+    let from = start;
+    for (const skip of givenUp) {
+      if (skip.end <= from || skip.start >= end) continue;
+      if (skip.start > from) yield { start: from, end: skip.start };
+      from = skip.end;
+    }
+    if (from < end) yield { start: from, end };
+  }
+}
+
+/** The bytes of the regions to compare, in pieces. */
+function* piecesOf(clone: Clone): Generator<ByteRange> {
+  for (const range of comparedRanges(clone)) {
+    const { offset, length } = clone.geometry.bytesOf(range);
     for (let done = 0; done < length; done += PIECE_LENGTH) {
       yield { offset: offset + done, length: Math.min(PIECE_LENGTH, length - done) };
     }

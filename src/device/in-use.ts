@@ -103,7 +103,7 @@ async function qemuUser(fd: number, purpose: "read" | "write"): Promise<FileUser
 /** Where a file system has no locks, qemu holds none either. */
 function lockedAt(fd: number, byte: number): boolean {
   try {
-    return isLocked(fd, byte, 1);
+    return isLocked(fd, "exclusive", byte, 1);
   } catch (error) {
     if (["ENOLCK", "EOPNOTSUPP", "ENOSYS", "EINVAL"].includes(systemErrno(error) ?? "")) return false;
     throw error;

@@ -166,11 +166,11 @@ export function unlock(fd: number, offset: number, length: number): void {
 }
 
 /**
- * Whether a lock of another open file description, shared or exclusive, lies on the bytes; takes nothing.
- * @throws {SyscallError}
+ * Whether a lock of another open file description lies on the bytes that would keep out one of `kind`: an exclusive one
+ * is kept out by any, a shared one by an exclusive. Takes nothing. @throws {SyscallError}
  */
-export function isLocked(fd: number, offset: number, length: number): boolean {
-  const lock = flock(F_WRLCK, offset, length);
+export function isLocked(fd: number, kind: "shared" | "exclusive", offset: number, length: number): boolean {
+  const lock = flock(kind === "shared" ? F_RDLCK : F_WRLCK, offset, length);
   call("fcntl F_OFD_GETLK", libc().fcntl, fd, F_OFD_GETLK, lock);
   return lock.readInt16LE(0) !== F_UNLCK;
 }

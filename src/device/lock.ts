@@ -97,9 +97,9 @@ export async function acquireLock(target: Lockable, kind: "shared" | "exclusive"
   }
 }
 
-/** Who holds the lock on an open file, without taking it; undefined where nobody does. */
+/** Who has an open file locked to change it, without taking the lock; undefined where nobody has. Readers do not count. */
 export async function lockHolder(target: Lockable): Promise<LockHolder | undefined> {
-  return isLocked(target.fd, LOCK_OFFSET, 1) ? await findHolder(target.fd, LOCK_OFFSET) : undefined;
+  return isLocked(target.fd, "shared", LOCK_OFFSET, 1) ? await findHolder(target.fd, LOCK_OFFSET) : undefined;
 }
 
 /** The process that holds an OFD lock, shared or exclusive, on byte `offset` of the file open as `fd`. */

@@ -13,7 +13,8 @@ export const checkCommand = defineCommand({
   async run(options, { terminal, signal }) {
     const { lockMetadata, openMetadataDevice } = await import("../../clone/clone.ts");
     const { checkMetadata, formatFinding } = await import("../../metadata/check.ts");
-    await using device = await openMetadataDevice(options.metadata, "quiescent");
+    const { device: opened } = await openMetadataDevice(options.metadata, "quiescent");
+    await using device = opened;
     await using _lock = await lockMetadata(device, "quiescent");
     const { ok, fatal, warnings, facts } = await checkMetadata(device, { signal });
     if (options.json) {

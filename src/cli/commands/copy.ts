@@ -19,7 +19,9 @@ export const copyCommand = defineCommand({
     await using clone = opened;
     for (const warning of created?.warnings ?? []) terminal.warn(warning);
     const request = { ...hydrateRequest(options), source: options.source, destination: options.destination };
-    if (clone.finalized === null) {
+    if (clone.finalized !== null) {
+      await clone.attachSource(request); // a finished copy of what has changed since is not what was asked for
+    } else {
       const report = await runHydration(clone, request, { ...options, context });
       if (report.end !== "complete" || !options.json) {
         printReport(report, { ...options, clone: options.metadata ?? options.destination, context });

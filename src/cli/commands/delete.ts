@@ -1,3 +1,4 @@
+import { once } from "node:events";
 import { createInterface } from "node:readline/promises";
 import { UsageError } from "../../base/errors.ts";
 import { type CliContext, defineCommand } from "../command.ts";
@@ -32,12 +33,16 @@ export const deleteCommand = defineCommand({
 async function ask(metadata: string, { signal }: CliContext): Promise<boolean> {
   if (!process.stdin.isTTY) throw new UsageError(`Cannot ask whether to delete "${metadata}": use --yes`);
   const terminal = createInterface({ input: process.stdin, output: process.stderr });
+  const question = `Delete ${metadata}? What is not hydrated yet is then only in the source. [y/N] `;
   try {
-    const answer = await terminal.question(
-      `Delete ${metadata}? What is not hydrated yet is then only in the source. [y/N] `,
-      { signal },
-    );
+    const answer = await Promise.race([
+      terminal.question(question, { signal }),
+      once(terminal, "close").then(() => ""),
+    ]);
     return /^y(es)?$/i.test(answer.trim());
+  } catch (error) {
+    signal.throwIfAborted(); // Ctrl-C: `main` knows that reason
+    throw error;
   } finally {
     terminal.close();
   }

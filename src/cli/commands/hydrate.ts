@@ -125,7 +125,8 @@ export function printReport(
       ...(counts.zeroed > 0 ? [`${formatSize(counts.zeroed)} zeroed`] : []),
       ...(counts.skipped > 0 ? [`${formatSize(counts.skipped)} of holes and zeros skipped`] : []),
     ];
-    const work = parts.length === 0 ? "nothing was left to copy" : `${parts.join(", ")} in ${formatDuration(seconds)}`;
+    const nothing = unreadable.length > 0 ? "nothing more could be copied" : "nothing was left to copy";
+    const work = parts.length === 0 ? nothing : `${parts.join(", ")} in ${formatDuration(seconds)}`;
     terminal.print(`${headline(report)}: ${work}`);
   }
   if (unreadable.length > 0) {

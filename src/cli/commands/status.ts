@@ -16,7 +16,7 @@ export const statusCommand = defineCommand({
       })
       .option("watch", {
         type: "string",
-        coerce: (text: string) => countOf("--watch", 1)(text === "" ? "2" : text),
+        coerce: countOf("--watch", 1),
         describe: "Again every so many seconds [default: 2], until it is done",
       })
       .option("map", { type: "boolean", describe: "Draw the regions" })
