@@ -1,5 +1,7 @@
 import { defineConfig } from "vitest/config";
 
+const reportFile = process.env.VITEST_JSON_REPORT;
+
 export default defineConfig({
   test: {
     include: ["test/**/*.test.ts"],
@@ -7,5 +9,7 @@ export default defineConfig({
     // Tests start processes and make file systems, and the machine may be busy: these end a hang, they measure nothing.
     testTimeout: 60_000,
     hookTimeout: 60_000,
+    // For those who count: a JSON report beside the one for people.
+    reporters: reportFile === undefined ? ["default"] : ["default", ["json", { outputFile: reportFile }]],
   },
 });

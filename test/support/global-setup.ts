@@ -14,10 +14,7 @@ export default function setup(): void {
   const expected = sources.filter((file) => file.startsWith(join(ROOT, "src"))).length;
   const oldestBuilt = Math.min(...built.map((file) => statSync(file).mtimeMs));
   if (built.length >= expected && oldestBuilt >= newestSource) return;
-  const compiler = join(ROOT, "node_modules/typescript/bin/tsc");
-  const { status, stdout, stderr } = spawnSync(process.execPath, [compiler, "-p", join(ROOT, "tsconfig.build.json")], {
-    encoding: "utf8",
-  });
+  const { status, stdout, stderr } = spawnSync("npm", ["run", "--silent", "build"], { cwd: ROOT, encoding: "utf8" });
   if (status !== 0) throw new Error(`src cannot be compiled to dist:\n${stdout}${stderr}`);
 }
 
