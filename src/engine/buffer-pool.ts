@@ -6,8 +6,8 @@ export class BufferPool {
   readonly #allocate: () => Uint8Array;
   readonly #count: number;
   readonly #free: Uint8Array[] = [];
+  readonly #lent = new Set<Uint8Array>();
   readonly #waiting: ((buffer: Uint8Array) => void)[] = [];
-  #allocated = 0;
 
   constructor(count: number, allocate: () => Uint8Array) {
     this.#count = count;
@@ -16,19 +16,20 @@ export class BufferPool {
 
   /** Lends a buffer until `release()`. Its content is whatever the last user left. */
   acquire(): Promise<Uint8Array> {
-    const free = this.#free.pop();
-    if (free !== undefined) return Promise.resolve(free);
-    if (this.#allocated < this.#count) {
-      this.#allocated++;
-      return Promise.resolve(this.#allocate());
-    }
-    return new Promise((resolve) => this.#waiting.push(resolve));
+    const buffer = this.#free.pop() ?? (this.#lent.size < this.#count ? this.#allocate() : undefined);
+    if (buffer === undefined) return new Promise((resolve) => this.#waiting.push(resolve));
+    this.#lent.add(buffer);
+    return Promise.resolve(buffer);
   }
 
   release(buffer: Uint8Array): void {
-    assert(!this.#free.includes(buffer), "a buffer was released twice");
+    assert(this.#lent.has(buffer), "a buffer was released that is not lent");
     const next = this.#waiting.shift();
-    if (next !== undefined) next(buffer);
-    else this.#free.push(buffer);
+    if (next !== undefined) {
+      next(buffer); // stays lent
+    } else {
+      this.#lent.delete(buffer);
+      this.#free.push(buffer);
+    }
   }
 }

@@ -1,13 +1,14 @@
 /**
  * Makes hydrated regions survive power loss, in the one order that is safe (dm-clone's `commit_metadata`):
  *
- *     0. guard      what was copied may be vouched for (the source is still the one that was pinned)
  *     1. freeze     the regions marked so far; those marked from here on belong to the next commit
- *     2. flush      the destination: every write of a frozen region completed before 1, so this makes it durable
- *     3. commit     exactly the frozen bits: blocks, flush, superblock, flush
+ *     2. guard      what was copied may be vouched for (the source is still the one that was pinned)
+ *     3. flush      the destination: every write of a frozen region completed before 1, so this makes it durable
+ *     4. commit     exactly the frozen bits: blocks, flush, superblock, flush
  *
- * Proof: a bit reaches the disk only in step 3; its region's writes had completed before step 1 and are covered by the
- * flush of step 2, which completed before step 3 began. So no bit outlives its data, wherever the power fails.
+ * Proof: a bit reaches the disk only in step 4; its region's writes had completed before step 1 and are covered by the
+ * flush of step 3, which completed before step 4 began. So no bit outlives its data, wherever the power fails. The guard
+ * comes after the freeze because it can speak only for what was read before it looked.
  *
  *     ready ──commit()──► committing ──► ready
  *                             └── any failure ──► failed (for good: nothing more is written)

@@ -5,10 +5,10 @@
  */
 import type { BlockDevice, Extent } from "../device/block-device.ts";
 
-/** Bytes asked about at once: large enough to cross a sparse terabyte in thousands of steps, small enough to bound one answer. */
-export const WINDOW_BYTES = 64 * 2 ** 20;
+/** Bytes asked about at once: large enough to cross a sparse terabyte in some thousand steps, small enough to bound one answer. */
+export const WINDOW_BYTES = 512 * 2 ** 20;
 /** Windows kept; the batches in flight lie in one or two. */
-const WINDOWS_KEPT = 4;
+const WINDOWS_KEPT = 2;
 
 /** A window-wise cache of a source's extents. */
 export class ExtentCache {
@@ -61,8 +61,10 @@ export class ExtentCache {
     let window = this.#windows.get(index);
     if (window === undefined) {
       const offset = index * WINDOW_BYTES;
-      window = this.#source.extents(offset, Math.min(WINDOW_BYTES, this.#source.size - offset));
-      window.catch(() => this.#windows.delete(index)); // an error is not worth keeping: the next one asks again
+      const asked = this.#source.extents(offset, Math.min(WINDOW_BYTES, this.#source.size - offset));
+      // An error is not worth keeping: the next one asks again, unless somebody has done so already.
+      asked.catch(() => this.#windows.get(index) === asked && this.#windows.delete(index));
+      window = asked;
     } else {
       this.#windows.delete(index);
     }

@@ -1,9 +1,10 @@
 /**
  * Background hydration: copies every region that is missing, several at a time, commits once a second, and stops cleanly.
  *
- *     pass 1         regions ascending, those known unreadable left out
+ *     pass           regions ascending, those known unreadable left out
  *     a read error   the batch is given up and its regions are queued one by one: the good areas come first
- *     then           the queue and the known unreadable, each region alone, up to `retry` more times with growing pauses
+ *     then           the queue, each region alone, up to `retry` more times with growing pauses
+ *     then           the known unreadable in the same way: a pass, and what cannot be read alone
  *     what is left   is unreadable: reported, never filled
  *
  *     run() ──► hydrating ──► complete                  everything hydrated and committed
@@ -14,6 +15,7 @@
  *
  * Whatever ends it, copies in flight end first and what was hydrated is committed, unless the commit itself failed.
  */
+import { setMaxListeners } from "node:events";
 import type { Clock } from "../base/clock.ts";
 import { CloneError } from "../base/errors.ts";
 import type { Geometry, Region, RegionRange } from "../base/geometry.ts";
@@ -79,7 +81,7 @@ export class Hydrator {
   readonly #settings: HydrationSettings;
   readonly #lastTime: readonly RegionRange[];
   /** Regions of batches that could not be read, ascending enough; each will be tried alone. */
-  #waiting: Region[] = [];
+  #waiting: Waiting[] = [];
   readonly #unreadable: RegionRange[] = [];
   #unreadableCount = 0;
   #firstReadError: SourceReadError | undefined;
@@ -126,6 +128,7 @@ export class Hydrator {
     const ended = new AbortController();
     const timer = this.#commitPeriodically(ended.signal);
     const stop = AbortSignal.any([signal, halt.signal]);
+    setMaxListeners(0, stop); // each piece that waits for its turn listens
     let end: HydrationOutcome["end"] = "stopped";
     try {
       end = await this.#passes(stop);
@@ -142,30 +145,40 @@ export class Hydrator {
   }
 
   async #passes(stop: AbortSignal): Promise<HydrationOutcome["end"]> {
-    const { regionCount } = this.#parts.regions;
-    for (const range of [...complement(this.#lastTime, regionCount), ...this.#lastTime]) {
-      if ((await this.#pass(range, stop)) === "limit") return "limit";
+    const { regions } = this.#parts;
+    for (const ranges of [complement(this.#lastTime, regions.regionCount), this.#lastTime]) {
+      for (const range of ranges) await this.#pass(range, stop);
+      await this.#settle(stop);
     }
-    await this.#settle(stop);
     if (stop.aborted) return "stopped";
-    return this.#parts.regions.hydratedCount === regionCount ? "complete" : "partial";
+    if (regions.hydratedCount === regions.regionCount) return "complete";
+    return this.#bytesLeft() > 0 ? "partial" : "limit";
   }
 
   /** Starts a batch for every unhydrated region of the range; what cannot be read is left waiting. */
-  async #pass(range: RegionRange, stop: AbortSignal): Promise<"end" | "limit"> {
-    const { geometry, copier } = this.#parts;
+  async #pass(range: RegionRange, stop: AbortSignal): Promise<void> {
+    const { geometry } = this.#parts;
     for (let cursor = range.start; ; ) {
       while (!stop.aborted && !this.#hasRoom()) await Promise.race(this.#batches);
       if (this.#waiting.length >= (this.#settings.onError === "stop" ? 1 : MOST_WAITING)) await this.#settle(stop);
-      if (stop.aborted) return "end";
-      const bytesLeft =
-        (this.#settings.limit ?? Infinity) - copier.counts.copied - copier.counts.reflinked - this.#copyingBytes;
-      if (bytesLeft <= 0) return "limit";
+      if (stop.aborted) return;
+      const bytesLeft = this.#bytesLeft();
+      if (bytesLeft <= 0) {
+        if (this.#batches.size === 0) return;
+        await Promise.race(this.#batches); // it may turn out to be zeros, or unreadable, and copy less than it could
+        continue;
+      }
       const batch = await this.#nextBatch(cursor, range.end, Math.ceil(bytesLeft / geometry.regionSize));
-      if (batch === undefined) return "end";
+      if (batch === undefined) return;
       cursor = batch.end;
       this.#start(batch, stop);
     }
+  }
+
+  /** Bytes that may still be copied, if all that is in flight is. */
+  #bytesLeft(): number {
+    const { copied, reflinked } = this.#parts.copier.counts;
+    return (this.#settings.limit ?? Infinity) - copied - reflinked - this.#copyingBytes;
   }
 
   #hasRoom(): boolean {
@@ -225,36 +238,40 @@ export class Hydrator {
   }
 
   #putOff({ start, end }: RegionRange, error: SourceReadError): void {
-    if (error.errno !== undefined && SOURCE_GONE.has(error.errno)) this.#fail(error);
-    else for (let region = start; region < end; region++) this.#waiting.push(region);
+    if (isSourceGone(error)) this.#fail(error);
+    const alone = end - start === 1 ? error : undefined;
+    for (let region = start; region < end; region++) this.#waiting.push({ region, error: alone });
   }
 
   /** Tries each waiting region alone, and gives up on those that stay unreadable. */
   async #settle(stop: AbortSignal): Promise<void> {
     await Promise.all(this.#batches);
-    const waiting = this.#waiting.sort((a, b) => a - b);
+    const all = this.#waiting.sort((a, b) => a.region - b.region);
     this.#waiting = [];
-    for (const region of waiting) {
-      if (stop.aborted) return;
-      if (this.#parts.regions.state(region) !== "unhydrated") continue;
-      const error = await this.#tryAlone(region, stop);
-      if (error !== undefined) this.#giveUp(region, error);
+    for (const waiting of all) {
+      if (stop.aborted || this.#bytesLeft() <= 0) return;
+      if (this.#parts.regions.state(waiting.region) !== "unhydrated") continue;
+      const error = await this.#tryAlone(waiting, stop);
+      if (error !== undefined) this.#giveUp(waiting.region, error);
     }
   }
 
-  /** The last error of a region that cannot be read; undefined when it was hydrated, or stopped. */
-  async #tryAlone(region: Region, stop: AbortSignal): Promise<SourceReadError | undefined> {
-    for (let tries = 0; ; tries++) {
+  /** The last error of a region that cannot be read; undefined when it was hydrated, or all was stopped. */
+  async #tryAlone({ region, error: first }: Waiting, stop: AbortSignal): Promise<SourceReadError | undefined> {
+    let error = first;
+    for (let tries = error === undefined ? 0 : 1; tries <= this.#settings.retry; tries++) {
+      const pauseMs = Math.min(FIRST_RETRY_MS * 2 ** (tries - 1), LONGEST_RETRY_MS);
+      if (tries > 0) await this.#parts.clock.sleep(pauseMs, stop);
+      if (stop.aborted) return undefined;
       try {
         await this.#hydrate({ start: region, end: region + 1, zeros: false }, stop);
         return undefined;
-      } catch (error) {
-        if (!(error instanceof SourceReadError)) throw error;
-        if (tries === this.#settings.retry) return error;
-        await this.#parts.clock.sleep(Math.min(FIRST_RETRY_MS * 2 ** tries, LONGEST_RETRY_MS), stop);
-        if (stop.aborted) return undefined;
+      } catch (caught) {
+        if (!(caught instanceof SourceReadError) || isSourceGone(caught)) throw caught;
+        error = caught;
       }
     }
+    return error;
   }
 
   #giveUp(region: Region, error: SourceReadError): void {
@@ -290,6 +307,16 @@ export class Hydrator {
 
 /** Regions hydrated as one. `zeros`: the source says they are, so no bytes will move. */
 type Batch = RegionRange & { zeros: boolean };
+
+/** A region to be tried alone. `error`: what came of it where it was alone already. */
+interface Waiting {
+  region: Region;
+  error: SourceReadError | undefined;
+}
+
+function isSourceGone({ errno }: SourceReadError): boolean {
+  return errno !== undefined && SOURCE_GONE.has(errno);
+}
 
 /** What ascending, disjoint ranges leave out of 0 … `end` - 1. */
 function complement(ranges: readonly RegionRange[], end: Region): RegionRange[] {

@@ -49,7 +49,7 @@ export interface RegionCopierParts {
   zeroUnit: number;
   /** Makes a buffer fit for direct I/O. */
   allocate: (byteLength: number) => Uint8Array;
-  /** Read back what was written and compare. */
+  /** Read everything back and compare: what was written, what was zeroed, and what was skipped. */
   verify: boolean;
   /** Once aborted nothing more is written: the clone has failed. */
   halt: AbortSignal;
@@ -134,9 +134,12 @@ export class RegionCopier {
       await throttle.take(length, signal);
       signal.throwIfAborted();
       halt.throwIfAborted();
-      if (!(await destination.reflinkFrom?.(source, offset, offset, length))) {
+      // Where it stops, what was shared so far is right, and is copied once more by the caller.
+      const shared = await destination.reflinkFrom?.(source, offset, offset, length).catch(undecided);
+      if (shared === undefined) return false;
+      if (!shared) {
         this.#reflinks = false;
-        return false; // what was shared so far is right, and is copied once more by the caller
+        return false;
       }
       this.counts.reflinked += length;
       if (this.#parts.verify) for (const piece of this.#pieces({ offset, length })) await this.#verifyPiece(piece);
@@ -215,6 +218,8 @@ export class RegionCopier {
         position += part;
       }
     }
+    // A caller without a signal compares the piece that these zeros are in.
+    if (this.#parts.verify && signal !== undefined) await this.#verifyZeros({ offset, length });
   }
 
   async #verifyPiece({ offset, length }: ByteRange): Promise<void> {
@@ -225,6 +230,17 @@ export class RegionCopier {
       await this.#compare(offset, data);
     } finally {
       this.#buffers.release(buffer);
+    }
+  }
+
+  async #verifyZeros(range: ByteRange): Promise<void> {
+    for (const { offset, length } of this.#pieces(range)) {
+      const buffer = await this.#buffers.acquire();
+      try {
+        await this.#compare(offset, asBuffer(buffer, length).fill(0));
+      } finally {
+        this.#buffers.release(buffer);
+      }
     }
   }
 
@@ -252,6 +268,11 @@ function asBuffer(buffer: Uint8Array, length: number): Buffer {
 
 function alignDown(value: number, unit: number): number {
   return value === Infinity ? value : Math.max(unit, value - (value % unit));
+}
+
+/** A reflink reads the one device and writes the other; copying will tell which of them failed. */
+function undecided(error: unknown): undefined {
+  if (!(error instanceof DeviceError)) throw error;
 }
 
 function asSourceError(error: unknown, { offset, length }: ByteRange): unknown {

@@ -83,9 +83,12 @@ export class RegionMap {
     return hydration;
   }
 
-  /** The data of a run is at the destination: sets its bits, then takes it off the table. */
+  /**
+   * The data of a run is at the destination: sets its bits, then takes it off the table. A copy may still have been in
+   * flight when a commit failed; its bits could never be made durable, and stay as they are.
+   */
   complete(hydration: Hydration): void {
-    this.#metadata.markHydrated(hydration);
+    if (!this.#metadata.failed) this.#metadata.markHydrated(hydration);
     this.#remove(hydration);
   }
 

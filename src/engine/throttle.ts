@@ -9,8 +9,11 @@
  */
 import type { Clock } from "../base/clock.ts";
 
-/** How far a grant may run ahead, ms: with a piece of the same length it keeps every 200 ms window at its rate. */
-const BURST_MS = 100;
+/**
+ * How far a grant may run ahead, and how long a piece should take, ms: a window of 200 ms then never sees more than its
+ * own bytes, one burst saved up while idle, and one piece.
+ */
+const BURST_MS = 50;
 /** Never ask for less than this at once, bytes: below it the cost of a request outweighs smoothness. */
 const MIN_PIECE = 4096;
 
@@ -19,8 +22,8 @@ export class Throttle {
   readonly #clock: Clock;
   #bytesPerSecond: number | null;
   #paidAt = -Infinity;
-  /** Ends the sleep of whoever waits when the rate changes. */
-  #rateChanged = new AbortController();
+  /** Ends the sleep of the one whose turn it is. */
+  #wake: (() => void) | undefined;
   #turn: Promise<void> = Promise.resolve();
 
   /** `bytesPerSecond` null is unlimited. */
@@ -33,15 +36,17 @@ export class Throttle {
     return this.#bytesPerSecond;
   }
 
-  /** Changes the rate at once, also for those who wait. What was granted before is not paid again. */
+  /**
+   * Changes the rate at once, also for those who wait. What was granted before is paid off at the faster of the two
+   * rates: at a slow new one the bytes of a fast old one would stop everything for hours.
+   */
   set bytesPerSecond(rate: number | null) {
+    const before = this.#bytesPerSecond;
     const now = this.#clock.now();
-    const debtMs = Math.max(0, this.#paidAt - now);
-    if (this.#bytesPerSecond !== null && rate !== null) this.#paidAt = now + (debtMs * this.#bytesPerSecond) / rate;
-    else this.#paidAt = now;
+    if (before === null || rate === null) this.#paidAt = now;
+    else if (this.#paidAt > now) this.#paidAt = now + (this.#paidAt - now) * Math.min(1, before / rate);
     this.#bytesPerSecond = rate;
-    this.#rateChanged.abort();
-    this.#rateChanged = new AbortController();
+    this.#wake?.();
   }
 
   /** The most bytes to ask for in one `take()` for the rate to be smooth. */
@@ -53,8 +58,8 @@ export class Throttle {
   async take(bytes: number, signal?: AbortSignal): Promise<void> {
     if (this.#bytesPerSecond === null) return;
     const turn = this.#turn.then(() => this.#grant(bytes, signal));
-    this.#turn = turn;
-    await turn;
+    this.#turn = turn; // goes on without whoever gives up: their turn is empty when it comes
+    await unlessAborted(turn, signal);
   }
 
   async #grant(bytes: number, signal: AbortSignal | undefined): Promise<void> {
@@ -67,8 +72,24 @@ export class Throttle {
     while (this.#bytesPerSecond !== null && !signal?.aborted) {
       const waitMs = this.#paidAt - this.#clock.now();
       if (waitMs <= 0) return;
-      const changed = this.#rateChanged.signal;
-      await this.#clock.sleep(waitMs, signal === undefined ? changed : AbortSignal.any([signal, changed]));
+      // Not AbortSignal.any(): what it makes stays in memory as long as its sources, and here that is hours.
+      const wait = new AbortController();
+      this.#wake = () => wait.abort();
+      signal?.addEventListener("abort", this.#wake, { once: true });
+      await this.#clock.sleep(waitMs, wait.signal);
+      signal?.removeEventListener("abort", this.#wake);
+      this.#wake = undefined;
     }
   }
+}
+
+/** Settles as `promise` does, or resolves when `signal` aborts. */
+function unlessAborted(promise: Promise<void>, signal: AbortSignal | undefined): Promise<void> {
+  if (signal === undefined) return promise;
+  return new Promise((resolve, reject) => {
+    if (signal.aborted) return resolve();
+    const abort = (): void => resolve();
+    signal.addEventListener("abort", abort, { once: true });
+    promise.then(resolve, reject).finally(() => signal.removeEventListener("abort", abort));
+  });
 }

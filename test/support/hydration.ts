@@ -1,0 +1,100 @@
+/** The engine put together over memory, a virtual clock, and whatever faults a test wraps round its devices. */
+import { Geometry, type RegionRange } from "../../src/base/geometry.ts";
+import type { BlockDevice } from "../../src/device/block-device.ts";
+import { MemoryDevice } from "../../src/device/memory-device.ts";
+import { CommitPipeline } from "../../src/engine/commit-pipeline.ts";
+import { ExtentCache } from "../../src/engine/extent-cache.ts";
+import { type HydrationSettings, Hydrator } from "../../src/engine/hydrator.ts";
+import { RegionCopier } from "../../src/engine/region-copier.ts";
+import { RegionMap } from "../../src/engine/region-map.ts";
+import { Throttle } from "../../src/engine/throttle.ts";
+import { CloneMetadata } from "../../src/metadata/clone-metadata.ts";
+import { noise } from "./layout.ts";
+import { VirtualClock } from "./virtual-clock.ts";
+
+/** Blocks of metadata in every test clone. */
+export const METADATA_BLOCKS = 64;
+
+/** What differs from the usual: 64 regions of 4096 bytes of data, into a hole, everything at once and unlimited. */
+export interface HydrationOptions {
+  size?: number;
+  regionSize?: number;
+  clock?: VirtualClock;
+  /** Default: noise. */
+  source?: BlockDevice;
+  /** Default: a hole. */
+  destination?: BlockDevice;
+  /** Formatted metadata. */
+  store?: BlockDevice;
+  settings?: Partial<HydrationSettings>;
+  lastTime?: RegionRange[];
+  rate?: number | null;
+  verify?: boolean;
+  trusted?: boolean;
+  pieceLength?: number;
+  depth?: number;
+  zeroUnit?: number;
+  copiesInFlight?: number;
+  guard?: () => Promise<void>;
+}
+
+/** Metadata in memory for a clone of which nothing is hydrated. */
+export async function formattedStore(size: number, regionSize: number): Promise<MemoryDevice> {
+  const store = new MemoryDevice({ name: "metadata", size: METADATA_BLOCKS * 4096 });
+  await CloneMetadata.create(store, { geometry: new Geometry({ size, regionSize }), blockCount: METADATA_BLOCKS });
+  return store;
+}
+
+/** Everything that a hydration needs, and the hydrator over it. */
+export async function makeHydration(options: HydrationOptions = {}) {
+  const { size = 64 * 4096, regionSize = 4096, clock = new VirtualClock(), settings = {} } = options;
+  const source = options.source ?? new MemoryDevice({ name: "source", size, content: noise(size, 1) });
+  const destination = options.destination ?? new MemoryDevice({ name: "destination", size });
+  const store = options.store ?? (await formattedStore(size, regionSize));
+  const metadata = await CloneMetadata.open(store);
+  const { geometry } = metadata;
+  const halt = new AbortController();
+  const throttle = new Throttle(clock, options.rate ?? null);
+  const extents = new ExtentCache(source, { trusted: options.trusted ?? true });
+  const copier = new RegionCopier({
+    source,
+    destination,
+    extents,
+    throttle,
+    pieceLength: options.pieceLength ?? 65536,
+    depth: options.depth ?? 2,
+    zeroUnit: options.zeroUnit ?? Math.min(65536, regionSize),
+    allocate: (byteLength) => new Uint8Array(byteLength),
+    verify: options.verify ?? false,
+    halt: halt.signal,
+  });
+  const regions = new RegionMap(metadata);
+  const commits = new CommitPipeline({ metadata, destination, ...(options.guard && { guard: options.guard }) });
+  const hydrator = new Hydrator(
+    { geometry, regions, copier, extents, commits, clock, halt, copiesInFlight: options.copiesInFlight ?? 4 },
+    { threshold: null, batchSize: null, retry: 3, maxErrors: 1000, onError: "skip", limit: null, ...settings },
+    options.lastTime,
+  );
+  const run = (signal: AbortSignal = new AbortController().signal) => hydrator.run(signal);
+  return {
+    clock,
+    source,
+    destination,
+    store,
+    metadata,
+    geometry,
+    halt,
+    throttle,
+    extents,
+    copier,
+    regions,
+    commits,
+    hydrator,
+    run,
+  };
+}
+
+/** The regions that metadata on a device, opened anew, calls hydrated. */
+export async function committedRegions(store: BlockDevice): Promise<RegionRange[]> {
+  return [...(await CloneMetadata.open(store)).hydratedRanges()];
+}
