@@ -63,7 +63,8 @@ export function destinationView(destination: BlockDevice, exactSize: number): Bl
   return new PaddedDevice(new SliceDevice(destination, { start: 0, size: exactSize }));
 }
 
-const LOOK_BYTES = 64 * 2 ** 20;
+/** Looked at first; then twice as much each time, since what is empty so far is likely empty further on. */
+const FIRST_LOOK_BYTES = 64 * 2 ** 20;
 const EDGE_BYTES = 2 ** 20;
 
 /**
@@ -72,8 +73,8 @@ const EDGE_BYTES = 2 ** 20;
  */
 export async function findData(device: FileDevice): Promise<string | undefined> {
   if (device.kind === "file") {
-    for (let offset = 0; offset < device.size; offset += LOOK_BYTES) {
-      const extents = await device.extents(offset, Math.min(LOOK_BYTES, device.size - offset));
+    for (let offset = 0, length = FIRST_LOOK_BYTES; offset < device.size; offset += length, length *= 2) {
+      const extents = await device.extents(offset, Math.min(length, device.size - offset));
       if (extents.some(({ hole }) => !hole)) return await describeHead(device, "data");
     }
     return undefined;
