@@ -70,6 +70,11 @@ export function formatExactSize(bytes: number): string {
   return `${value}${suffixes[unit]}`;
 }
 
+/** How long something took, for people: `0.8 s`, and from a minute on as `formatDuration`. */
+export function formatElapsed(seconds: number): string {
+  return seconds < 59.95 ? `${seconds.toFixed(1)} s` : formatDuration(seconds);
+}
+
 /** Seconds for people: `0:07`, `12:34`, `3:25:07`, `2d 03:25:07`. */
 export function formatDuration(seconds: number): string {
   const total = Math.round(seconds);

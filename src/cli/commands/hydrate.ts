@@ -1,4 +1,4 @@
-import { formatDuration, formatSize } from "../../base/units.ts";
+import { formatElapsed, formatSize } from "../../base/units.ts";
 import type { Clone } from "../../clone/clone.ts";
 import type { HydrateReport, HydrateRequest } from "../../clone/hydrate-clone.ts";
 import { type CliContext, defineCommand } from "../command.ts";
@@ -126,7 +126,7 @@ export function printReport(
       ...(counts.skipped > 0 ? [`${formatSize(counts.skipped)} of holes and zeros skipped`] : []),
     ];
     const nothing = unreadable.length > 0 ? "nothing more could be copied" : "nothing was left to copy";
-    const work = parts.length === 0 ? nothing : `${parts.join(", ")} in ${formatDuration(seconds)}`;
+    const work = parts.length === 0 ? nothing : `${parts.join(", ")} in ${formatElapsed(seconds)}`;
     terminal.print(`${headline(report)}: ${work}`);
   }
   if (unreadable.length > 0) {
