@@ -1,7 +1,7 @@
 import type { BlockDevice, ZeroOptions } from "../../src/device/block-device.ts";
 import { FilterDevice } from "../../src/device/filters/filter-device.ts";
 
-/** Notes changes and flushes in a log that several devices may share: `disk write 0+4096`, `disk flush`; bytes. */
+/** Notes changes, as they begin, and flushes in a log that several devices may share: `disk write 0+4096`, `disk flush`; bytes. */
 export class LoggingDevice extends FilterDevice {
   readonly #log: string[];
   readonly #label: string;
@@ -23,8 +23,9 @@ export class LoggingDevice extends FilterDevice {
   }
 
   override async reflinkFrom(source: BlockDevice, from: number, offset: number, length: number): Promise<boolean> {
-    this.#log.push(`${this.#label} reflink ${offset}+${length}`);
-    return await super.reflinkFrom(source, from, offset, length);
+    const shared = await super.reflinkFrom(source, from, offset, length);
+    if (shared) this.#log.push(`${this.#label} reflink ${offset}+${length}`);
+    return shared;
   }
 
   override async flush(): Promise<void> {
