@@ -133,7 +133,8 @@ async function refuseDifference(
   });
   if (equal) return;
   const count = countRegions(differing);
-  throw new CloneError("differs", `Cannot finalize "${clone.path}": ${count} regions differ from the source`, {
+  const what = count === 1 ? "1 region differs" : `${count} regions differ`;
+  throw new CloneError("differs", `Cannot finalize "${clone.path}": ${what} from the source`, {
     hint: served
       ? "The clone was served: these may be what clients wrote, which --verify cannot tell from damage."
       : "`clone verify` lists them.",

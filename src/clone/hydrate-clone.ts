@@ -12,6 +12,7 @@ import { Throttle } from "../engine/throttle.ts";
 import { normalizeRanges } from "../metadata/unreadable-ranges.ts";
 import { type AttachedSource, type Clone, type DeviceRequest, sourceChanged } from "./clone.ts";
 import { sourceDifference } from "./fingerprint.ts";
+import { settleSource } from "./open-devices.ts";
 
 /** How to hydrate. */
 export interface HydrateRequest extends DeviceRequest, HydrationSettings {
@@ -68,6 +69,7 @@ export async function hydrateClone(
   }
   const source = await clone.attachSource(request);
   const destination = await clone.attachDestination(request, "read-write");
+  if (request.extents) await settleSource(source.device);
   const { geometry, metadata } = clone;
   const halt = new AbortController();
   const throttle = new Throttle(systemClock, request.rate);

@@ -1,5 +1,7 @@
 /** Opens sources and destinations, and refuses what must not be read or written. */
-import { UsageError } from "../base/errors.ts";
+import * as fs from "node:fs";
+import { promisify } from "node:util";
+import { DeviceError, errnoOf, UsageError } from "../base/errors.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import { FileDevice } from "../device/file-device.ts";
 import { PaddedDevice } from "../device/filters/padded.ts";
@@ -8,6 +10,8 @@ import { refuseInUse } from "../device/in-use.ts";
 import { FADV_SEQUENTIAL, fadvise } from "../device/libc.ts";
 import { describeContent } from "../metadata/foreign-content.ts";
 import type { Location } from "./location.ts";
+
+const fdatasync = promisify(fs.fdatasync);
 
 /** Formats that hold a disk inside: copied byte for byte they make a copy that no machine boots from. */
 const CONTAINER_FORMATS = /qcow2|VMDK|VHDX|VHD|VDI/;
@@ -25,6 +29,21 @@ export async function openSource({ path }: Location): Promise<FileDevice> {
   }
   await device[Symbol.asyncDispose]();
   throw new UsageError(`Cannot clone "${path}": it is empty`);
+}
+
+/**
+ * Makes the kernel write out what it still has to of a source file, so that where its holes are is settled: file systems
+ * have told wrong holes of data that was not on the disk yet. @throws {DeviceError}
+ */
+export async function settleSource(device: FileDevice): Promise<void> {
+  if (device.kind === "block") return;
+  try {
+    await fdatasync(device.fd);
+  } catch (error) {
+    const errno = errnoOf(error);
+    if (errno === "EINVAL" || errno === "EROFS") return; // nothing can be outstanding where nothing can be written
+    throw new DeviceError(`Cannot flush "${device.path}": ${errno}`, { errno, cause: error });
+  }
 }
 
 /** @throws {UsageError} where a source is an image in a format of its own, and `raw` was not asked for on purpose */

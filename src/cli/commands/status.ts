@@ -84,8 +84,8 @@ async function describe(report: StatusReport, map: boolean | undefined, { termin
     rows.push(["rate", `${formatSize(hydration.bytesPerSecond)}/s${left}`]);
   }
   rows.push(
-    ["source", source === null ? "not known: made by the kernel" : displayUri(source.uri)],
-    ["destination", destination === null ? "not known: made by the kernel" : displayUri(destination.uri)],
+    ["source", source === null ? "not known" : displayUri(source.uri)],
+    ["destination", destination === null ? "not known" : displayUri(destination.uri)],
     ["metadata", `${metadata.path}, ${metadata.usedBlocks} of ${metadata.totalBlocks} blocks in use`],
   );
   const lines = rows.map(([name, value]) => `${terminal.out.dim(name.padEnd(12))}${value}`);
