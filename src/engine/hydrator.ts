@@ -3,7 +3,7 @@
  *
  *     pass           regions ascending, those known unreadable left out
  *     a read error   the batch is given up and its regions are queued one by one: the good areas come first
- *     then           the queue, each region alone, up to `retry` more times with growing pauses
+ *     then           the queue, each region alone; what still fails again, `retry` times, with growing pauses between
  *     then           the known unreadable in the same way: a pass, and what cannot be read alone
  *     what is left   is unreadable: reported, never filled
  *
@@ -243,35 +243,44 @@ export class Hydrator {
     for (let region = start; region < end; region++) this.#waiting.push({ region, error: alone });
   }
 
-  /** Tries each waiting region alone, and gives up on those that stay unreadable. */
+  /**
+   * Tries each waiting region alone, and gives up on those that stay unreadable. All have their turn before any is tried
+   * again: a disk that dies should give what it still can first, and many bad regions share each pause.
+   */
   async #settle(stop: AbortSignal): Promise<void> {
     await Promise.all(this.#batches);
-    const all = this.#waiting.sort((a, b) => a.region - b.region);
+    let waiting = this.#waiting.sort((a, b) => a.region - b.region);
     this.#waiting = [];
-    for (const waiting of all) {
-      if (stop.aborted || this.#bytesLeft() <= 0) return;
-      if (this.#parts.regions.state(waiting.region) !== "unhydrated") continue;
-      const error = await this.#tryAlone(waiting, stop);
-      if (error !== undefined) this.#giveUp(waiting.region, error);
+    for (let round = 0; waiting.length > 0; round++) {
+      const pauseMs = Math.min(FIRST_RETRY_MS * 2 ** (round - 1), LONGEST_RETRY_MS);
+      if (round > 0) await this.#parts.clock.sleep(pauseMs, stop);
+      waiting = await this.#tryEach(waiting, round, stop);
     }
   }
 
-  /** The last error of a region that cannot be read; undefined when it was hydrated, or all was stopped. */
-  async #tryAlone({ region, error: first }: Waiting, stop: AbortSignal): Promise<SourceReadError | undefined> {
-    let error = first;
-    for (let tries = error === undefined ? 0 : 1; tries <= this.#settings.retry; tries++) {
-      const pauseMs = Math.min(FIRST_RETRY_MS * 2 ** (tries - 1), LONGEST_RETRY_MS);
-      if (tries > 0) await this.#parts.clock.sleep(pauseMs, stop);
-      if (stop.aborted) return undefined;
-      try {
-        await this.#hydrate({ start: region, end: region + 1, zeros: false }, stop);
-        return undefined;
-      } catch (caught) {
-        if (!(caught instanceof SourceReadError) || isSourceGone(caught)) throw caught;
-        error = caught;
-      }
+  /** One round; returns those to be tried again. Regions that were alone in their batch have had their round 0. */
+  async #tryEach(waiting: Waiting[], round: number, stop: AbortSignal): Promise<Waiting[]> {
+    const again: Waiting[] = [];
+    for (const { region, error: before } of waiting) {
+      if (stop.aborted || this.#bytesLeft() <= 0) return [];
+      if (this.#parts.regions.state(region) !== "unhydrated") continue;
+      const error = round === 0 && before !== undefined ? before : await this.#tryAlone(region, stop);
+      if (error === undefined) continue;
+      if (round < this.#settings.retry) again.push({ region, error });
+      else this.#giveUp(region, error);
     }
-    return error;
+    return again;
+  }
+
+  /** The error of a region that cannot be read; undefined when it was hydrated, or all was stopped. */
+  async #tryAlone(region: Region, stop: AbortSignal): Promise<SourceReadError | undefined> {
+    try {
+      await this.#hydrate({ start: region, end: region + 1, zeros: false }, stop);
+      return undefined;
+    } catch (error) {
+      if (!(error instanceof SourceReadError) || isSourceGone(error)) throw error;
+      return error;
+    }
   }
 
   #giveUp(region: Region, error: SourceReadError): void {
