@@ -99,9 +99,9 @@ describe("ExtentCache", () => {
     const at = (window: number) => cache.extents(window * WINDOW_BYTES + 5, 100);
     await Promise.all([at(0), at(0), at(1), at(0)]);
     expect(source.asked).toEqual([0, WINDOW_BYTES]);
-    for (const window of [2, 3, 0, 4]) await at(window); // 0 was used after 1, which makes room for 4
+    await at(2); // 0 was used after 1, which makes room
     source.asked.length = 0;
-    for (const window of [0, 2, 3, 4]) await at(window);
+    for (const window of [0, 2]) await at(window);
     expect(source.asked).toEqual([]);
     await at(1);
     expect(source.asked).toEqual([WINDOW_BYTES]);
