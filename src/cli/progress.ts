@@ -59,31 +59,31 @@ export async function withProgress<T>(
   run: (show: (sample: () => ProgressSample) => void) => Promise<T>,
 ): Promise<T> {
   const chosen = style === "auto" ? (process.stderr.isTTY ? "bar" : "plain") : style;
-  if (chosen === "none" || (quiet && chosen !== "json")) return await run(() => {});
-  const display = await makeDisplay(chosen, label, jsonResult ? process.stdout : process.stderr);
+  const silent = chosen === "none" || (quiet && chosen !== "json");
+  const display = silent ? undefined : await makeDisplay(chosen, label, jsonResult ? process.stdout : process.stderr);
   const meter = new RateMeter();
   let timer: NodeJS.Timeout | undefined;
-  let update: (final: boolean) => void = () => {};
-  const onRequest = (): void => update(false);
-  process.on("SIGUSR1", onRequest); // as qemu-img and dd do
+  let update: (final: boolean, on?: Display) => void = () => {};
+  const onRequest = (): void => update(false, display ?? plainDisplay(label));
+  process.on("SIGUSR1", onRequest); // as qemu-img and dd do, also where nothing else is shown
   try {
     const result = await run((sample) => {
       const start = sample();
       meter.add(performance.now(), start);
-      update = (final) => {
+      update = (final, on = display) => {
         const now = sample();
         meter.add(performance.now(), now);
-        display.show(now, meter, final);
+        on?.show(now, meter, final);
       };
       if (chosen === "bar") update(false);
-      timer = setInterval(update, INTERVAL_MS[chosen], false);
+      if (!silent) timer = setInterval(update, INTERVAL_MS[chosen], false);
     });
     update(true);
     return result;
   } finally {
     process.off("SIGUSR1", onRequest);
     clearInterval(timer);
-    display.end();
+    display?.end();
   }
 }
 

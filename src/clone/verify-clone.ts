@@ -18,6 +18,7 @@ export interface VerifyReport {
 /** A comparison while it runs. Bytes. */
 export interface RunningVerify {
   readonly comparedBytes: number;
+  readonly totalBytes: number;
 }
 
 /** Bytes compared at once, and how many of these at a time. */
@@ -40,7 +41,9 @@ export async function verifyClone(
   const destination = await clone.attachDestination(request, "read-only");
   const alignment = destination.device.directAlignment;
   const differing = new DirtyRegions(); // stays small where a list of 2^31 regions would not
-  const progress = { comparedBytes: 0 };
+  let totalBytes = 0;
+  for (const range of comparedRanges(clone)) totalBytes += clone.geometry.bytesOf(range).length;
+  const progress = { comparedBytes: 0, totalBytes };
   onStart?.(progress);
   const pieces = piecesOf(clone);
   const worker = async (): Promise<void> => {

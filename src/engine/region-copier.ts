@@ -89,8 +89,9 @@ export class RegionCopier {
    * @throws the reason of `signal` or of the halt signal when either aborts between two pieces; the range is then unfinished
    */
   async copy(range: ByteRange, signal: AbortSignal): Promise<void> {
-    if (this.#reflinks && (await this.#reflink(range, signal))) return;
-    const pieces = this.#pieceTasks(await this.#sourceExtents(range), signal);
+    const extents = await this.#sourceExtents(range);
+    if (this.#reflinks && extents.some(({ zero }) => !zero) && (await this.#reflink(range, signal))) return;
+    const pieces = this.#pieceTasks(extents, signal);
     const workers = Array.from({ length: this.#parts.depth }, async () => {
       // The generator is shared: each worker takes the next piece, and leaving the loop by an error ends it for all.
       for (const piece of pieces) await piece();
@@ -131,7 +132,8 @@ export class RegionCopier {
     const end = range.offset + range.length;
     for (let offset = range.offset; offset < end; ) {
       const length = Math.min(end - offset, alignDown(Math.min(REFLINK_LENGTH, throttle.pieceLength), 4096));
-      await throttle.take(length, signal);
+      const data = await this.#dataLength({ offset, length });
+      await throttle.take(data, signal);
       signal.throwIfAborted();
       halt.throwIfAborted();
       // Where it stops, what was shared so far is right, and is copied once more by the caller.
@@ -141,11 +143,19 @@ export class RegionCopier {
         this.#reflinks = false;
         return false;
       }
-      this.counts.reflinked += length;
+      this.counts.reflinked += data;
+      this.counts.skipped += length - data;
       if (this.#parts.verify) for (const piece of this.#pieces({ offset, length })) await this.#verifyPiece(piece);
       offset += length;
     }
     return true;
+  }
+
+  /** Bytes of a range that are not known to be zeros: only these count against a rate or a limit. */
+  async #dataLength(range: ByteRange): Promise<number> {
+    let bytes = 0;
+    for (const { length, zero } of await this.#sourceExtents(range)) if (!zero) bytes += length;
+    return bytes;
   }
 
   async #copyPiece({ offset, length }: ByteRange, signal: AbortSignal): Promise<void> {

@@ -32,7 +32,11 @@ export const deleteCommand = defineCommand({
 
 async function ask(metadata: string, { signal }: CliContext): Promise<boolean> {
   if (!process.stdin.isTTY) throw new UsageError(`Cannot ask whether to delete "${metadata}": use --yes`);
-  const terminal = createInterface({ input: process.stdin, output: process.stderr });
+  const terminal = createInterface({
+    input: process.stdin,
+    output: process.stderr,
+    terminal: false, // so that Ctrl-C stays a signal
+  });
   const question = `Delete ${metadata}? What is not hydrated yet is then only in the source. [y/N] `;
   try {
     const answer = await Promise.race([

@@ -58,9 +58,7 @@ export async function runFinalize(
 ): Promise<FinalizeReport> {
   const { finalizeClone } = await import("../../clone/finalize-clone.ts");
   const { signal, terminal } = options.context;
-  const report = await withVerifyProgress(clone, options, (onVerify) =>
-    finalizeClone(clone, request, { signal, onVerify }),
-  );
+  const report = await withVerifyProgress(options, (onVerify) => finalizeClone(clone, request, { signal, onVerify }));
   for (const warning of clone.warnings) terminal.warn(warning);
   return report;
 }

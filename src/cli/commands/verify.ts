@@ -17,7 +17,7 @@ export const verifyCommand = defineCommand({
     const { Clone } = await import("../../clone/clone.ts");
     const { verifyClone } = await import("../../clone/verify-clone.ts");
     await using clone = await Clone.open({ name: options.clone, access: "quiescent", signal });
-    const report = await withVerifyProgress(clone, { ...options, context }, (onStart) =>
+    const report = await withVerifyProgress({ ...options, context }, (onStart) =>
       verifyClone(clone, deviceRequest(options), { signal, onStart }),
     );
     const { equal, compared, differing, served } = report;
@@ -27,7 +27,7 @@ export const verifyCommand = defineCommand({
         JSON.stringify({ equal, compared, differing: differing.map(({ start, end }) => [start, end]), served }),
       );
     } else if (equal) {
-      const rest = clone.geometry.regionCount - compared;
+      const rest = clone.geometry.regionCount - clone.metadata.hydratedCount;
       terminal.print(`Equal: ${compared} hydrated regions compared${rest > 0 ? `, ${rest} not hydrated yet` : ""}`);
     } else {
       terminal.print(`Different: ${formatRegions(differing)} of ${compared} hydrated regions`);
