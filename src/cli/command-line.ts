@@ -2,6 +2,7 @@
 import { readFileSync } from "node:fs";
 import yargs, { type Argv } from "yargs";
 import { CloneError, UsageError } from "../base/errors.ts";
+import { firstWord, prepareArguments, refuseFlagValues } from "./arguments.ts";
 import type { CliContext, Command } from "./command.ts";
 import { ExitCode, exitCodeOf } from "./exit-codes.ts";
 import { Interruption } from "./interruption.ts";
@@ -70,15 +71,18 @@ const COMMANDS: CommandEntry[] = [
 const HELP_FOOTER = "man clone (or clone.1 in the package's man/) has the details.";
 
 /** Parses and runs a command line, and sets the process's exit code. */
-export async function runCommandLine(args: string[]): Promise<void> {
+export async function runCommandLine(given: string[]): Promise<void> {
+  const args = prepareArguments(given);
   let context: CliContext | undefined;
   let exit: ExitCode = ExitCode.done;
-  const parser = buildParser(args.map(defaultWatch));
+  const parser = buildParser(args);
   addCommands(parser, async (command, options) => {
+    refuseFlagValues(args, optionsOf(parser).boolean);
     context = await newContext(options as unknown as Verbosity); // every command has these, see buildParser
     exit = await command.run(options, context);
   });
   try {
+    refuseUnknownCommand(args);
     await parser.parseAsync();
   } catch (error) {
     exit = await report(asUsage(error, parser), context, args);
@@ -88,9 +92,11 @@ export async function runCommandLine(args: string[]): Promise<void> {
   process.exitCode = exit;
 }
 
-/** `--watch` takes a number or nothing, which the parser cannot express: it would take the word that follows. */
-function defaultWatch(arg: string, index: number, args: string[]): string {
-  return arg === "--watch" && !/^\d+$/.test(args[index + 1] ?? "") ? "--watch=2" : arg;
+/** Before the parser, which would rather complain of what follows it. */
+function refuseUnknownCommand(args: string[]): void {
+  const word = firstWord(args);
+  if (word === undefined || args.includes("--get-yargs-completions")) return;
+  if (!COMMANDS.some(({ signature }) => signature.split(" ")[0] === word)) throw new WrongUsage("Unknown command", []);
 }
 
 /** The text of `clone --help`, for a terminal of 80 columns. */
@@ -129,9 +135,8 @@ function buildParser(args: string[]): Argv {
     .alias("version", "V")
     .help("help", "Show this help")
     .alias("help", "h")
-    .demandCommand(1, 1, "Cannot run: which command? `clone --help` lists them", "Cannot run more than one command")
+    .demandCommand(1)
     .strict()
-    .recommendCommands()
     .showHelpOnFail(false)
     .exitProcess(false)
     .wrap(Math.min(100, process.stdout.columns ?? 80))
@@ -193,10 +198,14 @@ function asUsage(error: unknown, parser: Argv): unknown {
   return error instanceof Error && error.name === "YError" ? new WrongUsage(error.message, optionNames(parser)) : error;
 }
 
-/** The long options that the parser knew when it failed; yargs documents `getOptions` but its types do not. */
-function optionNames(parser: unknown): string[] {
-  const { key } = (parser as { getOptions(): { key: Record<string, unknown> } }).getOptions();
-  return Object.keys(key).filter((name) => name.length > 1);
+/** The long options that the parser knew when it failed. */
+function optionNames(parser: Argv): string[] {
+  return Object.keys(optionsOf(parser).key).filter((name) => name.length > 1);
+}
+
+/** The options that a parser knows by now; `getOptions` is there but not in the types. */
+function optionsOf(parser: unknown): { key: Record<string, unknown>; boolean: string[] } {
+  return (parser as { getOptions(): { key: Record<string, unknown>; boolean: string[] } }).getOptions();
 }
 
 function inspectError(error: Error): string {

@@ -1,0 +1,32 @@
+/** What has to be done to a command line before and beside the parser, which cannot express it. */
+import { UsageError } from "../base/errors.ts";
+
+/** The first argument that is no option: the command. */
+export function firstWord(args: string[]): string | undefined {
+  return args.find((arg) => !arg.startsWith("-"));
+}
+
+/**
+ * The arguments as the parser understands them: `--watch` takes a number or nothing, where it would take the word that
+ * follows; and what follows `--` is a path even if it begins with a hyphen, where it would be no argument of the command.
+ */
+export function prepareArguments(args: string[]): string[] {
+  const end = args.includes("--") ? args.indexOf("--") : args.length;
+  const options = args
+    .slice(0, end)
+    .map((arg, index) => (arg === "--watch" && !/^\d+$/.test(args[index + 1] ?? "") ? "--watch=2" : arg));
+  const paths = args.slice(end + 1).map((path) => (path.startsWith("-") ? `./${path}` : path));
+  return [...options, ...paths];
+}
+
+/**
+ * @param flags names of the options that take no value
+ * @throws {UsageError} for a flag with a value that is neither true nor false, which the parser takes for false
+ */
+export function refuseFlagValues(args: string[], flags: readonly string[]): void {
+  for (const arg of args) {
+    const [, name, value] = /^--([^=]+)=(.*)$/.exec(arg) ?? [];
+    if (name === undefined || !flags.includes(name) || value === "true" || value === "false") continue;
+    throw new UsageError(`Cannot use --${name}=${value}: it takes no value`);
+  }
+}
