@@ -351,33 +351,35 @@ async function load(
     return { superblock, transaction: undefined, hydratedCount, warnings };
   }
   const spaceMap = await SpaceMap.load(source, superblock.spaceMap);
-  checkCounts(spaceMap, superblock, layout, device.name);
-  warnings.push(...spaceMap.warnings);
+  warnings.push(...spaceMap.warnings, ...checkCounts(spaceMap, superblock, layout, device.name));
   const corrected = { ...superblock, spaceMap: spaceMap.root };
   return { superblock: corrected, transaction: new TransactionManager(blocks, spaceMap), hydratedCount, warnings };
 }
 
 /**
  * Checks that the space map protects every block in use before anything is allocated from it: a live block that it calls
- * free would be overwritten by the next commit. Blocks in use that nothing points to are merely lost, and left alone.
+ * free would be overwritten by the next commit. Blocks in use that nothing points to are merely lost, and left alone; a
+ * count above 1 is only wrong, and goes with the block when that is freed. Returns what was found so, sentences.
  */
-function checkCounts(spaceMap: SpaceMap, superblock: Superblock, layout: BitsetLayout, name: string): void {
+function checkCounts(spaceMap: SpaceMap, superblock: Superblock, layout: BitsetLayout, name: string): string[] {
   const seen = new Uint8Array(spaceMap.blockCount);
+  let overcounted = 0;
   const check = (block: number): void => {
     const count = spaceMap.count(block);
-    if (count === 1 && seen[block] === 0) {
-      seen[block] = 1;
-      return;
+    if (count === 0 || seen[block] === 1) {
+      throw new MetadataError(
+        count === 0
+          ? `Block ${block} of "${name}" is in use, but the space map calls it free`
+          : `Block ${block} of "${name}" is used twice`,
+        { block, hint: "Rebuild the metadata before anything more is written to it." },
+      );
     }
-    throw new MetadataError(
-      seen[block] === 1
-        ? `Block ${block} of "${name}" is used twice`
-        : `Block ${block} of "${name}" is in use, but the space map counts it ${count} times`,
-      { block, hint: "Rebuild the metadata before anything more is written to it." },
-    );
+    seen[block] = 1;
+    if (count > 1) overcounted++;
   };
   for (const block of [0, superblock.spaceMap.refCountRoot, ...spaceMap.ownBlocks(), ...layout.nodes]) check(block);
   for (const block of layout.arrayBlocks) check(block);
+  return overcounted === 0 ? [] : [`The space map counts ${overcounted} blocks more than once that are used once`];
 }
 
 async function hasChanged(device: BlockDevice, before: Uint8Array): Promise<boolean> {
