@@ -57,6 +57,8 @@ export interface RegionCopierParts {
 
 /** The most bytes shared by one call, so that a stop is not kept waiting. */
 const REFLINK_LENGTH = 256 * 2 ** 20;
+/** The most bytes zeroed by one call, for the same reason: a device may have to write them. */
+const ZERO_LENGTH = 32 * 2 ** 20;
 
 /** Copies byte ranges; many calls may run at once, the pieces in flight are bounded together. */
 export class RegionCopier {
@@ -103,7 +105,7 @@ export class RegionCopier {
 
   *#pieceTasks(extents: ZeroOrData[], signal: AbortSignal): Generator<() => Promise<void>> {
     for (const { offset, length, zero } of extents) {
-      if (zero) yield () => this.#makeZero({ offset, length }, signal);
+      if (zero) yield () => this.#zeroRange({ offset, length }, signal);
       else for (const piece of this.#pieces({ offset, length })) yield () => this.#copyPiece(piece, signal);
     }
   }
@@ -166,7 +168,7 @@ export class RegionCopier {
       const data = asBuffer(buffer, length);
       await this.#readSource(offset, data);
       for (const run of this.#zeroRuns(data)) {
-        if (run.zero) await this.#makeZero({ offset: offset + run.start, length: run.end - run.start });
+        if (run.zero) await this.#zeroRun({ offset: offset + run.start, length: run.end - run.start });
         else await this.#write(offset + run.start, data.subarray(run.start, run.end));
       }
       if (this.#parts.verify) await this.#compare(offset, data);
@@ -206,30 +208,50 @@ export class RegionCopier {
     this.counts.copied += data.length;
   }
 
-  /** Zeros that the destination has to be given cost rate like data: not every device zeroes without writing. */
-  async #makeZero({ offset, length }: ByteRange, signal?: AbortSignal): Promise<void> {
-    const { destination, throttle, halt } = this.#parts;
-    for (const extent of await destination.extents(offset, length)) {
-      if (extent.zero) {
-        this.counts.skipped += extent.length;
-        continue;
+  /** Makes zeros of a range that was not read. */
+  async #zeroRange({ offset, length }: ByteRange, signal: AbortSignal): Promise<void> {
+    await this.#makeZero({ offset, length }, async (position, most) => {
+      // Zeros that the destination has to be given cost rate, time and a place in flight like data: not every device
+      // zeroes without writing.
+      const slot = await this.#buffers.acquire();
+      try {
+        const piece = alignDown(Math.min(ZERO_LENGTH, this.#parts.throttle.pieceLength), 4096);
+        const part = Math.min(most, piece);
+        await this.#parts.throttle.take(part, signal);
+        signal.throwIfAborted();
+        await this.#zero(position, part);
+        return part;
+      } finally {
+        this.#buffers.release(slot);
       }
+    });
+    if (this.#parts.verify) await this.#verifyZeros({ offset, length });
+  }
+
+  /** Makes zeros of what was read and found to be zeros: that has been paid for, and is compared with its piece. */
+  async #zeroRun(range: ByteRange): Promise<void> {
+    await this.#makeZero(range, async (position, length) => {
+      await this.#zero(position, length);
+      return length;
+    });
+  }
+
+  /** Has `zero` make zeros, a part at a time, of what the destination does not show as zeros. */
+  async #makeZero(
+    { offset, length }: ByteRange,
+    zero: (position: number, most: number) => Promise<number>,
+  ): Promise<void> {
+    for (const extent of await this.#parts.destination.extents(offset, length)) {
       const end = extent.offset + extent.length;
-      for (let position = extent.offset; position < end; ) {
-        // A caller without a signal has paid for the bytes already, when it read them.
-        const piece =
-          signal === undefined ? extent.length : alignDown(Math.min(REFLINK_LENGTH, throttle.pieceLength), 4096);
-        const part = Math.min(end - position, piece);
-        if (signal !== undefined) await throttle.take(part, signal);
-        signal?.throwIfAborted();
-        halt.throwIfAborted();
-        await destination.zero(position, part);
-        this.counts.zeroed += part;
-        position += part;
-      }
+      if (extent.zero) this.counts.skipped += extent.length;
+      else for (let position = extent.offset; position < end; ) position += await zero(position, end - position);
     }
-    // A caller without a signal compares the piece that these zeros are in.
-    if (this.#parts.verify && signal !== undefined) await this.#verifyZeros({ offset, length });
+  }
+
+  async #zero(offset: number, length: number): Promise<void> {
+    this.#parts.halt.throwIfAborted();
+    await this.#parts.destination.zero(offset, length);
+    this.counts.zeroed += length;
   }
 
   async #verifyPiece({ offset, length }: ByteRange): Promise<void> {

@@ -110,22 +110,25 @@ describe("Hydrator", () => {
     },
   );
 
-  test("does long runs of zeros in few steps, counting them neither as copied nor against the threshold", async () => {
+  test("does long runs of zeros in few steps, beside the copies that the threshold allows", async () => {
     const regions = 100_000;
     const size = regions * REGION;
+    const clock = new VirtualClock();
     const source = new MemoryDevice({ size });
-    await source.write(70_000 * REGION, noise(REGION, 1));
+    for (const region of [20_000, 70_000]) await source.write(region * REGION, noise(REGION, 1));
     let asked = 0;
-    const destination = new (class extends MemoryDevice {
+    const memory = new (class extends MemoryDevice {
       override extents(offset: number, length: number): Promise<Extent[]> {
         asked++;
         return super.extents(offset, length);
       }
     })({ size });
-    const h = await makeHydration({ size, source, destination, settings: { threshold: 1 } });
+    const destination = new SlowDevice(memory, clock, 100);
+    const h = await makeHydration({ clock, size, source, destination, settings: { threshold: 1 } });
     expect((await h.run()).end).toBe("complete");
-    expect(h.copier.counts).toEqual({ copied: REGION, reflinked: 0, zeroed: 0, skipped: size - REGION });
+    expect(h.copier.counts).toEqual({ copied: 2 * REGION, reflinked: 0, zeroed: 0, skipped: size - 2 * REGION });
     expect(asked).toBeLessThan(30);
+    expect(clock.now()).toBe(400); // two copies, each beside the zeros before it, the last zeros, and the flush
     expect(await committedRegions(h.store)).toEqual([{ start: 0, end: regions }]);
   });
 

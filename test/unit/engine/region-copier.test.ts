@@ -157,6 +157,33 @@ describe("RegionCopier", () => {
     expect(destination.mostInFlight).toBe(3);
   });
 
+  test("zeroes a dirty destination in pieces of at most 32 MiB, as many at once as it may copy", async () => {
+    const clock = new VirtualClock();
+    const log: string[] = [];
+    const size = 512 * MIB;
+    const dirty = new (class extends MemoryDevice {
+      override async extents(offset: number, length: number): Promise<Extent[]> {
+        return [{ offset, length, hole: false, zero: false }];
+      }
+    })({ size });
+    const destination = new SlowDevice(new LoggingDevice(dirty, "to", log), clock, 10);
+    const copier = copierOf(new MemoryDevice({ size }), destination, { depth: 3 });
+    const parts = Array.from({ length: 8 }, (_, index) => ({ offset: (index * size) / 8, length: size / 8 }));
+    await Promise.all(parts.map((part) => copier.copy(part, never)));
+    expect(destination.mostInFlight).toBe(3);
+    expect(log).toHaveLength(16);
+    expect(log.every((entry) => entry.endsWith(`+${32 * MIB}`))).toBe(true);
+    expect(copier.counts.zeroed).toBe(size);
+  });
+
+  test("reads and writes pieces that end on multiples of the piece length, wherever the range begins", async () => {
+    const log: string[] = [];
+    const source = new MemoryDevice({ size: MIB, content: NOISE });
+    const copier = copierOf(source, new LoggingDevice(new MemoryDevice({ size: MIB }), "to", log), { depth: 1 });
+    await copier.copy({ offset: 4096, length: 150_000 - (150_000 % 512) }, never);
+    expect(log).toEqual(["to write 4096+61440", "to write 65536+65536", "to write 131072+22528"]);
+  });
+
   test("charges every byte that moves to the rate, once, and no byte that does not", async () => {
     const clock = new VirtualClock();
     const size = 40 * 65536;
@@ -170,8 +197,8 @@ describe("RegionCopier", () => {
     );
     const destination = await deviceOf(
       [
-        { kind: "hole", length: size / 2 },
-        { kind: "data", length: size / 4 },
+        { kind: "hole", length: size / 4 },
+        { kind: "data", length: size / 2 },
       ],
       size,
       2,
