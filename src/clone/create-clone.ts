@@ -64,11 +64,14 @@ export async function createClone(request: CreateRequest): Promise<CreatedClone>
   if (request.sourceFormat !== "raw") await refuseContainer(source);
   const geometry = geometryOf(source, request.regionSize);
   await using undo = new Undo();
-  await using destination = await openOrCreate(destinationLocation, source, undo);
+  const isThere = await exists(destinationLocation.path);
+  await using destination = isThere
+    ? await openDestination(destinationLocation)
+    : await makeDestination(destinationLocation, source, undo);
   await checkPair(source, destination, geometry);
   await using _lock = await acquireLock(destination);
   await refuseMetadata(destination);
-  if (!request.force) await refuseData(destination);
+  if (isThere && !request.force) await refuseData(destination);
   const metadata = await metadataPathOf(request, destination, source);
   const descriptor = await describe(request, { source, destination, sourceLocation, destinationLocation });
   const content = { geometry, descriptor };
@@ -102,9 +105,8 @@ function geometryOf(source: FileDevice, regionSize: number): Geometry {
   return new Geometry({ size, regionSize });
 }
 
-/** Opens the destination, or makes it: sparse, of the source's exact size, its name durable. */
-async function openOrCreate(location: Location, source: FileDevice, undo: Undo): Promise<FileDevice> {
-  if (await exists(location.path)) return await openDestination(location);
+/** Makes the destination: a sparse file of the source's exact size, its name durable. */
+async function makeDestination(location: Location, source: FileDevice, undo: Undo): Promise<FileDevice> {
   const device = await FileDevice.open(location.path, { access: "read-write", create: { size: source.size } });
   undo.add(() => removeIfThere(location.path));
   await syncDirectoryOf(location.path);

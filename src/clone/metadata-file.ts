@@ -1,20 +1,16 @@
 /**
- * Metadata files and devices by path: finding the one that a name means, and making a new one that appears whole or not
- * at all.
- *
- *     DEST.clone.part   being made, locked; the remains of a maker that was killed are simply overwritten
- *          │ link(2): appears under its name at once, and never in place of another
- *     DEST.clone        complete
+ * Metadata files and devices by path: finding the one that a name means, and making a new one, which appears under its
+ * name whole or not at all.
  */
 import { constants } from "node:fs";
-import { link, open, stat, unlink } from "node:fs/promises";
+import { open, stat, unlink } from "node:fs/promises";
 import { DeviceError, errnoOf, UsageError } from "../base/errors.ts";
 import type { Geometry } from "../base/geometry.ts";
 import { formatSize } from "../base/units.ts";
-import { syncDirectoryOf } from "../device/directory.ts";
-import { FileDevice } from "../device/file-device.ts";
+import type { FileDevice } from "../device/file-device.ts";
 import { refuseInUse } from "../device/in-use.ts";
 import { acquireLock } from "../device/lock.ts";
+import { UnnamedFile } from "../device/unnamed-file.ts";
 import { CloneMetadata } from "../metadata/clone-metadata.ts";
 import { DESCRIPTOR_BYTES, type Descriptor, DescriptorStore } from "../metadata/descriptor.ts";
 import { describeContent } from "../metadata/foreign-content.ts";
@@ -22,7 +18,6 @@ import { metadataByteLength, minimumBlockCount, recommendedBlockCount } from "..
 import { hasSuperblockMagic } from "../metadata/superblock.ts";
 import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
 import { MAX_METADATA_BLOCKS } from "../persistent-data/space-map.ts";
-import { Undo } from "./undo.ts";
 
 /** Where the metadata of a destination file is by default. */
 export function defaultMetadataPath(destination: string): string {
@@ -97,28 +92,11 @@ export async function createMetadataFile(path: string, content: NewMetadata): Pr
   if (await exists(path)) throw new UsageError(...alreadyThere(path, await holdsMetadata(path)));
   const blockCount = recommendedBlockCount(content.geometry.regionCount);
   const size = metadataByteLength(blockCount) + DESCRIPTOR_BYTES;
-  const part = `${path}.part`;
-  await using undo = new Undo();
-  const device = await openPart(part);
-  // Unlinked before the lock goes with the descriptor: whoever finds the name next finds no half-made file.
-  undo.add(() => device[Symbol.asyncDispose]());
-  await using _lock = await acquireLock(device);
-  undo.add(() => removeIfThere(part));
-  await device.resize(0); // what a maker that was killed may have left
-  await device.resize(size);
-  await device.allocate(0, size);
-  await formatDevice(device, blockCount, content);
-  try {
-    await link(part, path);
-  } catch (error) {
-    if (errnoOf(error) === "EEXIST") throw new UsageError(...alreadyThere(path, await holdsMetadata(path)));
-    throw new DeviceError(`Cannot create "${path}": ${errnoOf(error)}`, { errno: errnoOf(error), cause: error });
-  }
-  undo.add(() => removeIfThere(path));
-  await unlink(part);
-  await syncDirectoryOf(path);
-  undo.keep();
-  await device[Symbol.asyncDispose]();
+  await using file = await UnnamedFile.create(path);
+  await file.device.resize(size);
+  await file.device.allocate(0, size);
+  await formatDevice(file.device, blockCount, content);
+  if (!(await file.publish())) throw new UsageError(...alreadyThere(path, await holdsMetadata(path)));
 }
 
 function alreadyThere(path: string, isMetadata: boolean): [string, { hint: string }] {
@@ -131,15 +109,6 @@ function alreadyThere(path: string, isMetadata: boolean): [string, { hint: strin
         `Cannot create "${path}": a file stands there already`,
         { hint: "--metadata FILE puts the metadata elsewhere." },
       ];
-}
-
-async function openPart(part: string): Promise<FileDevice> {
-  try {
-    return await FileDevice.open(part, { access: "read-write", create: { size: 0 }, direct: "off" });
-  } catch (error) {
-    if (errnoOf(error) !== "EEXIST") throw error;
-    return await FileDevice.open(part, { access: "read-write", direct: "off" });
-  }
 }
 
 /**

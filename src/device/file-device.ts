@@ -19,6 +19,8 @@ export interface FileDeviceOptions extends OpenFileOptions {
   direct?: "auto" | "off";
   /** Whether reads of whole pages into page-aligned memory bypass it too. Default false. */
   directReads?: boolean;
+  /** What messages call it, where that is not the path it is opened by. */
+  name?: string;
 }
 
 /** Most bytes zeroed, discarded or allocated in one call, so that none keeps a thread for long. */
@@ -49,8 +51,15 @@ export class FileDevice implements BlockDevice {
   #whenIdle: (() => void) | undefined;
   #closed: Promise<void> | undefined;
 
-  private constructor(path: string, file: OpenedFile, identity: FileIdentity, io: FileIo, readOnly: boolean) {
-    this.name = path;
+  private constructor(
+    path: string,
+    name: string,
+    file: OpenedFile,
+    identity: FileIdentity,
+    io: FileIo,
+    readOnly: boolean,
+  ) {
+    this.name = name;
     this.path = path;
     this.kind = file.kind;
     this.readOnly = readOnly;
@@ -78,7 +87,7 @@ export class FileDevice implements BlockDevice {
       const readOnly = options.access === "read-only";
       const { direct = "auto", directReads = false } = options;
       const ways = { readOnly, blockSize: file.blockSize, directWrites: direct === "auto", directReads };
-      return new FileDevice(path, file, identity, await FileIo.open(file.fd, ways), readOnly);
+      return new FileDevice(path, options.name ?? path, file, identity, await FileIo.open(file.fd, ways), readOnly);
     } catch (error) {
       await closeFd(file.fd);
       throw error;

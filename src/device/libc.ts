@@ -42,6 +42,9 @@ const BLKSSZGET = 0x1268;
 const BLKPBSZGET = 0x127b;
 const BLKGETSIZE64 = 0x80081272;
 const LOOP_GET_STATUS64 = 0x4c05;
+/** linkat(2). */
+const AT_FDCWD = -100;
+const AT_SYMLINK_FOLLOW = 0x400;
 /** madvise(2). */
 const MADV_HUGEPAGE = 14;
 /** fcntl(2). */
@@ -180,6 +183,14 @@ export function duplicate(fd: number): number {
   return call("fcntl F_DUPFD_CLOEXEC", libc().fcntl, fd, F_DUPFD_CLOEXEC, null);
 }
 
+/**
+ * Gives the file open as `fd` a name (linkat(2) of its entry in /proc), as long as none stands there.
+ * @throws {SyscallError} EEXIST where one does
+ */
+export function linkDescriptor(fd: number, path: string): void {
+  call("linkat", libc().linkat, AT_FDCWD, `/proc/self/fd/${fd}`, AT_FDCWD, path, AT_SYMLINK_FOLLOW);
+}
+
 /** Bytes per page of memory. */
 export function pageSize(): number {
   return call("getpagesize", libc().getpagesize);
@@ -210,6 +221,7 @@ interface Libc {
   ioctl: KoffiFunc<(fd: number, request: number, argument: ArrayBufferView) => number>;
   fcntl: KoffiFunc<(fd: number, command: number, argument: ArrayBufferView | null) => number>;
   getpagesize: KoffiFunc<() => number>;
+  linkat: KoffiFunc<(fromFd: number, from: string, toFd: number, to: string, flags: number) => number>;
   madvise: KoffiFunc<(address: ArrayBufferView, length: number, advice: number) => number>;
 }
 
@@ -240,6 +252,7 @@ function load(): Libc {
     ioctl: declare("int ioctl(int fd, unsigned long request, void *argument)"),
     fcntl: declare("int fcntl(int fd, int command, void *argument)"),
     getpagesize: declare("int getpagesize()"),
+    linkat: declare("int linkat(int fromFd, const char *from, int toFd, const char *to, int flags)"),
     madvise: declare("int madvise(void *address, size_t length, int advice)"),
   };
 }

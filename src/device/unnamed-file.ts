@@ -1,0 +1,97 @@
+/**
+ * A new file that appears under its name whole or not at all: made without a name (open(2), O_TMPFILE), so that nothing
+ * is left of it if we are killed, and given one by linkat(2), which never replaces what stands there.
+ *
+ * Where the file system cannot do that it gets a random name beside the final one, made with O_EXCL, so that nobody's file
+ * is ever taken over; killed in between, that one stays.
+ */
+import { randomBytes } from "node:crypto";
+import * as fs from "node:fs/promises";
+import { dirname } from "node:path";
+import { syncDirectoryOf } from "./directory.ts";
+import { FileDevice } from "./file-device.ts";
+import { ioError } from "./io-error.ts";
+import { linkDescriptor, systemErrno } from "./libc.ts";
+
+/** asm-generic/fcntl.h: __O_TMPFILE, which O_TMPFILE is together with O_DIRECTORY. */
+const TMPFILE = 0o20000000;
+/** What says that a file system has no O_TMPFILE (open(2)). */
+const NO_TMPFILE = ["EOPNOTSUPP", "EISDIR", "EINVAL", "ENOSYS"];
+
+/** A file being made. Disposing of it closes it; if it was not published, it is gone then. */
+export class UnnamedFile implements AsyncDisposable {
+  /** To write it by. */
+  readonly device: FileDevice;
+  readonly #path: string;
+  /** Where it has no unnamed files. */
+  #provisional: string | undefined;
+
+  private constructor(path: string, device: FileDevice, provisional: string | undefined) {
+    this.#path = path;
+    this.device = device;
+    this.#provisional = provisional;
+  }
+
+  /**
+   * Begins the file that will be `path`, empty.
+   * @throws {DeviceError} where none can be made there
+   */
+  static async create(path: string): Promise<UnnamedFile> {
+    const options = { access: "read-write", direct: "off", name: path } as const;
+    const flags = fs.constants.O_RDWR + fs.constants.O_DIRECTORY + TMPFILE;
+    const handle = await fs.open(dirname(path), flags, 0o666).catch((error: unknown) => {
+      if (NO_TMPFILE.includes(systemErrno(error) ?? "")) return undefined;
+      return refuse("create", path, error);
+    });
+    if (handle === undefined) {
+      const provisional = `${path}.${randomBytes(6).toString("hex")}.part`;
+      const device = await FileDevice.open(provisional, { ...options, create: { size: 0 } });
+      return new UnnamedFile(path, device, provisional);
+    }
+    try {
+      return new UnnamedFile(path, await FileDevice.open(`/proc/self/fd/${handle.fd}`, options), undefined);
+    } finally {
+      await handle.close();
+    }
+  }
+
+  /**
+   * Gives it its name, durably; its content must have been flushed before.
+   * @returns false where something stands there already, which is then untouched
+   * @throws {DeviceError} where it cannot be named; it is then not there
+   */
+  async publish(): Promise<boolean> {
+    try {
+      if (this.#provisional === undefined) linkDescriptor(this.device.fd, this.#path);
+      else await fs.link(this.#provisional, this.#path);
+    } catch (error) {
+      if (systemErrno(error) === "EEXIST") return false;
+      return refuse("create", this.#path, error);
+    }
+    await this.#removeProvisional();
+    try {
+      await syncDirectoryOf(this.#path);
+    } catch (error) {
+      await fs.unlink(this.#path); // ours, and not to be relied on
+      throw error;
+    }
+    return true;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.#removeProvisional();
+    await this.device[Symbol.asyncDispose]();
+  }
+
+  async #removeProvisional(): Promise<void> {
+    const provisional = this.#provisional;
+    this.#provisional = undefined;
+    if (provisional !== undefined) await fs.unlink(provisional);
+  }
+}
+
+function refuse(verb: string, name: string, cause: unknown): never {
+  const errno = systemErrno(cause);
+  if (errno === undefined) throw cause;
+  throw ioError({ verb, name, errno, cause });
+}
