@@ -16,7 +16,7 @@ const BARE_SCHEMES = ["rbd", "ssh", "iscsi", "nbd", "json"];
  * @throws {UsageError} for a URI of a kind that cannot be opened
  */
 export function parseLocation(text: string): Location {
-  if (text === "") throw new UsageError("Cannot open an empty path");
+  if (text === "") throw new UsageError(`Cannot open "": a path is needed`);
   const scheme = /^([a-z][a-z0-9+.-]*):(\/\/)?/i.exec(text);
   if (scheme === null || (scheme[2] === undefined && !BARE_SCHEMES.includes((scheme[1] as string).toLowerCase()))) {
     return { path: resolve(text) };
