@@ -6,6 +6,8 @@ export default defineConfig({
   test: {
     include: ["test/**/*.test.ts"],
     globalSetup: ["test/support/global-setup.ts"],
+    // Most tests wait for processes and disks: as many at once as there are processors, not one fewer.
+    maxWorkers: "100%",
     // Tests start processes and make file systems, and the machine may be busy: these end a hang, they measure nothing.
     testTimeout: 60_000,
     hookTimeout: 60_000,

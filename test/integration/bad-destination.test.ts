@@ -78,6 +78,39 @@ describe.each(["create", "copy"])("clone %s", (command) => {
     expect(await snapshot(cwd)).toEqual(before);
   });
 
+  test("refuses to put the metadata where a file stands, and into source or destination", async () => {
+    await using place = await scratchDirectory();
+    const cwd = place.path;
+    await randomFile(join(cwd, "disk.img"), SIZE);
+    await randomFile(join(cwd, "other"), SIZE);
+    const before = await snapshot(cwd);
+    for (const metadata of ["other", "disk.img", "copy.img"]) {
+      const run = await clone([command, "disk.img", "copy.img", "--metadata", metadata], { cwd });
+      expect(run.code, metadata).not.toBe(0);
+      expectFailure(run, run.code === 3 && command === "copy" ? 3 : 2, /Cannot/);
+      expect(await snapshot(cwd), metadata).toEqual(before);
+    }
+  });
+
+  test.skipIf(noLoopDevices !== undefined)(
+    withReason("fails on a full file system, and leaves nothing there", noLoopDevices),
+    async () => {
+      await using place = await scratchDirectory();
+      await using full = await mountedTmpfs(1024 * 1024);
+      await randomFile(join(place.path, "disk.img"), SIZE);
+      await randomFile(join(full.path, "ballast"), 1024 * 1024);
+      const before = await snapshot(full.path);
+      const run = await clone([command, "disk.img", join(full.path, "copy.img")], { cwd: place.path });
+      expectFailure(run, 1, /no space left|ENOSPC/);
+      expect(await snapshot(full.path)).toEqual(before);
+    },
+  );
+});
+
+// What `create` and `copy` check in one and the same way, tried by `create` alone.
+describe("clone create", () => {
+  const command = "create";
+
   test("refuses a destination that holds only zeros, which are data too", async () => {
     await using place = await scratchDirectory();
     const cwd = place.path;
@@ -116,20 +149,6 @@ describe.each(["create", "copy"])("clone %s", (command) => {
     expect(await snapshot(cwd)).toEqual(before);
   });
 
-  test("refuses to put the metadata where a file stands, and into source or destination", async () => {
-    await using place = await scratchDirectory();
-    const cwd = place.path;
-    await randomFile(join(cwd, "disk.img"), SIZE);
-    await randomFile(join(cwd, "other"), SIZE);
-    const before = await snapshot(cwd);
-    for (const metadata of ["other", "disk.img", "copy.img"]) {
-      const run = await clone([command, "disk.img", "copy.img", "--metadata", metadata], { cwd });
-      expect(run.code, metadata).not.toBe(0);
-      expectFailure(run, run.code === 3 && command === "copy" ? 3 : 2, /Cannot/);
-      expect(await snapshot(cwd), metadata).toEqual(before);
-    }
-  });
-
   test.skipIf(noOrdinaryUser !== undefined)(
     withReason("fails where the destination or its directory is not writable", noOrdinaryUser),
     async () => {
@@ -155,20 +174,6 @@ describe.each(["create", "copy"])("clone %s", (command) => {
       } finally {
         await chmod(cwd, 0o755);
       }
-    },
-  );
-
-  test.skipIf(noLoopDevices !== undefined)(
-    withReason("fails on a full file system, and leaves nothing there", noLoopDevices),
-    async () => {
-      await using place = await scratchDirectory();
-      await using full = await mountedTmpfs(1024 * 1024);
-      await randomFile(join(place.path, "disk.img"), SIZE);
-      await randomFile(join(full.path, "ballast"), 1024 * 1024);
-      const before = await snapshot(full.path);
-      const run = await clone([command, "disk.img", join(full.path, "copy.img")], { cwd: place.path });
-      expectFailure(run, 1, /no space left|ENOSPC/);
-      expect(await snapshot(full.path)).toEqual(before);
     },
   );
 

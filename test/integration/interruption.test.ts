@@ -100,7 +100,7 @@ describe("SIGKILL during create", () => {
     await using place = await scratchDirectory();
     const cwd = place.path;
     const bytes = await randomFile(join(cwd, "disk.img"), MIB);
-    for (let delayMs = 60; delayMs <= 220; delayMs += 20) {
+    for (let delayMs = 60; delayMs <= 220; delayMs += 40) {
       const running = startClone(["create", "disk.img", "copy.img"], { cwd });
       await new Promise((resolve) => setTimeout(resolve, delayMs));
       running.child.kill("SIGKILL");
@@ -132,7 +132,7 @@ test(`a ${killSize} image interrupted by SIGINT ten times and by SIGKILL ten tim
   for (let round = 0; round < 20; round++) {
     const running = startClone(["hydrate", "copy.img", "--rate", rate, "--progress", "none"], { cwd });
     if (round % 4 === 3) await committedMore(cwd, seen.at(-1) ?? 0);
-    else await new Promise((resolve) => setTimeout(resolve, 200 + 40 * round));
+    else await new Promise((resolve) => setTimeout(resolve, 150 + 25 * round));
     running.child.kill(round % 2 === 0 ? "SIGINT" : "SIGKILL");
     const { code, signal } = await running.done;
     if (round % 2 === 1) expect(signal).toBe("SIGKILL");

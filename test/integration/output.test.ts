@@ -155,13 +155,15 @@ test("a reader that goes away ends the output without an error", async () => {
   const cwd = place.path;
   await randomFile(join(cwd, "disk.img"), MIB);
   await cloneOk(["create", "disk.img", "copy.img"], { cwd });
-  const { stderr, stdout } = spawnSync(
-    "bash",
-    ["-c", 'set -o pipefail; "$0" "$1" status copy.img --watch 1 | head -1', process.execPath, CLONE],
-    { cwd, encoding: "utf8", timeout: 20_000 },
-  );
+  const script = 'set -o pipefail; "$0" "$1" status copy.img --watch 1 | head -1';
+  const { status, stderr, stdout } = spawnSync("bash", ["-c", script, process.execPath, CLONE], {
+    cwd,
+    encoding: "utf8",
+    timeout: 20_000,
+  });
   expect(stdout).toMatch(/^state +idle\n$/);
   expect(stderr).toBe("");
+  expect(status).toBe(0);
 });
 
 test("the program works where PATH lacks /usr/sbin, and where it is empty", async () => {
