@@ -85,7 +85,7 @@ export async function runCommandLine(given: string[]): Promise<void> {
     refuseUnknownCommand(args);
     await parser.parseAsync();
   } catch (error) {
-    exit = await report(asUsage(error, parser), context, args);
+    exit = await report(asUsage(firstOf(error), parser), context, args);
   } finally {
     context?.interruption[Symbol.dispose]();
   }
@@ -150,7 +150,8 @@ function buildParser(args: string[]): Argv {
 async function newContext({ verbose, quiet }: Verbosity): Promise<CliContext> {
   const terminal = await newTerminal({ verbose, quiet });
   const interruption = new Interruption();
-  return { terminal, verbose, quiet, interruption, signal: interruption.signal };
+  const onWarning = (warning: string): void => terminal.warn(warning);
+  return { terminal, verbose, quiet, interruption, signal: interruption.signal, onWarning };
 }
 
 /** Loaded late, with its colours: --help needs neither. */
@@ -162,7 +163,10 @@ async function newTerminal(verbosity: Verbosity): Promise<Terminal> {
 async function report(error: unknown, context: CliContext | undefined, args: string[]): Promise<ExitCode> {
   const terminal = context?.terminal ?? (await newTerminal({ verbose: false, quiet: false }));
   const interruption = context?.interruption;
-  if (interruption?.signal.aborted && error === interruption.signal.reason) return interruption.exitCode;
+  if (interruption?.signal.aborted && error === interruption.signal.reason) {
+    terminal.note("Stopped before anything was changed.");
+    return interruption.exitCode;
+  }
   const { message, hint } = await explain(error, args);
   terminal.error(message, hint);
   if (process.env.DEBUG === "clone" && error instanceof Error) process.stderr.write(`${inspectError(error)}\n`);
@@ -191,6 +195,13 @@ class WrongUsage extends UsageError {
     super(message);
     this.optionNames = optionNames;
   }
+}
+
+/** What went wrong first: letting things go may fail on top of it (`await using` then throws a SuppressedError). */
+function firstOf(error: unknown): unknown {
+  let first = error;
+  while (first instanceof Error && first.name === "SuppressedError" && "suppressed" in first) first = first.suppressed;
+  return first;
 }
 
 /** What an option's own parser throws comes back as a YError, which kept only the message. */

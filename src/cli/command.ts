@@ -12,6 +12,8 @@ export interface CliContext {
   interruption: Interruption;
   /** Aborts on Ctrl-C or SIGTERM. */
   signal: AbortSignal;
+  /** For whatever finds something odd but bearable. */
+  onWarning: (warning: string) => void;
 }
 
 /** A command with its options type hidden, as the list of commands holds it. */

@@ -13,6 +13,8 @@ export async function run(args: string[]): Promise<void> {
     process.stderr.write(`clone: Cannot write to standard output: ${error.code ?? error.message}\n`);
     process.exit(ExitCode.failed);
   });
+  // What goes there is progress, and no work is worth less than that. (An error still has its exit code.)
+  process.stderr.on("error", () => {});
   if (args.length === 1 && (args[0] === "--help" || args[0] === "-h")) {
     process.stdout.write(await readFile(HELP_FILE, "utf8"));
     return;

@@ -91,7 +91,6 @@ export function createOptions<T>(yargs: Argv<T>) {
     .option("region-size", {
       type: "string",
       requiresArg: true,
-      default: "64K",
       defaultDescription: "64K",
       coerce: regionSizeOf,
       describe: "Unit of cloning, a power of two from 4K to 1G",

@@ -3,7 +3,7 @@ import type { RegionRange } from "../base/geometry.ts";
 import { countRegions, SECTOR_SIZE } from "../base/geometry.ts";
 import { type LockHolder, lockHolder } from "../device/lock.ts";
 import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
-import { Clone } from "./clone.ts";
+import { Clone, type OpenRequest } from "./clone.ts";
 
 /** `status --json`. Fields are only ever added. Sizes are bytes. */
 export interface CloneStatus {
@@ -44,8 +44,6 @@ export interface StatusReport {
   hydratedRanges: Iterable<RegionRange>;
   /** Who has it locked, or undefined. */
   holder: LockHolder | undefined;
-  /** What was found odd, sentences. */
-  warnings: readonly string[];
 }
 
 /**
@@ -53,8 +51,11 @@ export interface StatusReport {
  * @throws {MetadataError} where the metadata is damaged, or no clone's
  * @throws {DeviceError} where it cannot be read
  */
-export async function readStatus(name: string, signal?: AbortSignal): Promise<StatusReport> {
-  await using clone = await Clone.open({ name, access: "any", signal });
+export async function readStatus(
+  name: string,
+  { signal, onWarning }: Pick<OpenRequest, "signal" | "onWarning"> = {},
+): Promise<StatusReport> {
+  await using clone = await Clone.open({ name, access: "any", signal, onWarning });
   const holder = await lockHolder(clone.metadataDevice);
   const { geometry, metadata, descriptor } = clone;
   const unreadable = descriptor?.unreadable.ranges ?? [];
@@ -83,7 +84,7 @@ export async function readStatus(name: string, signal?: AbortSignal): Promise<St
     lockedBy: holder?.pid ?? null,
   };
   status.hydration.enabled = status.state === "hydrating";
-  return { status, unreadable, hydratedRanges: metadata.hydratedRanges(), holder, warnings: clone.warnings };
+  return { status, unreadable, hydratedRanges: metadata.hydratedRanges(), holder };
 }
 
 /** Bytes of the hydrated regions; the last region may be short. */

@@ -8,22 +8,25 @@ import type { Geometry } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import { FileDevice } from "../device/file-device.ts";
 import { refuseInUse } from "../device/in-use.ts";
-import { acquireLock, type Lock } from "../device/lock.ts";
+import { acquireLock } from "../device/lock.ts";
 import { sharesStorage } from "../device/same-storage.ts";
 import { CloneMetadata } from "../metadata/clone-metadata.ts";
-import { type Descriptor, DescriptorStore, type FinalizeRecord, type Fingerprint } from "../metadata/descriptor.ts";
-import { destinationFingerprint, differenceFrom, sourceFingerprint } from "./fingerprint.ts";
+import { type Descriptor, DescriptorStore, type FinalizeRecord } from "../metadata/descriptor.ts";
+import { refuseDifferentSamples, refuseForeignData, settledState, trustInDestination } from "./destination-state.ts";
+import { destinationFingerprint, differenceFrom, sourceFingerprint, watchSource } from "./fingerprint.ts";
 import { displayUri, parseLocation, uriOf } from "./location.ts";
-import { defaultMetadataPath, exists, findMetadata } from "./metadata-file.ts";
+import { defaultMetadataPath, exists, holdsMetadata } from "./metadata-file.ts";
 import { destinationView, openDestination, openSource, sourceView } from "./open-devices.ts";
+import { isStillThere, type MetadataAccess, type OpenedMetadata, openMetadata } from "./open-metadata.ts";
 
 /** How a clone is opened. */
 export interface OpenRequest {
   /** What the user called it: its metadata, or its destination. */
   name: string;
-  /** `exclusive` locks it to change it; `quiescent` reads it and refuses one in use; `any` reads it as it is. */
-  access: "exclusive" | "quiescent" | "any";
+  access: MetadataAccess;
   signal?: AbortSignal | undefined;
+  /** Told of what is odd but bearable when it is found; sentences. */
+  onWarning?: ((warning: string) => void) | undefined;
 }
 
 /** Where its devices are, as far as the command line says so. */
@@ -38,10 +41,8 @@ export interface AttachedSource {
   device: FileDevice;
   /** In whole sectors. */
   view: BlockDevice;
-  /** As of opening it. */
-  fingerprint: Fingerprint;
-  /** Whether changes since `create` were accepted, so that nobody should complain of them. */
-  accepted: boolean;
+  /** How it has changed since it was opened, as the end of a sentence about it; undefined as long as it has not. */
+  change(): Promise<string | undefined>;
 }
 
 /** A destination as it was opened. */
@@ -60,27 +61,26 @@ export class Clone implements AsyncDisposable {
   readonly #descriptors: DescriptorStore;
   /** The destination, where that is what the user named. */
   readonly #named: string | undefined;
-  /** What was found odd but bearable, sentences. */
-  readonly warnings: string[];
+  readonly #onWarning: (warning: string) => void;
   #source: AttachedSource | undefined;
   #destination: (AttachedDestination & { access: DestinationAccess }) | undefined;
+  /** What the devices turned out to be, to be kept once both are found to be right. */
+  #findings: Partial<Descriptor> = {};
   #opened: AsyncDisposable[];
 
-  private constructor(
-    { device: metadataDevice, destination }: OpenedMetadata,
-    metadata: CloneMetadata,
-    descriptors: DescriptorStore,
-    opened: AsyncDisposable[],
-  ) {
-    this.metadataDevice = metadataDevice;
-    this.#named = destination;
-    this.metadata = metadata;
-    this.#descriptors = descriptors;
-    this.#opened = opened;
-    this.warnings = [
-      ...metadata.warnings,
-      ...descriptors.warnings.map((warning) => `The descriptor of "${metadataDevice.path}": ${warning}`),
-    ];
+  private constructor(parts: {
+    found: OpenedMetadata;
+    metadata: CloneMetadata;
+    descriptors: DescriptorStore;
+    opened: AsyncDisposable[];
+    onWarning: (warning: string) => void;
+  }) {
+    this.metadataDevice = parts.found.device;
+    this.#named = parts.found.destination;
+    this.metadata = parts.metadata;
+    this.#descriptors = parts.descriptors;
+    this.#opened = parts.opened;
+    this.#onWarning = parts.onWarning;
   }
 
   /**
@@ -89,25 +89,27 @@ export class Clone implements AsyncDisposable {
    * @throws {BusyError} where another process uses it
    * @throws {DeviceError} where it cannot be read
    */
-  static async open({ name, access, signal }: OpenRequest): Promise<Clone> {
+  static async open({ name, access, signal, onWarning = () => {} }: OpenRequest): Promise<Clone> {
     const opened: AsyncDisposable[] = [];
     try {
-      const found = await openMetadataDevice(name, access);
+      const found = await openMetadata(name, access);
+      opened.push(found);
       const { device } = found;
-      opened.push(device);
-      if (access !== "any") opened.push(await lockMetadata(device, access));
       const metadata = await CloneMetadata.open(device, { readOnly: access !== "exclusive", signal });
       opened.push(metadata);
       const place = { geometry: metadata.geometry, blockCount: metadata.totalBlocks };
-      return new Clone(found, metadata, await DescriptorStore.open(device, place), opened);
+      const descriptors = await DescriptorStore.open(device, place);
+      for (const warning of metadata.warnings) onWarning(warning);
+      for (const warning of descriptors.warnings) onWarning(`The descriptor of "${device.path}": ${warning}`);
+      return new Clone({ found, metadata, descriptors, opened, onWarning });
     } catch (error) {
       await disposeAll(opened);
       if (!(error instanceof MetadataError)) throw error;
-      const { hint, block } = error;
+      const hint = error.hint ?? (await elsewhereHint(name));
       throw new MetadataError(`Cannot open the clone "${name}": ${error.message}`, {
         cause: error,
         ...(hint === undefined ? {} : { hint }),
-        ...(block === undefined ? {} : { block }),
+        ...(error.block === undefined ? {} : { block: error.block }),
       });
     }
   }
@@ -136,12 +138,15 @@ export class Clone implements AsyncDisposable {
   }
 
   /**
-   * Changes the descriptor, durably. A clone that has none, or no room for one, stays without.
+   * Changes the descriptor, durably.
+   * @returns false for a clone that has none: it stays without
    * @throws {DeviceError}
    */
-  async updateDescriptor(changes: Partial<Descriptor>): Promise<void> {
+  async updateDescriptor(changes: Partial<Descriptor>): Promise<boolean> {
     const descriptor = this.descriptor;
-    if (descriptor !== null) await this.#descriptors.write({ ...descriptor, ...changes });
+    if (descriptor === null) return false;
+    await this.#descriptors.write({ ...descriptor, ...changes });
+    return true;
   }
 
   /**
@@ -159,28 +164,21 @@ export class Clone implements AsyncDisposable {
     const location = parseLocation(request.source ?? this.#uri("source", pinned?.uri));
     const device = this.#own(await openSource(location));
     await this.#refuseShared(device, "source", this.#destination?.device);
-    const accepted = request.acceptChangedSource ?? false;
     const now = await sourceFingerprint(device);
     const difference = pinned === undefined ? undefined : differenceFrom(pinned.fingerprint, now);
-    if (difference !== undefined && !accepted) throw sourceChanged(device.path, difference);
-    if (device.size < this.exactSize) {
-      throw new CloneError(
-        "failed",
-        `Cannot use "${device.path}" as the source: it has ${device.size} bytes, fewer than the ${this.exactSize} of the clone`,
-      );
-    }
+    if (difference !== undefined && !request.acceptChangedSource) throw sourceChanged(device.path, difference);
+    this.#refuseSmall(device, "source");
     if (difference !== undefined) {
-      this.warnings.push(
+      this.#onWarning(
         `"${device.path}" has changed since the clone was created (${difference}): regions copied from now on are from what it holds now, those copied before stay as they are`,
       );
+      this.#findings.acceptedChange = new Date().toISOString();
     }
-    if (pinned !== undefined && this.metadata.readOnly === false) {
-      const uri = uriOf(location);
-      if (difference !== undefined || uri !== pinned.uri) {
-        await this.updateDescriptor({ source: { ...pinned, uri, size: device.size, fingerprint: now } });
-      }
+    const uri = uriOf(location);
+    if (pinned !== undefined && (difference !== undefined || uri !== pinned.uri)) {
+      this.#findings.source = { ...pinned, uri, size: device.size, fingerprint: now };
     }
-    return { device, view: sourceView(device), fingerprint: now, accepted };
+    return { device, view: sourceView(device), change: await watchSource(device, now) };
   }
 
   /**
@@ -197,52 +195,105 @@ export class Clone implements AsyncDisposable {
   }
 
   async #openDestination(request: DeviceRequest, access: DestinationAccess): Promise<AttachedDestination> {
-    const pinned = this.descriptor?.destination;
-    const location = parseLocation(request.destination ?? this.#named ?? this.#uri("destination", pinned?.uri));
+    const location = parseLocation(
+      request.destination ?? this.#named ?? this.#uri("destination", this.descriptor?.destination.uri),
+    );
+    const writes = access === "read-write";
     const device = this.#own(
-      access === "read-write"
+      writes
         ? await openDestination(location)
         : await FileDevice.open(location.path, { access: "read-only", directReads: true }),
     );
     await this.#refuseShared(device, "destination", this.#source?.device);
-    if (access === "read-write") this.#own(await acquireLock(device));
-    if (device.size < this.exactSize) {
-      throw new CloneError(
-        "failed",
-        `Cannot use "${device.path}" as the destination: it has ${device.size} bytes, fewer than the ${this.exactSize} of the clone`,
-      );
+    if (!writes) await refuseInUse(device, "read");
+    this.#own(await acquireLock(device, writes ? "exclusive" : "shared"));
+    if (!(await isStillThere(device))) {
+      throw new CloneError("failed", `Cannot use "${device.path}" as the destination: it was replaced just now`);
     }
-    if (pinned !== undefined) await this.#checkDestination(device, request.destination !== undefined);
+    this.#refuseSmall(device, "destination");
+    await this.#checkDestination(device, request.destination !== undefined);
     return { device, view: destinationView(device, this.exactSize) };
   }
 
   /** A clone's destination may move, but only where the user says so, and the one it was made with is nowhere any more. */
   async #checkDestination(device: FileDevice, named: boolean): Promise<void> {
-    const descriptor = this.descriptor;
-    if (descriptor === null) return;
-    const pinned = descriptor.destination;
+    const pinned = this.descriptor?.destination;
+    if (pinned === undefined) return;
     const now = destinationFingerprint(device.identity);
     const uri = uriOf({ path: device.path });
-    const { size: _grown, ...who } = pinned.fingerprint;
-    const difference = differenceFrom(who, now);
-    if (difference !== undefined) {
-      const path = displayUri(pinned.uri);
-      if (!named || (device.path !== path && (await exists(path)))) {
-        throw new CloneError(
-          "failed",
-          `Cannot use "${device.path}" as the destination: the clone belongs to "${path}", and ${difference}`,
-          {
-            hint: named
-              ? "Where that one was moved or restored here, remove the other first."
-              : "Where it was moved or restored, name it with --destination.",
-          },
-        );
-      }
-      this.warnings.push(`"${device.path}" is taken for the destination on your word: ${difference}`);
+    const difference = differenceFrom(pinned.fingerprint, now);
+    if (difference === undefined) {
+      if (uri !== pinned.uri) this.#findings.destination = { ...pinned, uri, size: device.size };
+      return;
     }
-    if ((difference !== undefined || uri !== pinned.uri) && !this.metadata.readOnly) {
-      await this.updateDescriptor({ destination: { uri, size: device.size, fingerprint: now } });
+    const path = displayUri(pinned.uri);
+    if (!named || (device.path !== path && (await exists(path)))) {
+      throw new CloneError(
+        "failed",
+        `Cannot use "${device.path}" as the destination: the clone belongs to "${path}", and ${difference}`,
+        {
+          hint: named
+            ? "Where that one was moved or restored here, remove the other first."
+            : "Where it was moved or restored, name it with --destination.",
+        },
+      );
     }
+    this.#onWarning(`"${device.path}" is taken for the destination on your word: ${difference}`);
+    // Whatever was known of the content was known of another file.
+    const settled = pinned.settled === undefined ? {} : { settled: null };
+    this.#findings.destination = { uri, size: device.size, fingerprint: now, ...settled };
+  }
+
+  /**
+   * The last check before the destination is written to: it must hold what the metadata says, as far as that can be told
+   * without reading all of it. Then what was found out of the devices is kept, and the destination counts as being at work
+   * until `settle()`.
+   * @throws {CloneError} where it holds something else
+   */
+  async beginWriting(request: DeviceRequest): Promise<void> {
+    const [source, destination] = [this.#source, this.#destination];
+    assert(source !== undefined && destination !== undefined, "both devices must be attached before");
+    const named = request.destination !== undefined;
+    const trust =
+      this.#findings.destination?.settled === null ? "compare" : await trustInDestination(this, destination.device);
+    if (trust === "touched" && !named) {
+      throw new CloneError(
+        "failed",
+        `Cannot use "${destination.device.path}" as the destination: somebody else has written to it since the clone last did`,
+        {
+          hint: "`clone verify` shows what differs; naming it with --destination takes it as it is, after a look at samples.",
+        },
+      );
+    }
+    if (trust === "empty") await refuseForeignData(destination.device);
+    if ((trust === "compare" || trust === "touched") && !request.acceptChangedSource) {
+      await refuseDifferentSamples(this, source.view, destination.view);
+    }
+    const pinned = this.#findings.destination ?? this.descriptor?.destination;
+    if (pinned === undefined) return;
+    await this.updateDescriptor({ ...this.#findings, destination: { ...pinned, settled: null } });
+    this.#findings = {};
+  }
+
+  /** Records the destination as it is now, everything flushed and committed. @throws {DeviceError} */
+  async settle(changes: Partial<Descriptor> = {}): Promise<boolean> {
+    const [descriptor, destination] = [this.descriptor, this.#destination];
+    if (descriptor === null || destination === undefined) return false;
+    const settled = await settledState(this, destination.device);
+    return await this.updateDescriptor({ ...changes, destination: { ...descriptor.destination, settled } });
+  }
+
+  /** Says what is odd but bearable, a sentence. */
+  warn(warning: string): void {
+    this.#onWarning(warning);
+  }
+
+  #refuseSmall(device: FileDevice, role: "source" | "destination"): void {
+    if (device.size >= this.exactSize) return;
+    throw new CloneError(
+      "failed",
+      `Cannot use "${device.path}" as the ${role}: it has ${device.size} bytes, fewer than the ${this.exactSize} of the clone`,
+    );
   }
 
   /** @throws {UsageError} where a device is the metadata in disguise, or source and destination are the same */
@@ -289,43 +340,12 @@ export function sourceChanged(path: string, difference: string): CloneError {
   );
 }
 
-/** Metadata, and the destination where it was that which was named. */
-export interface OpenedMetadata {
-  device: FileDevice;
-  destination: string | undefined;
-}
-
-/**
- * Opens the metadata that a name means, without reading it. `exclusive` is for writing, and not locked yet.
- * @throws {CloneError} where there is none
- * @throws {BusyError} where it is in use
- */
-export async function openMetadataDevice(name: string, access: OpenRequest["access"]): Promise<OpenedMetadata> {
-  const location = parseLocation(name);
-  const { path, destination } = await findMetadata(location.path);
-  if (!(await exists(path))) {
-    throw new CloneError(
-      "failed",
-      `Cannot open the clone "${name}": there is neither that file nor "${defaultMetadataPath(name)}"`,
-    );
-  }
-  const device = await FileDevice.open(path, {
-    access: access === "exclusive" ? "read-write" : "read-only",
-    direct: "off",
-  });
-  if (access === "any") return { device, destination };
-  try {
-    await refuseInUse(device, access === "exclusive" ? "write" : "read");
-    return { device, destination };
-  } catch (error) {
-    await device[Symbol.asyncDispose]();
-    throw error;
-  }
-}
-
-/** Locks metadata for what it was opened for. @throws {BusyError} where another process has it locked */
-export function lockMetadata(device: FileDevice, access: "exclusive" | "quiescent"): Promise<Lock> {
-  return acquireLock(device, access === "exclusive" ? "exclusive" : "shared");
+/** For a name that turned out to be no metadata: it may be a destination whose metadata is somewhere else. */
+async function elsewhereHint(name: string): Promise<string | undefined> {
+  const { path } = parseLocation(name);
+  const beside = defaultMetadataPath(path);
+  if (path.endsWith(defaultMetadataPath("")) || (await holdsMetadata(path)) || (await exists(beside))) return undefined;
+  return `There is no "${defaultMetadataPath(name)}" either: where --metadata put it elsewhere, name that.`;
 }
 
 async function disposeAll(opened: AsyncDisposable[]): Promise<void> {

@@ -1,9 +1,15 @@
 /** `clone copy`: what of create, hydrate and finalize is still to be done. */
 import { UsageError } from "../base/errors.ts";
-import { Clone } from "./clone.ts";
-import { type CreatedClone, type CreateRequest, createClone } from "./create-clone.ts";
+import { Clone, type OpenRequest } from "./clone.ts";
+import { type CreatedClone, type CreateRequest, createClone, DEFAULT_REGION_SIZE } from "./create-clone.ts";
 import { displayUri, parseLocation, uriOf } from "./location.ts";
 import { defaultMetadataPath, exists, holdsMetadata, isBlockDevice } from "./metadata-file.ts";
+
+/** What to copy, and how. */
+export interface CopyRequest extends Omit<CreateRequest, "regionSize"> {
+  /** Bytes; a copy that goes on keeps its own. */
+  regionSize?: number | undefined;
+}
 
 /** A clone ready to be hydrated. */
 export interface CopyStart {
@@ -17,13 +23,18 @@ export interface CopyStart {
  * @throws {UsageError} where the metadata there belongs to something else
  * @throws what `createClone` and `Clone.open` throw
  */
-export async function startCopy(request: CreateRequest, signal: AbortSignal): Promise<CopyStart> {
+export async function startCopy(
+  request: CopyRequest,
+  { signal, onWarning }: Pick<OpenRequest, "signal" | "onWarning">,
+): Promise<CopyStart> {
   const destination = parseLocation(request.destination);
   const metadata = parseLocation(request.metadata ?? defaultMetadataPath(destination.path)).path;
   // A metadata device is always there; one without metadata on it is to be made into one.
   const isThere = (await isBlockDevice(metadata)) ? await holdsMetadata(metadata) : await exists(metadata);
-  const created = isThere ? null : await createClone(request);
-  const clone = await Clone.open({ name: metadata, access: "exclusive", signal });
+  const created = isThere
+    ? null
+    : await createClone({ ...request, regionSize: request.regionSize ?? DEFAULT_REGION_SIZE });
+  const clone = await Clone.open({ name: metadata, access: "exclusive", signal, onWarning });
   try {
     if (created === null) refuseAnother(clone, request);
     return { clone, created };
@@ -33,7 +44,7 @@ export async function startCopy(request: CreateRequest, signal: AbortSignal): Pr
   }
 }
 
-function refuseAnother({ path, descriptor }: Clone, request: CreateRequest): void {
+function refuseAnother({ path, descriptor, geometry, metadataDevice }: Clone, request: CopyRequest): void {
   if (descriptor === null) {
     throw new UsageError(`Cannot go on with "${path}": it does not say whose clone it is`, {
       hint: "`clone hydrate` and `clone finalize` take --source and --destination.",
@@ -45,6 +56,18 @@ function refuseAnother({ path, descriptor }: Clone, request: CreateRequest): voi
     throw new UsageError(
       `Cannot copy "${request.source}" to "${request.destination}": "${path}" belongs to an unfinished clone whose ${which} is "${displayUri(descriptor[which].uri)}"`,
       { hint: "`clone hydrate` goes on with that clone, `clone delete` gives it up." },
+    );
+  }
+  if (request.regionSize !== undefined && request.regionSize !== geometry.regionSize) {
+    throw new UsageError(
+      `Cannot go on with "${path}" in regions of ${request.regionSize} bytes: it was created with ${geometry.regionSize}`,
+    );
+  }
+  const { finalized } = descriptor;
+  if (finalized !== null && (finalized.metadataKept || metadataDevice.kind === "block")) {
+    throw new UsageError(
+      `Cannot copy "${request.source}" to "${request.destination}": that was finished at ${finalized.finished}`,
+      { hint: "`clone delete` removes the metadata that was kept; then it can be copied anew." },
     );
   }
 }

@@ -1,27 +1,26 @@
 /** `clone create`: checks source and destination, writes the metadata, copies nothing. */
 import { randomUUID } from "node:crypto";
-import { UsageError } from "../base/errors.ts";
+import { realpath } from "node:fs/promises";
+import { BusyError, UsageError } from "../base/errors.ts";
 import { Geometry, MAX_REGION_COUNT, SECTOR_SIZE } from "../base/geometry.ts";
 import { blockDeviceUser } from "../device/block-users.ts";
-import { syncDirectoryOf } from "../device/directory.ts";
 import { FileDevice } from "../device/file-device.ts";
 import { findUser } from "../device/in-use.ts";
-import { acquireLock } from "../device/lock.ts";
+import { describeHolder, lockHolder } from "../device/lock.ts";
 import { sharesStorage } from "../device/same-storage.ts";
 import type { Descriptor } from "../metadata/descriptor.ts";
+import { readStatus } from "./clone-status.ts";
 import { destinationFingerprint, sourceFingerprint } from "./fingerprint.ts";
 import { type Location, parseLocation, uriOf } from "./location.ts";
 import {
   createMetadataFile,
   createMetadataOnDevice,
   defaultMetadataPath,
-  exists,
   holdsMetadata,
   isBlockDevice,
-  removeIfThere,
 } from "./metadata-file.ts";
-import { findData, openDestination, openSource, refuseContainer } from "./open-devices.ts";
-import { Undo } from "./undo.ts";
+import { NewDestination } from "./new-destination.ts";
+import { findData, openSource, refuseContainer } from "./open-devices.ts";
 
 /** What to clone, and how. */
 export interface CreateRequest {
@@ -51,6 +50,9 @@ export interface CreatedClone {
   warnings: string[];
 }
 
+/** Bytes per region where nobody says otherwise. */
+export const DEFAULT_REGION_SIZE = 65536;
+
 /**
  * Makes a clone of which nothing is hydrated yet. If it throws, whatever it made is gone again.
  * @throws {UsageError} where the arguments cannot work together
@@ -62,17 +64,15 @@ export async function createClone(request: CreateRequest): Promise<CreatedClone>
   const destinationLocation = parseLocation(request.destination);
   await using source = await openSource(sourceLocation);
   if (request.sourceFormat !== "raw") await refuseContainer(source);
+  await refuseUnfinishedSource(source);
   const geometry = geometryOf(source, request.regionSize);
-  await using undo = new Undo();
-  const isThere = await exists(destinationLocation.path);
-  await using destination = isThere
-    ? await openDestination(destinationLocation)
-    : await makeDestination(destinationLocation, source, undo);
+  const warnings = await warningsOf(source);
+  await using opened = await NewDestination.open(destinationLocation, source.size);
+  const { device: destination, isNew } = opened;
   await checkPair(source, destination, geometry);
-  await using _lock = await acquireLock(destination);
-  await refuseMetadata(destination);
-  if (isThere && !request.force) await refuseData(destination);
   const metadata = await metadataPathOf(request, destination, source);
+  await refuseMetadata(destination, metadata);
+  if (!isNew && !request.force) await refuseData(destination);
   const descriptor = await describe(request, { source, destination, sourceLocation, destinationLocation });
   const content = { geometry, descriptor };
   if (await isBlockDevice(metadata)) {
@@ -84,9 +84,26 @@ export async function createClone(request: CreateRequest): Promise<CreatedClone>
   } else {
     await createMetadataFile(metadata, content);
   }
-  undo.keep();
-  const warnings = await warningsOf(source);
+  opened.keep();
   return { metadata, source: source.path, destination: destination.path, geometry, exactSize: source.size, warnings };
+}
+
+/** The destination of an unfinished clone has holes where its data is not yet. @throws {UsageError | BusyError} */
+async function refuseUnfinishedSource(source: FileDevice): Promise<void> {
+  const holder = await lockHolder(source);
+  if (holder !== undefined) {
+    throw new BusyError(`Cannot clone "${source.path}": ${describeHolder(holder)} is writing to it`, {
+      pid: holder.pid,
+    });
+  }
+  const beside = defaultMetadataPath(source.path);
+  if (source.kind === "block" || !(await holdsMetadata(beside))) return;
+  const { status } = await readStatus(beside);
+  if (status.state === "finalized" || status.hydratedRegions === status.regions) return;
+  throw new UsageError(
+    `Cannot clone "${source.path}": it is itself an unfinished clone, ${status.regions - status.hydratedRegions} of its ${status.regions} regions are missing`,
+    { hint: `\`clone hydrate ${source.path}\` finishes it.` },
+  );
 }
 
 function geometryOf(source: FileDevice, regionSize: number): Geometry {
@@ -103,14 +120,6 @@ function geometryOf(source: FileDevice, regionSize: number): Geometry {
     });
   }
   return new Geometry({ size, regionSize });
-}
-
-/** Makes the destination: a sparse file of the source's exact size, its name durable. */
-async function makeDestination(location: Location, source: FileDevice, undo: Undo): Promise<FileDevice> {
-  const device = await FileDevice.open(location.path, { access: "read-write", create: { size: source.size } });
-  undo.add(() => removeIfThere(location.path));
-  await syncDirectoryOf(location.path);
-  return device;
 }
 
 async function checkPair(source: FileDevice, destination: FileDevice, geometry: Geometry): Promise<void> {
@@ -131,12 +140,26 @@ async function checkPair(source: FileDevice, destination: FileDevice, geometry: 
   }
 }
 
-/** Never overridden: what the metadata says of regions that only its destination has would be lost with it. */
-async function refuseMetadata(destination: FileDevice): Promise<void> {
-  if (!(await holdsMetadata(destination.path))) return;
-  throw new UsageError(`Cannot clone to "${destination.path}": it is the metadata of a clone`, {
-    hint: "`clone delete` gives that clone up.",
-  });
+/**
+ * Never overridden: what the metadata says of regions that only its destination has would be lost with it.
+ * @throws {UsageError} where the destination is metadata itself, or belongs to an unfinished clone
+ */
+async function refuseMetadata(destination: FileDevice, metadata: string): Promise<void> {
+  if (await holdsMetadata(destination.path)) {
+    throw new UsageError(`Cannot clone to "${destination.path}": it is the metadata of a clone`, {
+      hint: "`clone delete` gives that clone up.",
+    });
+  }
+  if (destination.kind === "block") return;
+  for (const path of new Set([destination.path, await realpath(destination.path)])) {
+    const beside = defaultMetadataPath(path);
+    if (beside === metadata || !(await holdsMetadata(beside))) continue;
+    const { status } = await readStatus(beside);
+    if (status.state === "finalized") continue;
+    throw new UsageError(`Cannot clone to "${destination.path}": it belongs to the unfinished clone "${beside}"`, {
+      hint: "`clone hydrate` goes on with that clone, `clone delete` gives it up.",
+    });
+  }
 }
 
 async function refuseData(destination: FileDevice): Promise<void> {

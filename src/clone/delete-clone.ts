@@ -1,14 +1,13 @@
 /** `clone delete`: gives a clone up. The metadata goes, the destination stays. */
 import { MetadataError } from "../base/errors.ts";
 import { syncDirectoryOf } from "../device/directory.ts";
-import { FileDevice } from "../device/file-device.ts";
-import { refuseInUse } from "../device/in-use.ts";
-import { acquireLock } from "../device/lock.ts";
+import type { FileDevice } from "../device/file-device.ts";
 import { DescriptorStore } from "../metadata/descriptor.ts";
 import { probeSuperblock } from "../metadata/superblock.ts";
 import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
-import { displayUri, parseLocation } from "./location.ts";
-import { findMetadata, removeIfThere } from "./metadata-file.ts";
+import { displayUri } from "./location.ts";
+import { holdsMetadata, removeIfThere } from "./metadata-file.ts";
+import { openMetadata } from "./open-metadata.ts";
 
 /** A clone about to be given up. */
 export interface Deletion {
@@ -30,10 +29,8 @@ export async function deleteClone(
   name: string,
   confirm: (deletion: Deletion) => Promise<boolean>,
 ): Promise<Deletion | undefined> {
-  const { path } = await findMetadata(parseLocation(name).path);
-  await using device = await FileDevice.open(path, { access: "read-write", direct: "off" });
-  await refuseInUse(device, "write");
-  await using _lock = await acquireLock(device);
+  await using opened = await openMetadata(name, "exclusive");
+  const { device } = opened;
   const deletion = { metadata: device.path, destination: await destinationOf(device) };
   if (!(await confirm(deletion))) return undefined;
   if (device.kind === "block") {
@@ -49,6 +46,7 @@ export async function deleteClone(
 async function destinationOf(device: FileDevice): Promise<string | undefined> {
   const probed = await probeSuperblock(device);
   if (probed.verdict === "damaged" || (probed.verdict === "unformatted" && probed.orphans)) return undefined;
+  if (probed.verdict === "truncated" && (await holdsMetadata(device.path))) return undefined;
   if (probed.verdict !== "valid") {
     throw new MetadataError(`Cannot delete "${device.path}": ${probed.error.message}`, { cause: probed.error });
   }

@@ -2,7 +2,7 @@
  * `clone finalize`: the clone is over, the destination stands alone. In this order:
  *
  *     1. everything is hydrated, or what is missing could not be read and is accepted
- *     2. the destination is compared with the source, if asked for
+ *     2. the destination is compared with the source if asked for, else by samples where it may have been changed
  *     3. what is missing is filled with zeros; the destination and its name are flushed
  *     4. the finalize record is written: from here on the clone is `finalized`, whatever happens
  *     5. the zeros are marked hydrated
@@ -17,8 +17,8 @@ import { countRegions, type RegionRange, SECTOR_SIZE } from "../base/geometry.ts
 import { formatSize } from "../base/units.ts";
 import { syncDirectoryOf } from "../device/directory.ts";
 import { CommitPipeline } from "../engine/commit-pipeline.ts";
-import type { FinalizeRecord } from "../metadata/descriptor.ts";
-import type { Clone, DeviceRequest } from "./clone.ts";
+import type { AttachedDestination, AttachedSource, Clone, DeviceRequest } from "./clone.ts";
+import { refuseDifferentSamples, trustInDestination } from "./destination-state.ts";
 import { unhydratedParts } from "./hydrate-clone.ts";
 import { removeIfThere } from "./metadata-file.ts";
 import { type RunningVerify, verifyClone } from "./verify-clone.ts";
@@ -58,20 +58,32 @@ export async function finalizeClone(
   const already = clone.finalized !== null;
   const missing = already ? unreadableParts(clone) : refuseMissing(clone, request);
   const destination = await clone.attachDestination(request, "read-write");
+  if (request.verify) await refuseDifference(clone, request, { signal, onVerify });
+  else if (!already) await refuseForeign(clone, request, destination);
+  signal.throwIfAborted();
+  const keeps = request.keepMetadata || clone.metadataDevice.kind === "block";
   if (!already) {
-    if (request.verify) await refuseDifference(clone, request, { signal, onVerify });
-    signal.throwIfAborted();
     for (const range of missing) {
       const { offset, length } = clone.geometry.bytesOf(range);
       await destination.view.zero(offset, length);
     }
     await destination.view.flush();
     await syncDirectoryOf(destination.device.path);
-    await record(clone, request, missing);
+    const recorded = await clone.settle({
+      finalized: {
+        finished: new Date().toISOString(),
+        verified: request.verify,
+        unreadableRegions: countRegions(missing),
+        metadataKept: keeps,
+      },
+      unreadable: { ranges: missing, inexact: false, complete: true },
+    });
+    if (keeps && !recorded) {
+      clone.warn(`"${clone.path}" has no room for a record: its status will not say that it is finalized`);
+    }
   }
   for (const range of missing) clone.metadata.markHydrated(range);
   await new CommitPipeline({ metadata: clone.metadata, destination: destination.view }).commit();
-  const keeps = request.keepMetadata || clone.metadataDevice.kind === "block";
   if (!keeps) {
     await removeIfThere(clone.path);
     await syncDirectoryOf(clone.path);
@@ -79,10 +91,35 @@ export async function finalizeClone(
   return {
     destination: destination.device.path,
     size: clone.exactSize,
-    verified: clone.finalized?.verified ?? request.verify,
+    verified: request.verify || (clone.finalized?.verified ?? false),
     unreadable: clone.descriptor?.unreadable.ranges ?? [],
     metadata: keeps ? clone.path : null,
   };
+}
+
+/**
+ * A destination that somebody else has written to is not the copy that the metadata says it is.
+ * @throws {CloneError} where that can be told
+ */
+async function refuseForeign(clone: Clone, request: DeviceRequest, destination: AttachedDestination): Promise<void> {
+  const trust = await trustInDestination(clone, destination.device);
+  if (trust === "touched") {
+    throw new CloneError(
+      "failed",
+      `Cannot finalize "${clone.path}": somebody else has written to "${destination.device.path}" since the clone last did`,
+      { hint: "--verify compares it with the source first." },
+    );
+  }
+  if (trust !== "compare" || request.acceptChangedSource) return;
+  let source: AttachedSource;
+  try {
+    source = await clone.attachSource(request);
+  } catch (error) {
+    if (!(error instanceof CloneError)) throw error;
+    clone.warn(`Not even samples of "${destination.device.path}" were compared with the source. ${error.message}`);
+    return;
+  }
+  await refuseDifferentSamples(clone, source.view, destination.view);
 }
 
 /**
@@ -92,12 +129,17 @@ export async function finalizeClone(
 export async function linearTable(clone: Clone, request: DeviceRequest): Promise<string> {
   refuseMissing(clone, { acceptUnreadable: false });
   const { device } = await clone.attachDestination(request, "read-only");
+  if (device.kind === "file") {
+    clone.warn(
+      `"${device.path}" is a file: device-mapper takes it only behind a loop device, as \`losetup\` makes them`,
+    );
+  }
   if (clone.exactSize % SECTOR_SIZE !== 0) {
     throw new UsageError(
       `Cannot make a table for "${device.path}": its ${clone.exactSize} bytes are not whole sectors`,
     );
   }
-  return `0 ${clone.geometry.size / SECTOR_SIZE} linear ${device.path} 0`;
+  return `0 ${clone.geometry.size / SECTOR_SIZE} linear ${device.path.replaceAll(/[\\ \t]/g, "\\$&")} 0`;
 }
 
 /** The regions that may be missing. @throws {CloneError} where more are */
@@ -106,10 +148,10 @@ function refuseMissing(clone: Clone, { acceptUnreadable }: { acceptUnreadable: b
   const missing = geometry.regionCount - metadata.hydratedCount;
   if (missing === 0) return [];
   const unreadable = unreadableParts(clone);
-  const unreadableCount = countRegions(unreadable);
+  const isTried = clone.descriptor?.unreadable.complete === true;
   const percent = (Math.ceil((missing / geometry.regionCount) * 1000) / 10).toFixed(1);
   const amount = `${missing} of ${geometry.regionCount} regions (${percent} %, about ${formatSize(missing * geometry.regionSize)}) are missing`;
-  if (unreadableCount < missing) {
+  if (!isTried || countRegions(unreadable) < missing) {
     throw new CloneError("failed", `Cannot finalize "${clone.path}": ${amount}`, {
       hint: "`clone hydrate` copies them.",
     });
@@ -144,13 +186,4 @@ async function refuseDifference(
 /** The missing regions that are known to be unreadable. */
 function unreadableParts(clone: Clone): RegionRange[] {
   return unhydratedParts(clone, clone.descriptor?.unreadable.ranges ?? []);
-}
-
-async function record(clone: Clone, request: FinalizeRequest, unreadable: RegionRange[]): Promise<void> {
-  const finalized: FinalizeRecord = {
-    finished: new Date().toISOString(),
-    verified: request.verify,
-    unreadableRegions: countRegions(unreadable),
-  };
-  await clone.updateDescriptor({ finalized, unreadable: { ranges: unreadable, inexact: false } });
 }

@@ -3,14 +3,10 @@
  * of the machine; device numbers do not.
  */
 import { createHash } from "node:crypto";
-import * as fs from "node:fs";
-import { promisify } from "node:util";
 import { DeviceError } from "../base/errors.ts";
 import type { FileDevice } from "../device/file-device.ts";
-import { type FileIdentity, identify } from "../device/file-identity.ts";
+import { blockDeviceChanges, type FileIdentity, identify, statDescriptor } from "../device/file-identity.ts";
 import type { Fingerprint } from "../metadata/descriptor.ts";
-
-const fstat = promisify(fs.fstat) as (fd: number, options: { bigint: true }) => Promise<fs.BigIntStats>;
 
 /** Samples taken of a block device, evenly spread, first and last included. */
 const SAMPLES = 9;
@@ -29,19 +25,30 @@ export async function sourceFingerprint(
 }
 
 /**
- * How an open source differs by now from what was pinned, as `differenceFrom` says it. Cheap enough for every commit: of a
- * block device, which has no time of change, nothing is asked.
+ * Watches an open source for changes from now on. The answer of what it returns is the end of a sentence about it, or
+ * undefined as long as nothing changed; it is cheap enough to be asked for at every commit.
  */
-export async function sourceDifference(pinned: Fingerprint, device: FileDevice): Promise<string | undefined> {
-  if (device.kind === "block") return undefined;
-  const stats = await fstat(device.fd, { bigint: true });
-  const now = await sourceFingerprint(device, await identify(stats, Number(stats.size)));
-  return differenceFrom(pinned, now);
+export async function watchSource(
+  device: FileDevice,
+  fingerprint: Fingerprint,
+): Promise<() => Promise<string | undefined>> {
+  const { rdev } = device.identity;
+  if (rdev === undefined) {
+    return async () => {
+      const stats = await statDescriptor(device.fd, { bigint: true });
+      return differenceFrom(fingerprint, await sourceFingerprint(device, await identify(stats, Number(stats.size))));
+    };
+  }
+  const before = await blockDeviceChanges(rdev);
+  return async () => ((await blockDeviceChanges(rdev)) === before ? undefined : "it has been written to");
 }
 
-/** The fingerprint of a destination: who it is, whatever it holds by now. */
+/** The fingerprint of a destination: who it is, whatever it holds by now. A file may grow, so its size is no part of that. */
 export function destinationFingerprint(identity: FileIdentity): Fingerprint {
-  if (identity.kind === "file") return { kind: "file", size: identity.size, inode: identity.ino };
+  const { birthtimeNs } = identity;
+  if (identity.kind === "file") {
+    return { kind: "file", inode: identity.ino, ...(birthtimeNs === undefined ? {} : { birthtimeNs }) };
+  }
   return {
     kind: "block",
     size: identity.size,
@@ -57,6 +64,9 @@ export function differenceFrom(pinned: Fingerprint, now: Fingerprint): string | 
   if (differ(pinned.kind, now.kind)) return `it is a ${describeKind(now)} now and was a ${describeKind(pinned)}`;
   if (differ(pinned.size, now.size)) return `its size is ${now.size} bytes now and was ${pinned.size}`;
   if (differ(pinned.inode, now.inode)) return `it is another file (inode ${now.inode}, not ${pinned.inode})`;
+  if (differ(pinned.birthtimeNs, now.birthtimeNs)) {
+    return `it is another file (made at ${formatTime(now.birthtimeNs)}, not at ${formatTime(pinned.birthtimeNs)})`;
+  }
   if (differ(pinned.serial, now.serial)) return `it is another device (${now.serial}, not ${pinned.serial})`;
   if (differ(pinned.mtimeNs, now.mtimeNs)) {
     return `it was last written at ${formatTime(now.mtimeNs)}, not at ${formatTime(pinned.mtimeNs)}`;

@@ -11,7 +11,6 @@ import { RegionMap } from "../engine/region-map.ts";
 import { Throttle } from "../engine/throttle.ts";
 import { normalizeRanges } from "../metadata/unreadable-ranges.ts";
 import { type AttachedSource, type Clone, type DeviceRequest, sourceChanged } from "./clone.ts";
-import { sourceDifference } from "./fingerprint.ts";
 import { settleSource } from "./open-devices.ts";
 
 /** How to hydrate. */
@@ -70,6 +69,7 @@ export async function hydrateClone(
   const source = await clone.attachSource(request);
   const destination = await clone.attachDestination(request, "read-write");
   if (request.extents) await settleSource(source.device);
+  await clone.beginWriting(request);
   const { geometry, metadata } = clone;
   const halt = new AbortController();
   const throttle = new Throttle(systemClock, request.rate);
@@ -90,7 +90,10 @@ export async function hydrateClone(
   const commits = new CommitPipeline({
     metadata,
     destination: destination.view,
-    guard: () => refuseChanged(source),
+    guard: async () => {
+      const change = await changeAsError(source);
+      if (change !== undefined) throw change;
+    },
   });
   const known = clone.descriptor?.unreadable.ranges ?? [];
   const hydrator = new Hydrator(
@@ -120,17 +123,17 @@ export async function hydrateClone(
     },
   });
   const startedAt = performance.now();
-  let outcome: HydrationOutcome;
-  try {
-    outcome = await hydrator.run(signal);
-  } catch (error) {
-    // The source's own word explains a read error better than the error does.
-    if (commits.failure === undefined) await refuseChanged(source);
-    await rememberUnreadable(clone, [...known, ...hydrator.unreadable]);
-    throw error;
+  const outcome = await hydrator.run(signal).catch(async (error: unknown) => {
+    // After a failed commit nothing more is written, and nothing that is in memory may be believed.
+    if (commits.failure === undefined)
+      await closeBooks(clone, { known, unreadable: hydrator.unreadable, end: "stopped" });
+    throw (await changeAsError(source)) ?? error; // the source's own word explains an error better than the error does
+  });
+  const unreadable = await closeBooks(clone, { known, ...outcome });
+  if (outcome.unreadable.length > 0) {
+    const change = await changeAsError(source);
+    if (change !== undefined) throw change;
   }
-  if (outcome.unreadable.length > 0) await refuseChanged(source);
-  const unreadable = await rememberUnreadable(clone, [...known, ...outcome.unreadable]);
   return {
     end: outcome.end,
     counts: copier.counts,
@@ -142,23 +145,26 @@ export async function hydrateClone(
   };
 }
 
-/** @throws {CloneError} where the source is not what it was when it was opened: what was copied since may be a mixture */
-async function refuseChanged({ device, fingerprint, accepted }: AttachedSource): Promise<void> {
-  if (accepted) return;
-  const difference = await sourceDifference(fingerprint, device);
-  if (difference !== undefined) throw sourceChanged(device.path, difference);
+/** The error to throw where the source has changed since it was opened: what was copied since may be a mixture. */
+async function changeAsError(source: AttachedSource): Promise<CloneError | undefined> {
+  const change = await source.change();
+  return change === undefined ? undefined : sourceChanged(source.device.path, change);
 }
 
-/** Keeps the list of unreadable regions, less those that were hydrated in the end. */
-async function rememberUnreadable(clone: Clone, ranges: RegionRange[]): Promise<RegionRange[]> {
-  const unreadable = unhydratedParts(clone, normalizeRanges(ranges));
-  const before = clone.descriptor?.unreadable.ranges ?? [];
-  if (JSON.stringify(before) !== JSON.stringify(unreadable)) {
-    await clone.updateDescriptor({
-      unreadable: { ranges: unreadable, inexact: clone.descriptor?.unreadable.inexact ?? false },
-    });
-  }
-  return unreadable;
+/**
+ * Records what a run leaves: the regions that are known to be unreadable, less those hydrated in the end, and the
+ * destination as it is now.
+ */
+async function closeBooks(
+  clone: Clone,
+  run: { known: RegionRange[]; unreadable: RegionRange[]; end: HydrationOutcome["end"] },
+): Promise<RegionRange[]> {
+  // A run that went to its end has tried everything, also what an inexact list only seemed to name.
+  const complete = run.end === "complete" || run.end === "partial";
+  const ranges = unhydratedParts(clone, normalizeRanges(complete ? run.unreadable : [...run.known, ...run.unreadable]));
+  const inexact = !complete && ranges.length > 0 && (clone.descriptor?.unreadable.inexact ?? false);
+  await clone.settle({ unreadable: { ranges, inexact, complete } });
+  return ranges;
 }
 
 /** The unhydrated regions among some ranges, ascending and merged. */

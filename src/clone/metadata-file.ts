@@ -27,10 +27,16 @@ export function defaultMetadataPath(destination: string): string {
 /**
  * The metadata that CLONE names: it itself, or the destination it stands beside. Where neither is there, the name itself,
  * so that opening it says what is wrong.
+ * @throws {UsageError} where both are
  */
 export async function findMetadata(name: string): Promise<FoundMetadata> {
-  if (await holdsMetadata(name)) return { path: name, destination: undefined };
   const beside = defaultMetadataPath(name);
+  if (await holdsMetadata(name)) {
+    if (!(await holdsMetadata(beside))) return { path: name, destination: undefined };
+    throw new UsageError(`Cannot tell which clone "${name}" means: it is metadata, and so is "${beside}"`, {
+      hint: "A copy of metadata is being cloned, it seems: name the metadata of that clone.",
+    });
+  }
   return (await exists(beside)) ? { path: beside, destination: name } : { path: name, destination: undefined };
 }
 

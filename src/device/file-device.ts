@@ -3,7 +3,7 @@ import * as fs from "node:fs";
 import { promisify } from "node:util";
 import { DeviceError, UsageError } from "../base/errors.ts";
 import type { BlockDevice, Extent, ZeroOptions } from "./block-device.ts";
-import { type FileIdentity, identify } from "./file-identity.ts";
+import { type FileIdentity, identify, statDescriptor } from "./file-identity.ts";
 import { FileIo } from "./file-io.ts";
 import { FileRanges } from "./file-ranges.ts";
 import { FlushQueue } from "./flush-queue.ts";
@@ -19,8 +19,8 @@ export interface FileDeviceOptions extends OpenFileOptions {
   direct?: "auto" | "off";
   /** Whether reads of whole pages into page-aligned memory bypass it too. Default false. */
   directReads?: boolean;
-  /** What messages call it, where that is not the path it is opened by. */
-  name?: string;
+  /** The path that it is, or will be, known by, where that is not the one it is opened by. */
+  knownAs?: string;
 }
 
 /** Most bytes zeroed, discarded or allocated in one call, so that none keeps a thread for long. */
@@ -29,12 +29,11 @@ const MAX_RANGE = 2 ** 30;
 const closeFd = promisify(fs.close);
 const ftruncate = promisify(fs.ftruncate);
 const statfs = promisify(fs.statfs);
-const fstat = promisify(fs.fstat) as (fd: number, options: { bigint: true }) => Promise<fs.BigIntStats>;
 
 /** A regular file or block device. */
 export class FileDevice implements BlockDevice {
   readonly name: string;
-  /** The path it was opened by. */
+  /** The path it is known by. */
   readonly path: string;
   readonly kind: "file" | "block";
   readonly readOnly: boolean;
@@ -51,15 +50,8 @@ export class FileDevice implements BlockDevice {
   #whenIdle: (() => void) | undefined;
   #closed: Promise<void> | undefined;
 
-  private constructor(
-    path: string,
-    name: string,
-    file: OpenedFile,
-    identity: FileIdentity,
-    io: FileIo,
-    readOnly: boolean,
-  ) {
-    this.name = name;
+  private constructor(path: string, file: OpenedFile, identity: FileIdentity, io: FileIo, readOnly: boolean) {
+    this.name = path;
     this.path = path;
     this.kind = file.kind;
     this.readOnly = readOnly;
@@ -87,7 +79,7 @@ export class FileDevice implements BlockDevice {
       const readOnly = options.access === "read-only";
       const { direct = "auto", directReads = false } = options;
       const ways = { readOnly, blockSize: file.blockSize, directWrites: direct === "auto", directReads };
-      return new FileDevice(path, options.name ?? path, file, identity, await FileIo.open(file.fd, ways), readOnly);
+      return new FileDevice(options.knownAs ?? path, file, identity, await FileIo.open(file.fd, ways), readOnly);
     } catch (error) {
       await closeFd(file.fd);
       throw error;
@@ -284,7 +276,7 @@ export class FileDevice implements BlockDevice {
   }
 
   async #refuseShort(offset: number, length: number): Promise<never> {
-    const { size } = await fstat(this.fd, { bigint: true });
+    const { size } = await statDescriptor(this.fd, { bigint: true });
     const why = this.kind === "file" ? `the file shrank to ${size} bytes` : "the device became smaller";
     throw new DeviceError(`Cannot read ${length} bytes at ${offset} from "${this.name}": ${why}`, { offset, length });
   }

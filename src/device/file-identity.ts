@@ -1,7 +1,9 @@
 /** Who a file or block device is, so that it is known again after a restart, and told from another. */
 import type { BigIntStats } from "node:fs";
+import * as fs from "node:fs";
 import { readFile, realpath } from "node:fs/promises";
 import { dirname, join } from "node:path";
+import { promisify } from "node:util";
 
 /** What identifies a file or block device. All of it is JSON; compare with `===`. */
 export interface FileIdentity {
@@ -14,6 +16,8 @@ export interface FileIdentity {
   size: number;
   /** Time of the last change in ns since 1970, decimal. Of a block device it is the node's, and says nothing. */
   mtimeNs: string;
+  /** When a file was made, ns since 1970, decimal; absent where the file system does not remember. */
+  birthtimeNs?: string;
   /** Device number of a block device, `major:minor`. It may change at every start of the machine. */
   rdev?: string;
   /** What stays with a block device: `dm-uuid:…`, `wwid:…`, `serial:…`, `uuid:…`, with `:part<n>` for a partition. */
@@ -36,7 +40,10 @@ export function isSameFile(a: BigIntStats, b: BigIntStats): boolean {
 /** The identity of what was opened. `size` is its length in bytes, which stat does not tell of a block device. */
 export async function identify(stats: BigIntStats, size: number): Promise<FileIdentity> {
   const common = { dev: deviceNumber(stats.dev), ino: String(stats.ino), size, mtimeNs: String(stats.mtimeNs) };
-  if (!stats.isBlockDevice()) return { kind: "file", ...common };
+  if (!stats.isBlockDevice()) {
+    const birthtimeNs = stats.birthtimeNs > 0n ? { birthtimeNs: String(stats.birthtimeNs) } : {};
+    return { kind: "file", ...common, ...birthtimeNs };
+  }
   const rdev = deviceNumber(stats.rdev);
   const serial = await blockDeviceSerial(rdev);
   return { kind: "block", ...common, rdev, ...(serial === undefined ? {} : { serial }) };
@@ -52,6 +59,19 @@ export async function sysfsAttribute(directory: string, name: string): Promise<s
   const text = (await readFile(join(directory, name), "utf8").catch(absent))?.trim();
   return text === "" ? undefined : text;
 }
+
+/**
+ * Sectors written to and discarded on a block device since the machine started (sysfs `stat`, fields 7 and 14), or
+ * undefined where that is not told. Two equal answers mean that nobody changed it in between.
+ */
+export async function blockDeviceChanges(rdev: string): Promise<string | undefined> {
+  const directory = await sysfsDirectory(rdev);
+  const fields = (directory === undefined ? undefined : await sysfsAttribute(directory, "stat"))?.split(/\s+/);
+  return fields === undefined ? undefined : `${fields[6]} ${fields[13] ?? 0}`;
+}
+
+/** Status of an open file. Its numbers are bigints: inodes and times exceed 2^53. */
+export const statDescriptor = promisify(fs.fstat) as (fd: number, options: { bigint: true }) => Promise<BigIntStats>;
 
 async function blockDeviceSerial(rdev: string): Promise<string | undefined> {
   const directory = await sysfsDirectory(rdev);

@@ -8,21 +8,17 @@
  * source), on 200 that it wants no reader. qemu-nbd and qemu-io that only read allow others to write: we believe them.
  */
 
-import * as fs from "node:fs";
 import { type BigIntStats, constants } from "node:fs";
 import { open, readdir, stat } from "node:fs/promises";
-import { promisify } from "node:util";
 import { BusyError } from "../base/errors.ts";
 import { swapPaths } from "./block-users.ts";
-import { deviceNumber, isSameFile, sysfsAttribute } from "./file-identity.ts";
+import { deviceNumber, isSameFile, statDescriptor, sysfsAttribute } from "./file-identity.ts";
 import { isLocked, loopBackingFile, systemErrno } from "./libc.ts";
 import { describeHolder, findHolder, type Lockable } from "./lock.ts";
 
 const QEMU_WRITES = 101;
 const QEMU_UNSHARED_READ = 200;
 const QEMU_UNSHARED_WRITE = 201;
-
-const fstat = promisify(fs.fstat) as (fd: number, options: { bigint: true }) => Promise<BigIntStats>;
 
 /** Somebody who uses a file: in words (`loop device /dev/loop0`), and by pid where there is one process. */
 export interface FileUser {
@@ -36,7 +32,7 @@ export interface FileUser {
  * @param purpose `write`: anybody else who uses it. `read`: only who may change it meanwhile.
  */
 export async function findUser(target: Lockable, purpose: "read" | "write"): Promise<FileUser | undefined> {
-  const file = await fstat(target.fd, { bigint: true });
+  const file = await statDescriptor(target.fd, { bigint: true });
   return (await loopUser(file, purpose)) ?? (await swapUser(file)) ?? (await qemuUser(target.fd, purpose));
 }
 
@@ -49,7 +45,8 @@ export async function refuseInUse(target: Lockable, purpose: "read" | "write"): 
 }
 
 async function loopUser(file: BigIntStats, purpose: "read" | "write"): Promise<FileUser | undefined> {
-  for (const loop of (await readdir("/sys/block")).filter((name) => name.startsWith("loop"))) {
+  const devices = (await readdir("/sys/block").catch(unknown)) ?? []; // none are shown without sysfs
+  for (const loop of devices.filter((name) => name.startsWith("loop"))) {
     const path = await sysfsAttribute(`/sys/block/${loop}`, "loop/backing_file");
     if (path === undefined) continue; // not set up
     const readOnly = (await sysfsAttribute(`/sys/block/${loop}`, "ro")) === "1";

@@ -11,12 +11,10 @@
  * same file by stat(2) (the line's own device number is another one on btrfs and overlayfs).
  */
 
-import * as fs from "node:fs";
-import { type BigIntStats, closeSync } from "node:fs";
+import { closeSync } from "node:fs";
 import { readdir, readFile, stat } from "node:fs/promises";
-import { promisify } from "node:util";
 import { BusyError, DeviceError } from "../base/errors.ts";
-import { isSameFile } from "./file-identity.ts";
+import { isSameFile, statDescriptor } from "./file-identity.ts";
 import { duplicate, isLocked, systemErrno, tryLock, unlock } from "./libc.ts";
 
 /** The byte that is locked. */
@@ -24,8 +22,6 @@ export const LOCK_OFFSET = Number.MAX_SAFE_INTEGER - 1;
 
 /** How a file system says that it has none. */
 const NO_LOCKS = ["ENOLCK", "EOPNOTSUPP", "ENOTSUP", "ENOSYS"];
-
-const fstat = promisify(fs.fstat) as (fd: number, options: { bigint: true }) => Promise<BigIntStats>;
 
 /** An open file or block device to lock; a FileDevice is one. `name` is for messages. */
 export interface Lockable {
@@ -104,7 +100,7 @@ export async function lockHolder(target: Lockable): Promise<LockHolder | undefin
 
 /** The process that holds an OFD lock, shared or exclusive, on byte `offset` of the file open as `fd`. */
 export async function findHolder(fd: number, offset: number): Promise<LockHolder> {
-  const file = await fstat(fd, { bigint: true });
+  const file = await statDescriptor(fd, { bigint: true });
   for (const pid of (await readdir("/proc")).filter((name) => /^[0-9]+$/.test(name))) {
     for (const number of await readdir(`/proc/${pid}/fdinfo`).catch(goneOrHidden([]))) {
       const info = await readFile(`/proc/${pid}/fdinfo/${number}`, "utf8").catch(goneOrHidden(""));

@@ -6,7 +6,7 @@ import { stat } from "node:fs/promises";
 import { promisify } from "node:util";
 import { BusyError, CloneError, DeviceError, UsageError } from "../base/errors.ts";
 import { blockDeviceUser } from "./block-users.ts";
-import { deviceNumber } from "./file-identity.ts";
+import { deviceNumber, statDescriptor } from "./file-identity.ts";
 import { blockDeviceGeometry, systemErrno } from "./libc.ts";
 
 /** An open descriptor and what it is open on. Whoever gets it closes `fd`. */
@@ -31,7 +31,6 @@ const openFd = promisify(fs.open);
 const closeFd = promisify(fs.close);
 const truncateFd = promisify(fs.ftruncate);
 const unlink = promisify(fs.unlink);
-const fstat = promisify(fs.fstat) as (fd: number, options: { bigint: true }) => Promise<BigIntStats>;
 
 /**
  * Opens a regular file or block device; the latter for writing with O_EXCL, which the kernel refuses while anything
@@ -44,7 +43,7 @@ const fstat = promisify(fs.fstat) as (fd: number, options: { bigint: true }) => 
 export async function openFile(path: string, options: OpenFileOptions): Promise<OpenedFile> {
   if (options.create !== undefined) return await createFile(path, options.create);
   // Before opening: to open a FIFO may block for ever, and to open a character device may do anything.
-  const before = await stat(path, { bigint: true }).catch((error) => refuse("open", path, error));
+  const before = await stat(path, { bigint: true }).catch((error) => refuseOpening("open", path, error));
   const kind = kindOf(path, before);
   const writing = options.access === "read-write";
   const exclusive = kind === "block" && writing ? constants.O_EXCL : 0;
@@ -54,7 +53,7 @@ export async function openFile(path: string, options: OpenFileOptions): Promise<
     if (systemErrno(error) === "ETXTBSY") {
       throw new BusyError(`Cannot open "${path}" for writing: it is running as a program`, { cause: error });
     }
-    return refuse("open", path, error);
+    return refuseOpening("open", path, error);
   });
   return await describe(fd, path).catch(async (error) => {
     await closeFd(fd);
@@ -65,19 +64,19 @@ export async function openFile(path: string, options: OpenFileOptions): Promise<
 async function createFile(path: string, { size, mode = 0o666 }: { size: number; mode?: number }): Promise<OpenedFile> {
   if (!Number.isSafeInteger(size) || size < 0) throw new RangeError(`size ${size} is not a number of bytes`);
   const flags = constants.O_RDWR | constants.O_CREAT | constants.O_EXCL;
-  const fd = await openFd(path, flags, mode).catch((error) => refuse("create", path, error));
+  const fd = await openFd(path, flags, mode).catch((error) => refuseOpening("create", path, error));
   try {
     await truncateFd(fd, size);
     return await describe(fd, path);
   } catch (error) {
     await closeFd(fd);
     await unlink(path);
-    return error instanceof CloneError ? rethrow(error) : refuse("create", path, error);
+    return error instanceof CloneError ? rethrow(error) : refuseOpening("create", path, error);
   }
 }
 
 async function describe(fd: number, path: string): Promise<OpenedFile> {
-  const stats = await fstat(fd, { bigint: true });
+  const stats = await statDescriptor(fd, { bigint: true });
   const kind = kindOf(path, stats); // again: the path may have come to name something else meanwhile
   const { size, blockSize } =
     kind === "block"
@@ -133,7 +132,8 @@ const REASONS: Record<string, string> = {
   EFBIG: "too large for the file system",
 };
 
-function refuse(verb: "open" | "create", path: string, cause: unknown): never {
+/** The error for a path that cannot be opened or created, its reason in words. Rethrows what is no system error. */
+export function refuseOpening(verb: "open" | "create", path: string, cause: unknown): never {
   const errno = systemErrno(cause);
   if (errno === undefined) throw cause;
   const reason = verb === "create" && errno === "ENOENT" ? "no such directory" : REASONS[errno];

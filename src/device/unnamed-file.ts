@@ -10,8 +10,8 @@ import * as fs from "node:fs/promises";
 import { dirname } from "node:path";
 import { syncDirectoryOf } from "./directory.ts";
 import { FileDevice } from "./file-device.ts";
-import { ioError } from "./io-error.ts";
 import { linkDescriptor, systemErrno } from "./libc.ts";
+import { refuseOpening } from "./open-file.ts";
 
 /** asm-generic/fcntl.h: __O_TMPFILE, which O_TMPFILE is together with O_DIRECTORY. */
 const TMPFILE = 0o20000000;
@@ -37,11 +37,11 @@ export class UnnamedFile implements AsyncDisposable {
    * @throws {DeviceError} where none can be made there
    */
   static async create(path: string): Promise<UnnamedFile> {
-    const options = { access: "read-write", direct: "off", name: path } as const;
+    const options = { access: "read-write", direct: "off", knownAs: path } as const;
     const flags = fs.constants.O_RDWR + fs.constants.O_DIRECTORY + TMPFILE;
     const handle = await fs.open(dirname(path), flags, 0o666).catch((error: unknown) => {
       if (NO_TMPFILE.includes(systemErrno(error) ?? "")) return undefined;
-      return refuse("create", path, error);
+      return refuseOpening("create", path, error);
     });
     if (handle === undefined) {
       const provisional = `${path}.${randomBytes(6).toString("hex")}.part`;
@@ -66,7 +66,7 @@ export class UnnamedFile implements AsyncDisposable {
       else await fs.link(this.#provisional, this.#path);
     } catch (error) {
       if (systemErrno(error) === "EEXIST") return false;
-      return refuse("create", this.#path, error);
+      return refuseOpening("create", this.#path, error);
     }
     await this.#removeProvisional();
     try {
@@ -88,10 +88,4 @@ export class UnnamedFile implements AsyncDisposable {
     this.#provisional = undefined;
     if (provisional !== undefined) await fs.unlink(provisional);
   }
-}
-
-function refuse(verb: string, name: string, cause: unknown): never {
-  const errno = systemErrno(cause);
-  if (errno === undefined) throw cause;
-  throw ioError({ verb, name, errno, cause });
 }

@@ -292,10 +292,14 @@ export class Hydrator {
     if (this.#settings.onError === "stop") this.#fail(error);
     else if (this.#unreadableCount > this.#settings.maxErrors) {
       this.#fail(
-        new CloneError("failed", `Cannot go on: more than ${this.#settings.maxErrors} regions are unreadable`, {
-          hint: "--max-errors N allows more.",
-          cause: error,
-        }),
+        new CloneError(
+          "failed",
+          `Cannot go on: ${this.#unreadableCount} unreadable regions are more than --max-errors ${this.#settings.maxErrors} allows`,
+          {
+            hint: `The last one: ${error.message}`,
+            cause: error,
+          },
+        ),
       );
     }
   }

@@ -17,6 +17,8 @@ export interface Fingerprint {
   mtimeNs?: string;
   /** Inode number of a file, decimal. */
   inode?: string;
+  /** When the file was made, ns since 1970, decimal: inode numbers are used again, on some file systems at once. */
+  birthtimeNs?: string;
   /** HTTP's and S3's. */
   etag?: string;
   lastModified?: string;
@@ -35,6 +37,20 @@ export interface DeviceIdentity {
   fingerprint: Fingerprint;
 }
 
+/** The destination as it was left, so that writes of others are noticed. */
+export interface SettledState {
+  /** Its time of last change, nanoseconds since 1970, decimal. */
+  mtimeNs: string;
+  /** The superblock's checksum then, hexadecimal: with another one, somebody else has gone on with the clone. */
+  superblock: string;
+}
+
+/** The destination. */
+export interface DestinationIdentity extends DeviceIdentity {
+  /** Absent where nothing was ever copied; null while copying is under way, or was cut off. */
+  settled?: SettledState | null;
+}
+
 /** The source: also in which format (`raw`, `qcow2`, …) it is read. */
 export interface SourceIdentity extends DeviceIdentity {
   format: string;
@@ -45,6 +61,8 @@ export interface UnreadableRegions {
   ranges: RegionRange[];
   /** True where there were too many to keep: some regions listed are readable, none that is not is left out. */
   inexact: boolean;
+  /** True where every region has been tried, so that all that is not hydrated is unreadable. */
+  complete?: boolean;
 }
 
 /** Says that the destination is complete and needs nothing else. */
@@ -55,6 +73,8 @@ export interface FinalizeRecord {
   verified: boolean;
   /** How many regions were accepted as unreadable. */
   unreadableRegions: number;
+  /** Whether the metadata was to stay; where not, and it is still there, its removal was cut off. */
+  metadataKept?: boolean;
 }
 
 /**
@@ -67,7 +87,7 @@ export interface Descriptor {
   /** ISO 8601, UTC. */
   created: string;
   source: SourceIdentity;
-  destination: DeviceIdentity;
+  destination: DestinationIdentity;
   /** Bytes of the clone; target_size is this rounded up to whole sectors. */
   exactSize: number;
   /** The options given at creation, at most 4096 bytes as JSON. */
@@ -75,6 +95,8 @@ export interface Descriptor {
   unreadable: UnreadableRegions;
   /** Whether clients may have written to the clone, so that differences from the source are no error. */
   served: boolean;
+  /** When a changed source was last accepted, ISO 8601: what was copied before may differ from it by right. */
+  acceptedChange?: string;
   finalized: FinalizeRecord | null;
 }
 
@@ -109,15 +131,24 @@ export function descriptorFromJson(value: unknown, geometry: Geometry): Descript
   const source = top.object("source");
   checkIdentity(source);
   source.text("format", MAX_TEXT_BYTES);
-  checkIdentity(top.object("destination"));
+  const destination = top.object("destination");
+  checkIdentity(destination);
+  if (destination.has("settled") && destination.value("settled") !== null) {
+    const settled = destination.object("settled");
+    settled.text("mtimeNs", MAX_TEXT_BYTES);
+    settled.text("superblock", MAX_TEXT_BYTES);
+  }
+  if (top.has("acceptedChange")) top.text("acceptedChange", MAX_TEXT_BYTES);
   if (top.value("finalized") !== null) {
     const record = top.object("finalized");
     record.text("finished", MAX_TEXT_BYTES);
     record.boolean("verified");
     record.integer("unreadableRegions", geometry.regionCount);
+    if (record.has("metadataKept")) record.boolean("metadataKept");
   }
   const unreadable = top.object("unreadable");
   unreadable.boolean("inexact");
+  if (unreadable.has("complete")) unreadable.boolean("complete");
   const ranges = checkRanges(unreadable.value("ranges"), geometry);
   return {
     ...(top.record as unknown as Descriptor),
@@ -178,7 +209,7 @@ function checkIdentity(identity: Fields): void {
   identity.integer("size");
   const fingerprint = identity.object("fingerprint");
   if (fingerprint.has("size")) fingerprint.integer("size");
-  for (const name of ["mtimeNs", "inode"]) {
+  for (const name of ["mtimeNs", "birthtimeNs", "inode"]) {
     if (fingerprint.has(name) && !/^-?\d{1,20}$/.test(fingerprint.text(name, MAX_TEXT_BYTES))) {
       throw new RangeError(`has a fingerprint whose ${name} is no decimal number`);
     }

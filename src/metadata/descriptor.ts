@@ -15,11 +15,13 @@ import { type DescriptorPlace, decodeSlot, encodeSlot, MINOR_VERSION, SLOT_BYTES
 
 export {
   type Descriptor,
+  type DestinationIdentity,
   type DeviceIdentity,
   descriptorFromJson,
   descriptorToJson,
   type FinalizeRecord,
   type Fingerprint,
+  type SettledState,
   type SourceIdentity,
   type UnreadableRegions,
 } from "./descriptor-json.ts";

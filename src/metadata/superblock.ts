@@ -100,7 +100,7 @@ export async function probeSuperblock(device: BlockDevice): Promise<SuperblockVe
       : `"${name}" is not formatted: its first block is all zero`;
     const hint = orphans
       ? "It held a clone whose superblock was lost. Do not create a new clone on it before trying to rebuild it."
-      : "Create a clone on it first.";
+      : undefined;
     return { verdict: "unformatted", orphans, error: error(message, hint) };
   }
   try {

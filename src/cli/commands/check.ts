@@ -11,11 +11,10 @@ export const checkCommand = defineCommand({
       describe: "The metadata, or the destination it stands beside",
     }),
   async run(options, { terminal, signal }) {
-    const { lockMetadata, openMetadataDevice } = await import("../../clone/clone.ts");
+    const { openMetadata } = await import("../../clone/open-metadata.ts");
     const { checkMetadata, formatFinding } = await import("../../metadata/check.ts");
-    const { device: opened } = await openMetadataDevice(options.metadata, "quiescent");
-    await using device = opened;
-    await using _lock = await lockMetadata(device, "quiescent");
+    await using opened = await openMetadata(options.metadata, "quiescent");
+    const { device } = opened;
     const { ok, fatal, warnings, facts } = await checkMetadata(device, { signal });
     if (options.json) {
       terminal.print(JSON.stringify({ ok, fatal, warnings }));

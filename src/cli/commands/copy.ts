@@ -1,7 +1,7 @@
 import { defineCommand } from "../command.ts";
 import { ExitCode } from "../exit-codes.ts";
 import { createOptions, hydrationOptions, jsonOption, progressOption } from "../options.ts";
-import { createRequest } from "./create.ts";
+import { copyRequest } from "./create.ts";
 import { finalizeJson, printFinalized, runFinalize } from "./finalize.ts";
 import { exitCodeOfReport, hydrateRequest, printReport, runHydration } from "./hydrate.ts";
 
@@ -13,18 +13,20 @@ export const copyCommand = defineCommand({
       describe: "Go on although the source has changed since the copy began",
     }),
   async run(options, context) {
-    const { terminal, signal } = context;
+    const { terminal, signal, onWarning } = context;
     const { startCopy } = await import("../../clone/copy-clone.ts");
-    const { clone: opened, created } = await startCopy(createRequest(options), signal);
+    const { clone: opened, created } = await startCopy(copyRequest(options), { signal, onWarning });
     await using clone = opened;
-    for (const warning of created?.warnings ?? []) terminal.warn(warning);
-    const request = { ...hydrateRequest(options), source: options.source, destination: options.destination };
-    if (clone.finalized !== null) {
-      await clone.attachSource(request); // a finished copy of what has changed since is not what was asked for
-    } else {
+    for (const warning of created?.warnings ?? []) onWarning(warning);
+    const request = hydrateRequest(options);
+    if (clone.finalized === null) {
       const report = await runHydration(clone, request, { ...options, context });
       if (report.end !== "complete" || !options.json) {
-        printReport(report, { ...options, clone: options.metadata ?? options.destination, context });
+        printReport(report, {
+          json: options.json,
+          goOn: `clone copy ${options.source} ${options.destination}${options.metadata === undefined ? "" : ` --metadata ${options.metadata}`}`,
+          context,
+        });
       }
       if (report.end !== "complete") return exitCodeOfReport(report, context);
     }

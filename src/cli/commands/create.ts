@@ -7,8 +7,9 @@ import { createOptions, jsonOption } from "../options.ts";
 export const createCommand = defineCommand({
   options: (yargs) => jsonOption(createOptions(yargs)),
   async run(options, { terminal }) {
-    const { createClone } = await import("../../clone/create-clone.ts");
-    const created = await createClone(createRequest(options));
+    const { createClone, DEFAULT_REGION_SIZE } = await import("../../clone/create-clone.ts");
+    const request = copyRequest(options);
+    const created = await createClone({ ...request, regionSize: request.regionSize ?? DEFAULT_REGION_SIZE });
     const { metadata, geometry, exactSize, warnings } = created;
     for (const warning of warnings) terminal.warn(warning);
     if (options.json) {
@@ -35,21 +36,15 @@ export const createCommand = defineCommand({
 });
 
 /** The request that the options of `create` and `copy` make. */
-export function createRequest(options: {
+export function copyRequest(options: {
   source: string;
   destination: string;
   metadata: string | undefined;
-  "region-size": number;
+  "region-size": number | undefined;
   force: boolean | undefined;
   "source-format": "raw" | undefined;
 }) {
   const { source, destination, metadata, force = false } = options;
-  return {
-    source,
-    destination,
-    metadata,
-    force,
-    regionSize: options["region-size"],
-    sourceFormat: options["source-format"],
-  };
+  const [regionSize, sourceFormat] = [options["region-size"], options["source-format"]];
+  return { source, destination, metadata, force, regionSize, sourceFormat };
 }

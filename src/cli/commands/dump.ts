@@ -17,11 +17,10 @@ export const dumpCommand = defineCommand({
         describe: "The metadata, or the destination it stands beside",
       })
       .option("json", { type: "boolean", describe: "Print it on one line" }),
-  async run(options, { terminal, signal }) {
+  async run(options, { signal, onWarning }) {
     const { Clone } = await import("../../clone/clone.ts");
     const { dumpMetadata } = await import("../../metadata/dump.ts");
-    await using clone = await Clone.open({ name: options.metadata, access: "quiescent", signal });
-    for (const warning of clone.warnings) terminal.warn(warning);
+    await using clone = await Clone.open({ name: options.metadata, access: "quiescent", signal, onWarning });
     const { geometry, metadata, descriptor } = clone;
     const content = { geometry, hydratedRanges: metadata.hydratedRanges(), descriptor };
     for (const piece of dumpMetadata(content, options.json ? "line" : "pretty")) {

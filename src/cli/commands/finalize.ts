@@ -28,15 +28,15 @@ export const finalizeCommand = defineCommand({
         describe: "Change nothing; print the dm linear table that replaces the clone",
       }),
   async run(options, context) {
-    const { terminal, signal } = context;
+    const { terminal, signal, onWarning } = context;
     const { Clone } = await import("../../clone/clone.ts");
     if (options.table) {
       const { linearTable } = await import("../../clone/finalize-clone.ts");
-      await using clone = await Clone.open({ name: options.clone, access: "quiescent", signal });
+      await using clone = await Clone.open({ name: options.clone, access: "quiescent", signal, onWarning });
       terminal.print(await linearTable(clone, deviceRequest(options)));
       return ExitCode.done;
     }
-    await using clone = await Clone.open({ name: options.clone, access: "exclusive", signal });
+    await using clone = await Clone.open({ name: options.clone, access: "exclusive", signal, onWarning });
     const request = {
       ...deviceRequest(options),
       verify: options.verify ?? false,
@@ -57,10 +57,8 @@ export async function runFinalize(
   options: { progress: ProgressStyle; json: boolean | undefined; context: CliContext },
 ): Promise<FinalizeReport> {
   const { finalizeClone } = await import("../../clone/finalize-clone.ts");
-  const { signal, terminal } = options.context;
-  const report = await withVerifyProgress(options, (onVerify) => finalizeClone(clone, request, { signal, onVerify }));
-  for (const warning of clone.warnings) terminal.warn(warning);
-  return report;
+  const { signal } = options.context;
+  return await withVerifyProgress(options, (onVerify) => finalizeClone(clone, request, { signal, onVerify }));
 }
 
 /** Says what the copy is now. */

@@ -24,10 +24,11 @@ export const hydrateCommand = defineCommand({
       }),
   async run(options, context) {
     const { Clone } = await import("../../clone/clone.ts");
-    await using clone = await Clone.open({ name: options.clone, access: "exclusive", signal: context.signal });
+    const { signal, onWarning } = context;
+    await using clone = await Clone.open({ name: options.clone, access: "exclusive", signal, onWarning });
     const request = { ...hydrateRequest(options), limit: options.limit ?? null };
     const report = await runHydration(clone, request, { ...options, context });
-    printReport(report, { ...options, context });
+    printReport(report, { json: options.json, goOn: `clone hydrate ${options.clone}`, context });
     return exitCodeOfReport(report, context);
   },
 });
@@ -72,17 +73,10 @@ export async function runHydration(
   const { hydrateClone } = await import("../../clone/hydrate-clone.ts");
   const { hydratedBytes } = await import("../../clone/clone-status.ts");
   const { withProgress } = await import("../progress.ts");
-  let told = 0;
-  const tell = (): void => {
-    for (const warning of clone.warnings.slice(told)) terminal.warn(warning);
-    told = clone.warnings.length;
-  };
-  tell();
   return await withProgress({ style: progress, label: "Hydrating", quiet, jsonResult: json ?? false }, (show) =>
     hydrateClone(clone, request, {
       signal,
       onStart: (running) => {
-        tell();
         const { threshold, batchSize, direct } = running;
         terminal.detail(`threshold ${threshold}, batch size ${batchSize}, ${direct ? "direct" : "buffered"} writes`);
         show(() => ({
@@ -100,7 +94,7 @@ export async function runHydration(
 /** Says how it ended. */
 export function printReport(
   report: HydrateReport,
-  { clone, json, context }: { clone: string; json: boolean | undefined; context: CliContext },
+  { goOn, json, context }: { goOn: string; json: boolean | undefined; context: CliContext },
 ): void {
   const { terminal } = context;
   const { counts, regions, hydratedRegions, unreadable, seconds } = report;
@@ -132,10 +126,10 @@ export function printReport(
   if (unreadable.length > 0) {
     terminal.error(
       `Cannot read ${formatRegions(unreadable)} of the source${report.firstReadError === undefined ? "" : `: ${report.firstReadError}`}`,
-      `\`clone hydrate ${clone}\` tries them again.`,
+      `\`${goOn}\` tries them again.`,
     );
   } else if (report.end === "stopped" || report.end === "limit") {
-    terminal.note(`\`clone hydrate ${clone}\` goes on where this stopped.`);
+    terminal.note(`\`${goOn}\` goes on where this stopped.`);
   }
 }
 

@@ -25,10 +25,9 @@ export const statusCommand = defineCommand({
       .conflicts("json", "map"),
   async run(options, context) {
     const { readStatus, dmStatusLine } = await import("../../clone/clone-status.ts");
-    const { terminal, signal } = context;
+    const { terminal, signal, onWarning } = context;
     const show = async (): Promise<CloneStatus> => {
-      const report = await readStatus(options.clone, signal);
-      for (const warning of report.warnings) terminal.warn(warning);
+      const report = await readStatus(options.clone, { signal, onWarning });
       if (options.json) terminal.print(JSON.stringify(report.status));
       else if (options.dm) terminal.print(dmStatusLine(report.status));
       else for (const line of await describe(report, options.map, context)) terminal.print(line);

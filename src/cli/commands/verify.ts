@@ -13,15 +13,14 @@ export const verifyCommand = defineCommand({
       describe: "The clone: its metadata, or its destination",
     }),
   async run(options, context) {
-    const { terminal, signal } = context;
+    const { terminal, signal, onWarning } = context;
     const { Clone } = await import("../../clone/clone.ts");
     const { verifyClone } = await import("../../clone/verify-clone.ts");
-    await using clone = await Clone.open({ name: options.clone, access: "quiescent", signal });
+    await using clone = await Clone.open({ name: options.clone, access: "quiescent", signal, onWarning });
     const report = await withVerifyProgress({ ...options, context }, (onStart) =>
       verifyClone(clone, deviceRequest(options), { signal, onStart }),
     );
     const { equal, compared, differing, served } = report;
-    for (const warning of clone.warnings) terminal.warn(warning);
     if (options.json) {
       terminal.print(
         JSON.stringify({ equal, compared, differing: differing.map(({ start, end }) => [start, end]), served }),

@@ -76,6 +76,6 @@ describe("UnnamedFile", () => {
   test("says which file cannot be made, and why", async () => {
     await using scratch = await scratchDirectory();
     const path = join(scratch.path, "nowhere", "x.clone");
-    await expect(UnnamedFile.create(path)).rejects.toThrow(`Cannot create "${path}": ENOENT`);
+    await expect(UnnamedFile.create(path)).rejects.toThrow(`Cannot create "${path}": no such directory (ENOENT)`);
   });
 });

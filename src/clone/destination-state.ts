@@ -1,0 +1,115 @@
+/**
+ * Whether a destination still holds what the metadata says of it. Inodes are used again, block devices change their names
+ * and files are restored from old backups: then bits would vouch for data that is not there.
+ *
+ *     never copied to      it must be as empty as it was for `create`, unless that was told to overwrite it
+ *     settled              its time of last change is that of our last write; or it is a block device, and samples must match
+ *     cut off              samples of the hydrated regions must match the source
+ *
+ * Nothing can be told where others have a right to change it: after clients wrote to it, after the kernel went on with it
+ * (the superblock is another one), after a changed source was accepted.
+ */
+import { CloneError } from "../base/errors.ts";
+import type { Region } from "../base/geometry.ts";
+import type { BlockDevice } from "../device/block-device.ts";
+import type { FileDevice } from "../device/file-device.ts";
+import { statDescriptor } from "../device/file-identity.ts";
+import type { SettledState } from "../metadata/descriptor.ts";
+import type { Clone } from "./clone.ts";
+import { findData } from "./open-devices.ts";
+
+/** Hydrated regions that are compared, evenly spread, first and last included; and bytes of each. */
+const SAMPLES = 32;
+const SAMPLE_BYTES = 65536;
+
+/** The destination as it is now, for the next one to compare with. @throws {DeviceError} */
+export async function settledState(clone: Clone, destination: FileDevice): Promise<SettledState> {
+  const { mtimeNs } = await statDescriptor(destination.fd, { bigint: true });
+  return { mtimeNs: String(mtimeNs), superblock: await superblockChecksum(clone) };
+}
+
+/** What is known of a destination before it is looked at. */
+export type DestinationTrust =
+  /** Nobody but us has changed it, or there is nothing to compare with. */
+  | "trusted"
+  /** It must not hold anything. */
+  | "empty"
+  /** Samples must match the source. */
+  | "compare"
+  /** Somebody else has written to it. */
+  | "touched";
+
+/** How far the destination can be trusted by what is recorded of it. @throws {DeviceError} */
+export async function trustInDestination(clone: Clone, destination: FileDevice): Promise<DestinationTrust> {
+  const { descriptor, metadata } = clone;
+  if (descriptor === null || descriptor.served || descriptor.acceptedChange !== undefined) return "trusted";
+  const { settled } = descriptor.destination;
+  if (settled === undefined) {
+    return metadata.hydratedCount === 0 && descriptor.options.force !== true ? "empty" : "trusted";
+  }
+  if (settled === null) return "compare";
+  const now = await settledState(clone, destination);
+  if (now.superblock !== settled.superblock) return "trusted"; // the kernel has gone on with the clone
+  if (destination.kind === "block") return "compare";
+  return now.mtimeNs === settled.mtimeNs ? "trusted" : "touched";
+}
+
+/** @throws {CloneError} where a destination holds data that nobody has put there for this clone */
+export async function refuseForeignData(destination: FileDevice): Promise<void> {
+  const data = await findData(destination);
+  if (data === undefined) return;
+  throw new CloneError(
+    "failed",
+    `Cannot use "${destination.path}" as the destination: it was empty when the clone was created and holds ${data} now`,
+    { hint: "`clone create --force` begins a clone that overwrites it." },
+  );
+}
+
+/**
+ * Compares samples of the hydrated regions.
+ * @throws {CloneError} where one differs from the source
+ * @throws {DeviceError} where one cannot be read
+ */
+export async function refuseDifferentSamples(
+  clone: Clone,
+  source: BlockDevice,
+  destination: BlockDevice,
+): Promise<void> {
+  const { geometry } = clone;
+  for (const region of sampleRegions(clone)) {
+    const { offset, length } = geometry.bytesOf({ start: region, end: region + 1 });
+    const expected = new Uint8Array(Math.min(length, SAMPLE_BYTES));
+    const actual = new Uint8Array(expected.length);
+    await Promise.all([source.read(offset, expected), destination.read(offset, actual)]);
+    if (Buffer.compare(expected, actual) === 0) continue;
+    throw new CloneError(
+      "failed",
+      `Cannot use "${destination.name}" as the destination: region ${region} is called hydrated, but differs from the source`,
+      {
+        hint: "It is another file or device, or somebody has written to it. --accept-changed-source goes on all the same.",
+      },
+    );
+  }
+}
+
+/** Some of the hydrated regions, evenly spread over them. */
+function* sampleRegions({ metadata }: Clone): Generator<Region> {
+  const count = metadata.hydratedCount;
+  const samples = Math.min(SAMPLES, count);
+  let sample = 0;
+  let before = 0;
+  for (const { start, end } of metadata.hydratedRanges()) {
+    for (; sample < samples; sample++) {
+      const wanted = samples === 1 ? 0 : Math.floor(((count - 1) * sample) / (samples - 1));
+      if (wanted >= before + end - start) break;
+      yield start + wanted - before;
+    }
+    before += end - start;
+  }
+}
+
+async function superblockChecksum({ metadataDevice }: Clone): Promise<string> {
+  const checksum = new Uint8Array(4);
+  await metadataDevice.read(0, checksum);
+  return Buffer.from(checksum).toString("hex");
+}

@@ -1,0 +1,77 @@
+/** Opens and locks the metadata that a name means, without reading it. */
+import { stat } from "node:fs/promises";
+import { CloneError, errnoOf } from "../base/errors.ts";
+import { FileDevice } from "../device/file-device.ts";
+import { isSameFile, statDescriptor } from "../device/file-identity.ts";
+import { refuseInUse } from "../device/in-use.ts";
+import { acquireLock, type Lock } from "../device/lock.ts";
+import { parseLocation } from "./location.ts";
+import { defaultMetadataPath, exists, findMetadata } from "./metadata-file.ts";
+
+/** `exclusive` locks it to change it; `quiescent` reads it and keeps writers away; `any` reads it as it is. */
+export type MetadataAccess = "exclusive" | "quiescent" | "any";
+
+/** Open metadata. Disposing of it closes it and lets the lock go. */
+export interface OpenedMetadata extends AsyncDisposable {
+  device: FileDevice;
+  /** The destination, where it was that which was named. */
+  destination: string | undefined;
+}
+
+/** A path that was replaced while it was being opened is opened again this often. */
+const ATTEMPTS = 5;
+
+/**
+ * Opens the metadata that a name means: its own path, or that of the destination it stands beside.
+ * @throws {CloneError} where there is none
+ * @throws {BusyError} where another process uses it
+ * @throws {DeviceError} where it cannot be opened
+ */
+export async function openMetadata(name: string, access: MetadataAccess): Promise<OpenedMetadata> {
+  const location = parseLocation(name);
+  for (let attempt = 1; ; attempt++) {
+    const { path, destination } = await findMetadata(location.path);
+    if (!(await exists(path))) {
+      throw new CloneError(
+        "failed",
+        `Cannot open the clone "${name}": there is neither that file nor "${defaultMetadataPath(name)}"`,
+      );
+    }
+    const opened = await openAndLock(path, access);
+    // Whoever removed it had it locked: a lock taken only now may be on a file that has no name any more.
+    if (access === "any" || (await isStillThere(opened.device))) return { ...opened, destination };
+    await opened[Symbol.asyncDispose]();
+    if (attempt === ATTEMPTS) {
+      throw new CloneError("failed", `Cannot open the clone "${name}": "${path}" is replaced again and again`);
+    }
+  }
+}
+
+/** Whether the path that a device was opened by still names it. @throws {DeviceError} */
+export async function isStillThere(device: FileDevice): Promise<boolean> {
+  const named = await stat(device.path, { bigint: true }).catch((error: unknown) => {
+    if (errnoOf(error) === "ENOENT") return undefined;
+    throw error;
+  });
+  return named !== undefined && isSameFile(named, await statDescriptor(device.fd, { bigint: true }));
+}
+
+async function openAndLock(path: string, access: MetadataAccess): Promise<AsyncDisposable & { device: FileDevice }> {
+  const writes = access === "exclusive";
+  const device = await FileDevice.open(path, { access: writes ? "read-write" : "read-only", direct: "off" });
+  let lock: Lock | undefined;
+  const close = async (): Promise<void> => {
+    lock?.release();
+    await device[Symbol.asyncDispose]();
+  };
+  try {
+    if (access !== "any") {
+      await refuseInUse(device, writes ? "write" : "read");
+      lock = await acquireLock(device, writes ? "exclusive" : "shared");
+    }
+    return { device, [Symbol.asyncDispose]: close };
+  } catch (error) {
+    await close();
+    throw error;
+  }
+}
