@@ -1,10 +1,11 @@
 // Sources and destinations of odd shapes: sizes that are no whole number of anything, every region size, destinations that
 // are larger or dirty, holes.
-import { open, readFile, stat, truncate, writeFile } from "node:fs/promises";
+import { randomBytes } from "node:crypto";
+import { open, stat, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { allocatedBytes, holds, randomFile, readRange, sparseFile } from "../support/files.ts";
-import { clone, cloneOk, oneJson } from "../support/run-clone.ts";
+import { clone, cloneOk, expectFailure, oneJson } from "../support/run-clone.ts";
 import { scratchDirectory } from "../support/scratch.ts";
 
 const MIB = 1024 * 1024;
@@ -133,16 +134,26 @@ describe("holes of the source", () => {
     }
   });
 
-  test("zero what was written to the destination between two runs", async () => {
+  test("zero what was written to the destination after create --force", async () => {
     await using place = await scratchDirectory();
     const cwd = place.path;
-    await writeFile(join(cwd, "disk.img"), "");
-    await truncate(join(cwd, "disk.img"), MIB);
-    await cloneOk(["create", "disk.img", "copy.img"], { cwd });
-    await randomFile(join(cwd, "noise"), MIB);
-    await writeFile(join(cwd, "copy.img"), await readFile(join(cwd, "noise")), { flag: "r+" });
+    await sparseFile(join(cwd, "disk.img"), MIB, []);
+    await sparseFile(join(cwd, "copy.img"), MIB, []);
+    await cloneOk(["create", "disk.img", "copy.img", "--force"], { cwd });
+    await writeFile(join(cwd, "copy.img"), randomBytes(MIB), { flag: "r+" });
     await cloneOk(["hydrate", "copy.img"], { cwd });
     expect(await holds(join(cwd, "copy.img"), Buffer.alloc(MIB))).toBe(true);
+  });
+
+  test("do not cost what somebody wrote to an empty destination after create: that is refused", async () => {
+    await using place = await scratchDirectory();
+    const cwd = place.path;
+    await sparseFile(join(cwd, "disk.img"), MIB, []);
+    await cloneOk(["create", "disk.img", "copy.img"], { cwd });
+    const written = randomBytes(MIB);
+    await writeFile(join(cwd, "copy.img"), written, { flag: "r+" });
+    expectFailure(await clone(["hydrate", "copy.img"], { cwd }), 1, /was empty .* holds data now/, /--force/);
+    expect(await holds(join(cwd, "copy.img"), written)).toBe(true);
   });
 });
 
