@@ -64,6 +64,8 @@ export class Clone implements AsyncDisposable {
   readonly #onWarning: (warning: string) => void;
   #source: AttachedSource | undefined;
   #destination: (AttachedDestination & { access: DestinationAccess }) | undefined;
+  /** Whether the destination is another file than the one the clone was made with. */
+  #takenOnWord = false;
   /** What the devices turned out to be, to be kept once both are found to be right. */
   #findings: Partial<Descriptor> = {};
   #opened: AsyncDisposable[];
@@ -239,9 +241,8 @@ export class Clone implements AsyncDisposable {
       );
     }
     this.#onWarning(`"${device.path}" is taken for the destination on your word: ${difference}`);
-    // Whatever was known of the content was known of another file.
-    const settled = pinned.settled === undefined ? {} : { settled: null };
-    this.#findings.destination = { uri, size: device.size, fingerprint: now, ...settled };
+    this.#takenOnWord = true;
+    this.#findings.destination = { uri, size: device.size, fingerprint: now };
   }
 
   /**
@@ -253,21 +254,19 @@ export class Clone implements AsyncDisposable {
   async beginWriting(request: DeviceRequest): Promise<void> {
     const [source, destination] = [this.#source, this.#destination];
     assert(source !== undefined && destination !== undefined, "both devices must be attached before");
-    const named = request.destination !== undefined;
-    const trust =
-      this.#findings.destination?.settled === null ? "compare" : await trustInDestination(this, destination.device);
-    if (trust === "touched" && !named) {
-      throw new CloneError(
-        "failed",
-        `Cannot use "${destination.device.path}" as the destination: somebody else has written to it since the clone last did`,
-        {
-          hint: "`clone verify` shows what differs; naming it with --destination takes it as it is, after a look at samples.",
-        },
-      );
-    }
+    const trust = this.#takenOnWord
+      ? this.metadata.hydratedCount === 0
+        ? "empty"
+        : "compare"
+      : await trustInDestination(this, destination.device);
     if (trust === "empty") await refuseForeignData(destination.device);
     if ((trust === "compare" || trust === "touched") && !request.acceptChangedSource) {
       await refuseDifferentSamples(this, source.view, destination.view);
+    }
+    if (trust === "touched") {
+      this.#onWarning(
+        `Somebody else has written to "${destination.device.path}" since the clone last did; samples of it are right, \`clone verify\` compares all`,
+      );
     }
     const pinned = this.#findings.destination ?? this.descriptor?.destination;
     if (pinned === undefined) return;

@@ -2,9 +2,13 @@
  * Whether a destination still holds what the metadata says of it. Inodes are used again, block devices change their names
  * and files are restored from old backups: then bits would vouch for data that is not there.
  *
- *     never copied to      it must be as empty as it was for `create`, unless that was told to overwrite it
- *     settled              its time of last change is that of our last write; or it is a block device, and samples must match
- *     cut off              samples of the hydrated regions must match the source
+ *     never copied to      a block device that only its name identifies must be as empty as it was for `create`, unless
+ *                          that was told to overwrite it
+ *     settled              the time of last change is that of our last write; otherwise, and for a block device, samples
+ *                          of the hydrated regions must match the source
+ *     cut off              the same
+ *
+ * What somebody else wrote to regions that are not hydrated does no harm: they are copied, or zeroed, whatever they hold.
  *
  * Nothing can be told where others have a right to change it: after clients wrote to it, after the kernel went on with it
  * (the superblock is another one), after a changed source was accepted.
@@ -36,7 +40,7 @@ export type DestinationTrust =
   | "empty"
   /** Samples must match the source. */
   | "compare"
-  /** Somebody else has written to it. */
+  /** The same, because somebody else has written to it. */
   | "touched";
 
 /** How far the destination can be trusted by what is recorded of it. @throws {DeviceError} */
@@ -45,7 +49,8 @@ export async function trustInDestination(clone: Clone, destination: FileDevice):
   if (descriptor === null || descriptor.served || descriptor.acceptedChange !== undefined) return "trusted";
   const { settled } = descriptor.destination;
   if (settled === undefined) {
-    return metadata.hydratedCount === 0 && descriptor.options.force !== true ? "empty" : "trusted";
+    const byNameOnly = destination.kind === "block" && destination.identity.serial === undefined;
+    return byNameOnly && metadata.hydratedCount === 0 && descriptor.options.force !== true ? "empty" : "trusted";
   }
   if (settled === null) return "compare";
   const now = await settledState(clone, destination);

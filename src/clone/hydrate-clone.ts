@@ -66,8 +66,8 @@ export async function hydrateClone(
   if (clone.finalized !== null) {
     throw new CloneError("failed", `Cannot hydrate "${clone.path}": it is finalized, the destination stands alone`);
   }
-  const source = await clone.attachSource(request);
   const destination = await clone.attachDestination(request, "read-write");
+  const source = await clone.attachSource(request);
   if (request.extents) await settleSource(source.device);
   await clone.beginWriting(request);
   const { geometry, metadata } = clone;

@@ -37,8 +37,8 @@ export async function verifyClone(
   request: DeviceRequest,
   { signal, onStart }: { signal: AbortSignal; onStart?: ((running: RunningVerify) => void) | undefined },
 ): Promise<VerifyReport> {
-  const source = await clone.attachSource(request);
   const destination = await clone.attachDestination(request, "read-only");
+  const source = await clone.attachSource(request);
   const alignment = destination.device.directAlignment;
   const differing = new DirtyRegions(); // stays small where a list of 2^31 regions would not
   let totalBytes = 0;

@@ -1,6 +1,7 @@
 import { once } from "node:events";
 import { defineCommand } from "../command.ts";
 import { ExitCode } from "../exit-codes.ts";
+import { isOutputRead } from "../standard-output.ts";
 
 /** Waiting ends with the error of the stream, which `main` has dealt with. */
 function readerLeft(error: NodeJS.ErrnoException): void {
@@ -26,7 +27,7 @@ export const dumpCommand = defineCommand({
     for (const piece of dumpMetadata(content, options.json ? "line" : "pretty")) {
       signal.throwIfAborted();
       if (!process.stdout.write(piece)) await once(process.stdout, "drain").catch(readerLeft);
-      if (!process.stdout.writable) break;
+      if (!isOutputRead()) break;
     }
     return ExitCode.done;
   },

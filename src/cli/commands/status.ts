@@ -4,6 +4,7 @@ import { type CliContext, defineCommand } from "../command.ts";
 import { ExitCode } from "../exit-codes.ts";
 import { countOf, jsonOption } from "../options.ts";
 import { formatRegions } from "../regions.ts";
+import { isOutputRead } from "../standard-output.ts";
 
 /** `clone status CLONE` */
 export const statusCommand = defineCommand({
@@ -52,7 +53,7 @@ async function watch(
     if (state === "hydrated" || state === "finalized" || state === "failed") return ExitCode.done;
     await systemClock.sleep(intervalMs, signal);
     if (signal.aborted) return interruption.exitCode;
-    if (!process.stdout.writable) return ExitCode.done; // nobody reads it any more
+    if (!isOutputRead()) return ExitCode.done;
   }
 }
 
