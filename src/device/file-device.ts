@@ -236,8 +236,10 @@ export class FileDevice implements BlockDevice {
       [offset, start],
       [end, offset + length],
     ] as const) {
-      const part = new Uint8Array(partEnd - partStart);
       const partFrom = fromOffset + (partStart - offset);
+      const rest = { fromFd: from.fd, fromOffset: partFrom, toOffset: partStart, length: partEnd - partStart };
+      if (await this.#io.changed(this.#ranges.copyFrom(rest))) continue;
+      const part = new Uint8Array(partEnd - partStart);
       if ((await from.#io.read(partFrom, part)) < part.length) await from.#refuseShort(partFrom, part.length);
       await this.#io.write(partStart, part);
     }

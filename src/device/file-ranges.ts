@@ -10,6 +10,7 @@ import {
   blockDiscard,
   blockZeroOut,
   cloneRange,
+  copyFileRange,
   FALLOC_KEEP_SIZE,
   FALLOC_PUNCH_HOLE,
   FALLOC_ZERO_RANGE,
@@ -82,6 +83,23 @@ export class FileRanges {
       const errno = systemErrno(error) ?? "";
       if (!NOT_SHARED.includes(errno)) throw error;
       return errno === "EINVAL" ? "refused" : "never";
+    }
+  }
+
+  /** Copies from another file inside the kernel; false where it would not, or the other file ends too early. */
+  async copyFrom({ fromFd, fromOffset, toOffset, length }: RangeCopy): Promise<boolean> {
+    try {
+      for (let done = 0; done < length; ) {
+        const [from, to] = [fromOffset + done, toOffset + done];
+        const range = { fromFd, fromOffset: from, toFd: this.#fd, toOffset: to, length: length - done };
+        const count = await copyFileRange(range);
+        if (count === 0) return false;
+        done += count;
+      }
+      return true;
+    } catch (error) {
+      if (!NOT_SHARED.includes(systemErrno(error) ?? "")) throw error;
+      return false;
     }
   }
 

@@ -14,7 +14,7 @@ import { BusyError } from "../base/errors.ts";
 import { swapPaths } from "./block-users.ts";
 import { deviceNumber, isSameFile, statDescriptor, sysfsAttribute } from "./file-identity.ts";
 import { isLocked, loopBackingFile, systemErrno } from "./libc.ts";
-import { describeHolder, findHolder, type Lockable } from "./lock.ts";
+import { describeHolder, findHolder, type Lockable, NO_LOCKS } from "./lock.ts";
 
 const QEMU_WRITES = 101;
 const QEMU_UNSHARED_READ = 200;
@@ -102,7 +102,7 @@ function lockedAt(fd: number, byte: number): boolean {
   try {
     return isLocked(fd, "exclusive", byte, 1);
   } catch (error) {
-    if (["ENOLCK", "EOPNOTSUPP", "ENOSYS", "EINVAL"].includes(systemErrno(error) ?? "")) return false;
+    if (NO_LOCKS.includes(systemErrno(error) ?? "")) return false;
     throw error;
   }
 }

@@ -26,13 +26,8 @@ export const FALLOC_ZERO_RANGE = 0x10;
 /** lseek(2): the next data, the next hole. */
 export const SEEK_DATA = 3;
 export const SEEK_HOLE = 4;
-/** sync_file_range(2): start writing dirty pages back; wait for those under way, before or after that. */
-export const SYNC_FILE_RANGE_WAIT_BEFORE = 1;
-export const SYNC_FILE_RANGE_WRITE = 2;
-export const SYNC_FILE_RANGE_WAIT_AFTER = 4;
 /** posix_fadvise(2). */
 export const FADV_SEQUENTIAL = 2;
-export const FADV_DONTNEED = 4;
 
 /** linux/fs.h and linux/loop.h, for architectures with the generic _IOC encoding. */
 const FICLONERANGE = 0x4020940d;
@@ -106,11 +101,6 @@ export async function cloneRange(clone: {
   // struct file_clone_range
   const range = int64s(clone.fromFd, clone.fromOffset, clone.length, clone.toOffset);
   await callAsync("ioctl FICLONERANGE", libc().ioctl, clone.toFd, FICLONERANGE, range);
-}
-
-/** Starts or awaits writeback of a range of the page cache; no promise of durability. @throws {SyscallError} */
-export async function syncFileRange(fd: number, offset: number, length: number, flags: number): Promise<void> {
-  await callAsync("sync_file_range", libc().sync_file_range, fd, offset, length, flags);
 }
 
 /** Tells the page cache what will or will not be needed. @throws {SyscallError} */
@@ -216,7 +206,6 @@ interface Libc {
   copy_file_range: KoffiFunc<
     (fd: number, offset: BigInt64Array, toFd: number, toOffset: BigInt64Array, length: number, flags: number) => number
   >;
-  sync_file_range: KoffiFunc<(fd: number, offset: number, length: number, flags: number) => number>;
   posix_fadvise: KoffiFunc<(fd: number, offset: number, length: number, advice: number) => number>;
   ioctl: KoffiFunc<(fd: number, request: number, argument: ArrayBufferView) => number>;
   fcntl: KoffiFunc<(fd: number, command: number, argument: ArrayBufferView | null) => number>;
@@ -247,7 +236,6 @@ function load(): Libc {
     copy_file_range: declare(
       "int64_t copy_file_range(int fd, void *offset, int toFd, void *toOffset, size_t length, unsigned int flags)",
     ),
-    sync_file_range: declare("int sync_file_range(int fd, int64_t offset, int64_t length, unsigned int flags)"),
     posix_fadvise: declare("int posix_fadvise(int fd, int64_t offset, int64_t length, int advice)"),
     ioctl: declare("int ioctl(int fd, unsigned long request, void *argument)"),
     fcntl: declare("int fcntl(int fd, int command, void *argument)"),

@@ -20,8 +20,8 @@ import { duplicate, isLocked, systemErrno, tryLock, unlock } from "./libc.ts";
 /** The byte that is locked. */
 export const LOCK_OFFSET = Number.MAX_SAFE_INTEGER - 1;
 
-/** How a file system says that it has none. */
-const NO_LOCKS = ["ENOLCK", "EOPNOTSUPP", "ENOTSUP", "ENOSYS"];
+/** How a file system says that it has no locks. */
+export const NO_LOCKS: readonly string[] = ["ENOLCK", "EOPNOTSUPP", "ENOTSUP", "ENOSYS", "EINVAL"];
 
 /** An open file or block device to lock; a FileDevice is one. `name` is for messages. */
 export interface Lockable {

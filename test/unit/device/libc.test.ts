@@ -6,17 +6,15 @@ import { alignedBuffer, isAligned } from "../../../src/device/aligned-buffer.ts"
 import {
   blockDeviceGeometry,
   copyFileRange,
-  FADV_DONTNEED,
+  FADV_SEQUENTIAL,
   FALLOC_KEEP_SIZE,
   FALLOC_PUNCH_HOLE,
   fadvise,
   fallocate,
   SEEK_DATA,
   SEEK_HOLE,
-  SYNC_FILE_RANGE_WRITE,
   SyscallError,
   seek,
-  syncFileRange,
   systemErrno,
 } from "../../../src/device/libc.ts";
 import { scratchDirectory } from "../../support/scratch.ts";
@@ -60,13 +58,12 @@ test("copyFileRange() copies at the offsets it is given, and ends with the sourc
   const fds = { fromFd: source.fd, toFd: destination.fd };
   expect(await copyFileRange({ ...fds, fromOffset: 7, toOffset: 2, length: 100 })).toBe(3);
   expect(await copyFileRange({ ...fds, fromOffset: 10, toOffset: 2, length: 100 })).toBe(0);
-  await syncFileRange(destination.fd, 0, 10, SYNC_FILE_RANGE_WRITE);
-  await fadvise(source.fd, 0, 10, FADV_DONTNEED);
+  await fadvise(source.fd, 0, 10, FADV_SEQUENTIAL);
   expect(await readFile(to, "utf8")).toBe("..789.....");
 });
 
 test("fadvise() reports the errno that it returns instead of setting", async () => {
-  await expect(fadvise(-1, 0, 0, FADV_DONTNEED)).rejects.toMatchObject({ code: "EBADF" });
+  await expect(fadvise(-1, 0, 0, FADV_SEQUENTIAL)).rejects.toMatchObject({ code: "EBADF" });
 });
 
 test("a synchronous call reports its errno", async () => {
