@@ -127,6 +127,20 @@ describe.skipIf(noLoopDevices !== undefined)(withReason("block devices", noLoopD
     expect(await snapshot(cwd)).toEqual(before);
   });
 
+  test("a device that was empty at create and holds data now is refused: its name may be another device's", async () => {
+    await using place = await scratchDirectory();
+    const cwd = place.path;
+    await randomFile(join(cwd, "disk.img"), MIB);
+    await using destination = await scratchLoopDevice(MIB);
+    await cloneOk(["create", "disk.img", destination.path, "--metadata", "meta"], { cwd });
+    const written = await randomFile(join(cwd, "noise"), MIB);
+    await writeFile(destination.path, written, { flag: "r+" });
+    const before = await snapshot(cwd);
+    expectFailure(await clone(["hydrate", "meta"], { cwd }), 1, /was empty .* holds data now/, /--force/);
+    expect(Buffer.compare(await readFile(destination.path), written)).toBe(0);
+    expect(await snapshot(cwd)).toEqual(before);
+  });
+
   test("the destination's own loop device as metadata, or the source's, is refused", async () => {
     await using place = await scratchDirectory();
     const cwd = place.path;
