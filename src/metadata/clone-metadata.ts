@@ -352,6 +352,8 @@ async function load(
   }
   const spaceMap = await SpaceMap.load(source, superblock.spaceMap);
   warnings.push(...spaceMap.warnings, ...checkCounts(spaceMap, superblock, layout, device.name));
+  // Nothing in it is needed as long as no count is above 2, and the kernel never looks; but damage is not carried along.
+  await blocks.read(superblock.spaceMap.refCountRoot, "node");
   const corrected = { ...superblock, spaceMap: spaceMap.root };
   return { superblock: corrected, transaction: new TransactionManager(blocks, spaceMap), hydratedCount, warnings };
 }

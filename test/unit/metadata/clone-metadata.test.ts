@@ -486,6 +486,7 @@ describe("CloneMetadata.open()", () => {
     ],
     ["the superblock counted free", (i) => i.setCount(0, 0), "Block 0 of"],
     ["a damaged bitmap", (i) => void i.block(3).fill(1, 50, 51), "Block 3 of"],
+    ["a damaged reference-count leaf", (i) => void i.block(2).fill(1, 50, 51), "Block 2 of"],
     ["a damaged index", (i) => void i.block(1).fill(1, 500, 501), "Block 1 of"],
     [
       "a bitmap beyond the device",
