@@ -270,7 +270,8 @@ export class Clone implements AsyncDisposable {
     }
     const pinned = this.#findings.destination ?? this.descriptor?.destination;
     if (pinned === undefined) return;
-    await this.updateDescriptor({ ...this.#findings, destination: { ...pinned, settled: null } });
+    const touched = trust === "touched" ? { touched: true } : {};
+    await this.updateDescriptor({ ...this.#findings, destination: { ...pinned, ...touched, settled: null } });
     this.#findings = {};
   }
 

@@ -55,6 +55,7 @@ export async function trustInDestination(clone: Clone, destination: FileDevice):
   if (settled === null) return "compare";
   const now = await settledState(clone, destination);
   if (now.superblock !== settled.superblock) return "trusted"; // the kernel has gone on with the clone
+  if (descriptor.destination.touched) return "touched";
   if (destination.kind === "block") return "compare";
   return now.mtimeNs === settled.mtimeNs ? "trusted" : "touched";
 }

@@ -49,6 +49,8 @@ export interface SettledState {
 export interface DestinationIdentity extends DeviceIdentity {
   /** Absent where nothing was ever copied; null while copying is under way, or was cut off. */
   settled?: SettledState | null;
+  /** True once somebody else was found to have written to it: only a comparison of everything can vouch for it again. */
+  touched?: boolean;
 }
 
 /** The source: also in which format (`raw`, `qcow2`, …) it is read. */
@@ -133,6 +135,7 @@ export function descriptorFromJson(value: unknown, geometry: Geometry): Descript
   source.text("format", MAX_TEXT_BYTES);
   const destination = top.object("destination");
   checkIdentity(destination);
+  if (destination.has("touched")) destination.boolean("touched");
   if (destination.has("settled") && destination.value("settled") !== null) {
     const settled = destination.object("settled");
     settled.text("mtimeNs", MAX_TEXT_BYTES);
