@@ -52,10 +52,10 @@ export async function trustInDestination(clone: Clone, destination: FileDevice):
     const byNameOnly = destination.kind === "block" && destination.identity.serial === undefined;
     return byNameOnly && metadata.hydratedCount === 0 && descriptor.options.force !== true ? "empty" : "trusted";
   }
+  if (descriptor.destination.touched) return "touched";
   if (settled === null) return "compare";
   const now = await settledState(clone, destination);
   if (now.superblock !== settled.superblock) return "trusted"; // the kernel has gone on with the clone
-  if (descriptor.destination.touched) return "touched";
   if (destination.kind === "block") return "compare";
   return now.mtimeNs === settled.mtimeNs ? "trusted" : "touched";
 }
