@@ -8,6 +8,7 @@ import {
   DescriptorStore,
   descriptorFromJson,
   descriptorToJson,
+  type SettledState,
 } from "../../../src/metadata/descriptor.ts";
 import { decodeSlot, encodeSlot, SLOT_BYTES } from "../../../src/metadata/descriptor-slot.ts";
 import { FaultyDevice } from "../../support/faulty-device.ts";
@@ -33,6 +34,11 @@ const sample: Descriptor = {
   served: false,
   finalized: null,
 };
+
+/** The sample's destination as a run left it. */
+function withSettled(settled: SettledState | null): Descriptor["destination"] {
+  return { ...sample.destination, settled };
+}
 
 function blankDevice(options: { readOnly?: boolean } = {}): MemoryDevice {
   return new MemoryDevice({ size: OFFSET + DESCRIPTOR_BYTES, ...options });
@@ -66,6 +72,54 @@ describe("DescriptorStore", () => {
     const again = await reopened(device);
     expect(again.read()).toEqual(sample);
     expect(again.warnings).toEqual([]);
+  });
+
+  test.each<[string, Partial<Descriptor>]>([
+    [
+      "a destination that is settled",
+      { destination: withSettled({ mtimeNs: "1767323045678901234", superblock: "0badcafe" }) },
+    ],
+    ["a destination at work", { destination: withSettled(null) }],
+    [
+      "when a file was made",
+      { destination: { ...sample.destination, fingerprint: { kind: "file", inode: "7", birthtimeNs: "1" } } },
+    ],
+    [
+      "a list that names everything unreadable",
+      { unreadable: { ranges: [{ start: 3, end: 9 }], inexact: true, complete: true } },
+    ],
+    ["a list that does not", { unreadable: { ranges: [], inexact: false, complete: false } }],
+    ["an accepted change", { acceptedChange: "2026-01-02T03:04:05.678Z" }],
+    [
+      "a record that says whether the metadata was to stay",
+      { finalized: { finished: "2026-01-02T03:04:05.678Z", verified: true, unreadableRegions: 6, metadataKept: true } },
+    ],
+  ])("gives back %s", async (_, fields) => {
+    const device = blankDevice();
+    await (await reopened(device)).write({ ...sample, ...fields });
+    expect((await reopened(device)).read()).toEqual({ ...sample, ...fields });
+  });
+
+  test.each<[string, object]>([
+    [
+      "a time of settling that is no text",
+      { destination: withSettled({ mtimeNs: 1 as unknown as string, superblock: "" }) },
+    ],
+    ["no superblock", { destination: withSettled({ mtimeNs: "1" } as unknown as SettledState) }],
+    [
+      "a time of making that is no number",
+      { destination: { ...sample.destination, fingerprint: { birthtimeNs: "now" } } },
+    ],
+    ["a mark of completeness that is no boolean", { unreadable: { ranges: [], inexact: false, complete: 1 } }],
+    ["an accepted change that is no text", { acceptedChange: true }],
+    [
+      "a record whose mark is no boolean",
+      { finalized: { finished: "", verified: true, unreadableRegions: 0, metadataKept: "yes" } },
+    ],
+  ])("refuses %s", async (_, fields) => {
+    const store = await reopened(blankDevice());
+    await expect(store.write({ ...sample, ...fields } as Descriptor)).rejects.toThrow(RangeError);
+    expect(store.read()).toBeNull();
   });
 
   test("touches nothing outside its two slots", async () => {

@@ -1,0 +1,100 @@
+import { stat } from "node:fs/promises";
+import { join } from "node:path";
+import { describe, expect, test } from "vitest";
+import type { RegionRange } from "../../../src/base/geometry.ts";
+import { Clone } from "../../../src/clone/clone.ts";
+import { randomFile, readRange } from "../../support/files.ts";
+import { scratchDirectory } from "../../support/scratch.ts";
+import { changeDescriptor, create, descriptorOf, finalize, hydrate } from "../../support/whole-clone.ts";
+
+const REGION = 4096;
+
+/** A clone of `regions` regions, all copied but `missing`, that remembers `unreadable` as the regions it could not read. */
+async function cloneWithout(
+  directory: string,
+  regions: number,
+  missing: RegionRange[],
+  unreadable: { ranges: RegionRange[]; inexact: boolean; complete?: boolean },
+): Promise<{ copy: string; source: string; bytes: Buffer }> {
+  const [source, copy] = [join(directory, "disk.img"), join(directory, "copy.img")];
+  const bytes = await randomFile(source, regions * REGION);
+  await create(source, copy, { regionSize: REGION });
+  await using clone = await Clone.open({ name: copy, access: "exclusive" });
+  let start = 0;
+  for (const gap of [...missing, { start: regions, end: regions }]) {
+    if (gap.start > start) clone.metadata.markHydrated({ start, end: gap.start });
+    start = gap.end;
+  }
+  clone.metadata.preCommit();
+  await clone.metadata.commit();
+  await clone.updateDescriptor({ unreadable });
+  return { copy, source, bytes };
+}
+
+describe("finalizeClone() with acceptUnreadable", () => {
+  const range = (start: number, end: number): RegionRange => ({ start, end });
+
+  test.each([
+    ["a list of an interrupted run", { inexact: false, complete: false }],
+    ["a list of before there was a mark", { inexact: false }],
+    ["an inexact list of an interrupted run", { inexact: true, complete: false }],
+  ])("refuses %s, though all that is missing is on it", async (_, mark) => {
+    await using place = await scratchDirectory();
+    const missing = [range(3, 6)];
+    const { copy } = await cloneWithout(place.path, 16, missing, { ranges: missing, ...mark });
+    await expect(finalize(copy, { acceptUnreadable: true })).rejects.toMatchObject({
+      code: "failed",
+      message: expect.stringMatching(/3 of 16 regions .* are missing$/),
+      hint: "`clone hydrate` copies them.",
+    });
+    expect((await descriptorOf(copy)).finalized).toBeNull();
+  });
+
+  test("refuses where a region is missing that is not on the list", async () => {
+    await using place = await scratchDirectory();
+    const unreadable = { ranges: [range(3, 6)], inexact: false, complete: true };
+    const { copy } = await cloneWithout(place.path, 16, [range(3, 7)], unreadable);
+    await expect(finalize(copy, { acceptUnreadable: true })).rejects.toThrow(/4 of 16 regions .* are missing$/);
+  });
+
+  test("fills with zeros what is missing where every region was tried, and needs to be asked", async () => {
+    await using place = await scratchDirectory();
+    const missing = [range(3, 6), range(15, 16)];
+    const { copy } = await cloneWithout(place.path, 16, missing, { ranges: missing, inexact: false, complete: true });
+    await expect(finalize(copy)).rejects.toThrow(/because the source could not be read/);
+    const report = await finalize(copy, { acceptUnreadable: true, keepMetadata: true });
+    expect(report.unreadable).toEqual(missing);
+    expect(await descriptorOf(copy)).toMatchObject({ finalized: { unreadableRegions: 4, metadataKept: true } });
+  });
+
+  test("gives up no region that could be read, where the list of an interrupted run was too long to be kept", async () => {
+    await using place = await scratchDirectory();
+    const regions = 16384;
+    const alternating = Array.from({ length: regions / 2 }, (_, index) => range(2 * index, 2 * index + 1));
+    const untried = range(0, 6000); // none of these was reached
+    const missing = [untried, ...alternating.filter(({ start }) => start >= untried.end)];
+    const { copy, bytes } = await cloneWithout(place.path, regions, missing, { ranges: alternating, inexact: false });
+    const { unreadable } = await descriptorOf(copy);
+    expect(unreadable.inexact).toBe(true);
+    expect(unreadable.ranges.some(({ start, end }) => start === 0 && end > 1)).toBe(true); // names readable ones too
+    await expect(finalize(copy, { acceptUnreadable: true })).rejects.toThrow(/regions .* are missing$/);
+
+    await hydrate(copy); // it can be read after all
+    expect((await descriptorOf(copy)).unreadable).toEqual({ ranges: [], inexact: false, complete: true });
+    const copied = await readRange(copy, 0, untried.end * REGION);
+    expect(Buffer.compare(copied, bytes.subarray(0, untried.end * REGION))).toBe(0);
+    await finalize(copy);
+  });
+});
+
+describe("finalizeClone()", () => {
+  test("removes metadata whose removal was cut off, without looking at anything else", async () => {
+    await using place = await scratchDirectory();
+    const { copy } = await cloneWithout(place.path, 16, [], { ranges: [], inexact: false });
+    const record = { finished: new Date().toISOString(), verified: true, unreadableRegions: 0, metadataKept: false };
+    await changeDescriptor(copy, () => ({ finalized: record }));
+    const report = await finalize(copy);
+    expect(report).toMatchObject({ verified: true, metadata: null, unreadable: [] });
+    await expect(stat(`${copy}.clone`)).rejects.toMatchObject({ code: "ENOENT" });
+  });
+});
