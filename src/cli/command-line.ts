@@ -164,7 +164,7 @@ async function report(error: unknown, context: CliContext | undefined, args: str
   const terminal = context?.terminal ?? (await newTerminal({ verbose: false, quiet: false }));
   const interruption = context?.interruption;
   if (interruption?.signal.aborted && error === interruption.signal.reason) {
-    terminal.note("Stopped before anything was changed.");
+    terminal.note("Stopped.");
     return interruption.exitCode;
   }
   const { message, hint } = await explain(error, args);

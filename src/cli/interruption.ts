@@ -8,10 +8,7 @@ export class Interruption implements Disposable {
   readonly #onInterrupt = (): void => this.#arrived(ExitCode.interrupted);
   readonly #onTerminate = (): void => this.#arrived(ExitCode.terminated);
 
-  readonly #onStatusRequest = (): void => {};
-
   constructor() {
-    process.on("SIGUSR1", this.#onStatusRequest); // `withProgress` answers; without a listener Node opens its debugger
     process.on("SIGINT", this.#onInterrupt);
     process.on("SIGTERM", this.#onTerminate);
   }
@@ -29,7 +26,6 @@ export class Interruption implements Disposable {
   [Symbol.dispose](): void {
     process.off("SIGINT", this.#onInterrupt);
     process.off("SIGTERM", this.#onTerminate);
-    process.off("SIGUSR1", this.#onStatusRequest);
   }
 
   #arrived(exitCode: typeof ExitCode.interrupted | typeof ExitCode.terminated): void {

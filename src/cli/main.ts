@@ -7,6 +7,7 @@ export const HELP_FILE = new URL("./help.txt", import.meta.url);
 
 /** Runs the command line and sets the process's exit code. */
 export async function run(args: string[]): Promise<void> {
+  process.on("SIGUSR1", () => {}); // asks for progress where there is any; without a listener Node opens its debugger
   tolerateLostReaders();
   if (args.length === 1 && (args[0] === "--help" || args[0] === "-h")) {
     process.stdout.write(await readFile(HELP_FILE, "utf8"));

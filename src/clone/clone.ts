@@ -201,6 +201,11 @@ export class Clone implements AsyncDisposable {
       request.destination ?? this.#named ?? this.#uri("destination", this.descriptor?.destination.uri),
     );
     const writes = access === "read-write";
+    if (!(await exists(location.path))) {
+      throw new CloneError("failed", `Cannot open the destination "${location.path}": no such file (ENOENT)`, {
+        hint: "Where it was moved, name it with --destination.",
+      });
+    }
     const device = this.#own(
       writes
         ? await openDestination(location)
@@ -242,7 +247,8 @@ export class Clone implements AsyncDisposable {
     }
     this.#onWarning(`"${device.path}" is taken for the destination on your word: ${difference}`);
     this.#takenOnWord = true;
-    this.#findings.destination = { uri, size: device.size, fingerprint: now };
+    const touched = pinned.touched ? { touched: true } : {};
+    this.#findings.destination = { uri, size: device.size, fingerprint: now, ...touched };
   }
 
   /**
@@ -268,10 +274,14 @@ export class Clone implements AsyncDisposable {
         `Somebody else has written to "${destination.device.path}" since the clone last did; samples of it are right, \`clone verify\` compares all`,
       );
     }
+    await this.unsettle(trust === "touched" ? { touched: true } : {});
+  }
+
+  /** Records that the destination is being written to, so that its time of change means nothing. @throws {DeviceError} */
+  async unsettle(changes: { touched?: true } = {}): Promise<void> {
     const pinned = this.#findings.destination ?? this.descriptor?.destination;
     if (pinned === undefined) return;
-    const touched = trust === "touched" ? { touched: true } : {};
-    await this.updateDescriptor({ ...this.#findings, destination: { ...pinned, ...touched, settled: null } });
+    await this.updateDescriptor({ ...this.#findings, destination: { ...pinned, ...changes, settled: null } });
     this.#findings = {};
   }
 
@@ -280,7 +290,8 @@ export class Clone implements AsyncDisposable {
     const [descriptor, destination] = [this.descriptor, this.#destination];
     if (descriptor === null || destination === undefined) return false;
     const settled = await settledState(this, destination.device);
-    return await this.updateDescriptor({ ...changes, destination: { ...descriptor.destination, settled } });
+    const pinned = this.#findings.destination ?? descriptor.destination;
+    return await this.updateDescriptor({ ...this.#findings, ...changes, destination: { ...pinned, settled } });
   }
 
   /** Says what is odd but bearable, a sentence. */

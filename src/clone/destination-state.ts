@@ -13,7 +13,7 @@
  * Nothing can be told where others have a right to change it: after clients wrote to it, after the kernel went on with it
  * (the superblock is another one), after a changed source was accepted.
  */
-import { CloneError } from "../base/errors.ts";
+import { CloneError, DeviceError } from "../base/errors.ts";
 import type { Region } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import type { FileDevice } from "../device/file-device.ts";
@@ -74,7 +74,7 @@ export async function refuseForeignData(destination: FileDevice): Promise<void> 
 /**
  * Compares samples of the hydrated regions.
  * @throws {CloneError} where one differs from the source
- * @throws {DeviceError} where one cannot be read
+ * @throws {DeviceError} where the destination cannot be read
  */
 export async function refuseDifferentSamples(
   clone: Clone,
@@ -86,8 +86,8 @@ export async function refuseDifferentSamples(
     const { offset, length } = geometry.bytesOf({ start: region, end: region + 1 });
     const expected = new Uint8Array(Math.min(length, SAMPLE_BYTES));
     const actual = new Uint8Array(expected.length);
-    await Promise.all([source.read(offset, expected), destination.read(offset, actual)]);
-    if (Buffer.compare(expected, actual) === 0) continue;
+    await destination.read(offset, actual);
+    if (!(await canRead(source, offset, expected)) || Buffer.compare(expected, actual) === 0) continue;
     throw new CloneError(
       "failed",
       `Cannot use "${destination.name}" as the destination: region ${region} is called hydrated, but differs from the source`,
@@ -95,6 +95,17 @@ export async function refuseDifferentSamples(
         hint: "It is another file or device, or somebody has written to it. --accept-changed-source goes on all the same.",
       },
     );
+  }
+}
+
+/** False where a dying source has become unreadable in a place that was copied in time: another sample has to do. */
+async function canRead(source: BlockDevice, offset: number, buffer: Uint8Array): Promise<boolean> {
+  try {
+    await source.read(offset, buffer);
+    return true;
+  } catch (error) {
+    if (error instanceof DeviceError) return false;
+    throw error;
   }
 }
 

@@ -63,6 +63,7 @@ export async function finalizeClone(
   signal.throwIfAborted();
   const keeps = request.keepMetadata || clone.metadataDevice.kind === "block";
   if (!already) {
+    if (missing.length > 0) await clone.unsettle(); // or the zeros of a run that is cut off would seem somebody else's
     for (const range of missing) {
       const { offset, length } = clone.geometry.bytesOf(range);
       await destination.view.zero(offset, length);
@@ -107,7 +108,7 @@ async function refuseForeign(clone: Clone, request: DeviceRequest, destination: 
     throw new CloneError(
       "failed",
       `Cannot finalize "${clone.path}": somebody else has written to "${destination.device.path}" since the clone last did`,
-      { hint: "--verify compares it with the source first." },
+      { hint: "`clone finalize --verify` compares it with the source first." },
     );
   }
   if (trust !== "compare" || request.acceptChangedSource) return;

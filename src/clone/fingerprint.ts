@@ -80,7 +80,7 @@ function differ<T>(a: T | undefined, b: T | undefined): boolean {
 }
 
 function describeKind({ kind }: Fingerprint): string {
-  return kind === "file" ? "regular file" : "block device";
+  return { file: "regular file", block: "block device" }[kind ?? ""] ?? "thing of another kind";
 }
 
 function formatTime(ns: string | undefined): string {

@@ -125,14 +125,21 @@ export async function hydrateClone(
   const startedAt = performance.now();
   const outcome = await hydrator.run(signal).catch(async (error: unknown) => {
     // After a failed commit nothing more is written, and nothing that is in memory may be believed.
-    if (commits.failure === undefined)
-      await closeBooks(clone, { known, unreadable: hydrator.unreadable, end: "stopped" });
-    throw (await changeAsError(source)) ?? error; // the source's own word explains an error better than the error does
+    if (commits.failure === undefined) {
+      const run = { known, unreadable: hydrator.unreadable, end: "stopped" } as const;
+      await closeBooks(clone, run).catch((second: Error) => clone.warn(second.message));
+    }
+    const change = await changeAsError(source); // which explains an error better than the error does
+    if (change !== undefined) await rememberChange(clone, source);
+    throw change ?? error;
   });
   const unreadable = await closeBooks(clone, { known, ...outcome });
   if (outcome.unreadable.length > 0) {
     const change = await changeAsError(source);
-    if (change !== undefined) throw change;
+    if (change !== undefined) {
+      await rememberChange(clone, source);
+      throw change;
+    }
   }
   return {
     end: outcome.end,
@@ -149,6 +156,14 @@ export async function hydrateClone(
 async function changeAsError(source: AttachedSource): Promise<CloneError | undefined> {
   const change = await source.change();
   return change === undefined ? undefined : sourceChanged(source.device.path, change);
+}
+
+/** Of a file the time of change tells the next run; of a block device nothing would. @throws {DeviceError} */
+async function rememberChange(clone: Clone, { device }: AttachedSource): Promise<void> {
+  const pinned = clone.descriptor?.source;
+  if (pinned === undefined || device.kind !== "block") return;
+  const fingerprint = { ...pinned.fingerprint, sample: "changed while it was copied" };
+  await clone.updateDescriptor({ source: { ...pinned, fingerprint } });
 }
 
 /**
