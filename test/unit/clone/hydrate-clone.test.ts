@@ -57,6 +57,13 @@ describe("hydrateClone() with acceptChangedSource", () => {
     await rename(copy, `${copy}.away`);
     await expect(hydrate(`${copy}.clone`, { acceptChangedSource: true })).rejects.toThrow(/no such file/);
     expect(await descriptorOf(`${copy}.clone`)).toEqual(before);
+    // Here both devices are open by the time that the destination is refused.
+    const precious = join(place.path, "precious.img");
+    const bytes = await randomFile(precious, SIZE);
+    const request = { acceptChangedSource: true, destination: precious };
+    await expect(hydrate(`${copy}.clone`, request)).rejects.toThrow(/precious\.img" .* holds data now/);
+    expect(await descriptorOf(`${copy}.clone`)).toEqual(before);
+    expect(await holds(precious, bytes)).toBe(true);
   });
 });
 
