@@ -15,7 +15,7 @@ import { type Descriptor, DescriptorStore, type FinalizeRecord } from "../metada
 import { refuseDifferentSamples, refuseForeignData, settledState, trustInDestination } from "./destination-state.ts";
 import { destinationFingerprint, differenceFrom, sourceFingerprint, watchSource } from "./fingerprint.ts";
 import { displayUri, parseLocation, uriOf } from "./location.ts";
-import { defaultMetadataPath, exists, holdsMetadata } from "./metadata-file.ts";
+import { defaultMetadataPath, exists, holdsMetadata, metadataName } from "./metadata-file.ts";
 import { destinationView, openDestination, openSource, sourceView } from "./open-devices.ts";
 import { isStillThere, type MetadataAccess, type OpenedMetadata, openMetadata } from "./open-metadata.ts";
 
@@ -202,7 +202,7 @@ export class Clone implements AsyncDisposable {
     );
     const writes = access === "read-write";
     if (!(await exists(location.path))) {
-      throw new CloneError("failed", `Cannot open the destination "${location.path}": no such file (ENOENT)`, {
+      throw new CloneError("failed", `Cannot open "${location.path}": no such file (ENOENT)`, {
         hint: "Where it was moved, name it with --destination.",
       });
     }
@@ -354,9 +354,9 @@ export function sourceChanged(path: string, difference: string): CloneError {
 /** For a name that turned out to be no metadata: it may be a destination whose metadata is somewhere else. */
 async function elsewhereHint(name: string): Promise<string | undefined> {
   const { path } = parseLocation(name);
-  const beside = defaultMetadataPath(path);
-  if (path.endsWith(defaultMetadataPath("")) || (await holdsMetadata(path)) || (await exists(beside))) return undefined;
-  return `There is no "${defaultMetadataPath(name)}" either: where --metadata put it elsewhere, name that.`;
+  const beside = await defaultMetadataPath(path);
+  if (path.endsWith(metadataName("")) || (await holdsMetadata(path)) || (await exists(beside))) return undefined;
+  return `There is no "${metadataName(name)}" either: where --metadata put it elsewhere, name that.`;
 }
 
 async function disposeAll(opened: AsyncDisposable[]): Promise<void> {

@@ -28,7 +28,8 @@ export async function startCopy(
   { signal, onWarning }: Pick<OpenRequest, "signal" | "onWarning">,
 ): Promise<CopyStart> {
   const destination = parseLocation(request.destination);
-  const metadata = parseLocation(request.metadata ?? defaultMetadataPath(destination.path)).path;
+  const metadata =
+    request.metadata === undefined ? await defaultMetadataPath(destination.path) : parseLocation(request.metadata).path;
   // A metadata device is always there; one without metadata on it is to be made into one.
   const isThere = (await isBlockDevice(metadata)) ? await holdsMetadata(metadata) : await exists(metadata);
   const created = isThere

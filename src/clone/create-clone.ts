@@ -1,6 +1,5 @@
 /** `clone create`: checks source and destination, writes the metadata, copies nothing. */
 import { randomUUID } from "node:crypto";
-import { realpath } from "node:fs/promises";
 import { BusyError, UsageError } from "../base/errors.ts";
 import { Geometry, MAX_REGION_COUNT, SECTOR_SIZE } from "../base/geometry.ts";
 import { blockDeviceUser } from "../device/block-users.ts";
@@ -96,7 +95,7 @@ async function refuseUnfinishedSource(source: FileDevice): Promise<void> {
       pid: holder.pid,
     });
   }
-  const beside = defaultMetadataPath(source.path);
+  const beside = await defaultMetadataPath(source.path);
   if (source.kind === "block" || !(await holdsMetadata(beside))) return;
   const { status } = await readStatus(beside);
   if (status.state === "finalized" || status.hydratedRegions === status.regions) return;
@@ -151,15 +150,13 @@ async function refuseMetadata(destination: FileDevice, metadata: string): Promis
     });
   }
   if (destination.kind === "block") return;
-  for (const path of new Set([destination.path, await realpath(destination.path)])) {
-    const beside = defaultMetadataPath(path);
-    if (beside === metadata || !(await holdsMetadata(beside))) continue;
-    const { status } = await readStatus(beside);
-    if (status.state === "finalized") continue;
-    throw new UsageError(`Cannot clone to "${destination.path}": it belongs to the unfinished clone "${beside}"`, {
-      hint: "`clone hydrate` goes on with that clone, `clone delete` gives it up.",
-    });
-  }
+  const beside = await defaultMetadataPath(destination.path);
+  if (beside === metadata || !(await holdsMetadata(beside))) return;
+  const { status } = await readStatus(beside);
+  if (status.state === "finalized") return;
+  throw new UsageError(`Cannot clone to "${destination.path}": it belongs to the unfinished clone "${beside}"`, {
+    hint: "`clone hydrate` goes on with that clone, `clone delete` gives it up.",
+  });
 }
 
 async function refuseData(destination: FileDevice): Promise<void> {
@@ -173,7 +170,7 @@ async function refuseData(destination: FileDevice): Promise<void> {
 async function metadataPathOf(request: CreateRequest, destination: FileDevice, source: FileDevice): Promise<string> {
   const given = request.metadata;
   if (given === undefined) {
-    if (destination.kind === "file") return defaultMetadataPath(destination.path);
+    if (destination.kind === "file") return await defaultMetadataPath(destination.path);
     throw new UsageError(`Cannot clone to "${destination.path}": a block device needs --metadata FILE`, {
       hint: "A file beside the device would not survive a restart: name one on a disk.",
     });

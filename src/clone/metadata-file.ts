@@ -3,7 +3,7 @@
  * name whole or not at all.
  */
 import { constants } from "node:fs";
-import { open, stat, unlink } from "node:fs/promises";
+import { lstat, open, realpath, stat, unlink } from "node:fs/promises";
 import { DeviceError, errnoOf, UsageError } from "../base/errors.ts";
 import type { Geometry } from "../base/geometry.ts";
 import { formatSize } from "../base/units.ts";
@@ -19,9 +19,21 @@ import { hasSuperblockMagic } from "../metadata/superblock.ts";
 import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
 import { MAX_METADATA_BLOCKS } from "../persistent-data/space-map.ts";
 
-/** Where the metadata of a destination file is by default. */
-export function defaultMetadataPath(destination: string): string {
+/** What the metadata of a destination file is called by default. */
+export function metadataName(destination: string): string {
   return `${destination}.clone`;
+}
+
+/**
+ * Where the metadata of a destination file is by default: beside the file itself, also where a symbolic link to it is
+ * named, so that one file has one place for it.
+ */
+export async function defaultMetadataPath(destination: string): Promise<string> {
+  const isLink = await lstat(destination).then(
+    (stats) => stats.isSymbolicLink(),
+    () => false, // what is not there is no link
+  );
+  return metadataName(isLink ? await realpath(destination).catch(() => destination) : destination);
 }
 
 /**
@@ -30,7 +42,7 @@ export function defaultMetadataPath(destination: string): string {
  * @throws {UsageError} where both are
  */
 export async function findMetadata(name: string): Promise<FoundMetadata> {
-  const beside = defaultMetadataPath(name);
+  const beside = await defaultMetadataPath(name);
   if (await holdsMetadata(name)) {
     if (!(await holdsMetadata(beside))) return { path: name, destination: undefined };
     throw new UsageError(`Cannot tell which clone "${name}" means: it is metadata, and so is "${beside}"`, {

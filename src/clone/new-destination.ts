@@ -35,7 +35,9 @@ export class NewDestination implements AsyncDisposable {
       const device = await openDestination(location);
       return await owning(device, async () => {
         const lock = await acquireLock(device);
-        return new NewDestination(device, { isNew: false, lock, owner: device });
+        if (await isStillThere(device)) return new NewDestination(device, { isNew: false, lock, owner: device });
+        lock.release();
+        throw new BusyError(`Cannot clone to "${location.path}": somebody else has just removed it`);
       });
     }
     const file = await UnnamedFile.create(location.path);

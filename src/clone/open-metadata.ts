@@ -6,7 +6,7 @@ import { isSameFile, statDescriptor } from "../device/file-identity.ts";
 import { refuseInUse } from "../device/in-use.ts";
 import { acquireLock, type Lock } from "../device/lock.ts";
 import { parseLocation } from "./location.ts";
-import { defaultMetadataPath, exists, findMetadata } from "./metadata-file.ts";
+import { exists, findMetadata, metadataName } from "./metadata-file.ts";
 
 /** `exclusive` locks it to change it; `quiescent` reads it and keeps writers away; `any` reads it as it is. */
 export type MetadataAccess = "exclusive" | "quiescent" | "any";
@@ -34,7 +34,7 @@ export async function openMetadata(name: string, access: MetadataAccess): Promis
     if (!(await exists(path))) {
       throw new CloneError(
         "failed",
-        `Cannot open the clone "${name}": there is neither that file nor "${defaultMetadataPath(name)}"`,
+        `Cannot open the clone "${name}": there is neither that file nor "${metadataName(name)}"`,
       );
     }
     const opened = await openAndLock(path, access);
