@@ -3,7 +3,7 @@
  * checked to be the one that the clone was made with.
  */
 import assert from "node:assert";
-import { CloneError, MetadataError, UsageError } from "../base/errors.ts";
+import { CloneError, DeviceError, MetadataError, UsageError } from "../base/errors.ts";
 import type { Geometry } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import { FileDevice } from "../device/file-device.ts";
@@ -12,7 +12,13 @@ import { acquireLock } from "../device/lock.ts";
 import { sharesStorage } from "../device/same-storage.ts";
 import { CloneMetadata } from "../metadata/clone-metadata.ts";
 import { type Descriptor, DescriptorStore, type FinalizeRecord } from "../metadata/descriptor.ts";
-import { refuseDifferentSamples, refuseForeignData, settledState, trustInDestination } from "./destination-state.ts";
+import {
+  type DestinationTrust,
+  refuseDifferentSamples,
+  refuseForeignData,
+  settledState,
+  trustInDestination,
+} from "./destination-state.ts";
 import { destinationFingerprint, differenceFrom, sourceFingerprint, watchSource } from "./fingerprint.ts";
 import { displayUri, parseLocation, uriOf } from "./location.ts";
 import { defaultMetadataPath, exists, holdsMetadata, metadataName } from "./metadata-file.ts";
@@ -260,21 +266,28 @@ export class Clone implements AsyncDisposable {
   async beginWriting(request: DeviceRequest): Promise<void> {
     const [source, destination] = [this.#source, this.#destination];
     assert(source !== undefined && destination !== undefined, "both devices must be attached before");
-    const trust = this.#takenOnWord
-      ? this.metadata.hydratedCount === 0
-        ? "empty"
-        : "compare"
-      : await trustInDestination(this, destination.device);
+    let trust = await this.#trustIn(destination.device);
     if (trust === "empty") await refuseForeignData(destination.device);
-    if ((trust === "compare" || trust === "touched") && !request.acceptChangedSource) {
-      await refuseDifferentSamples(this, source.view, destination.view);
-    }
     if (trust === "touched") {
       this.#onWarning(
-        `Somebody else has written to "${destination.device.path}" since the clone last did; samples of it are right, \`clone verify\` compares all`,
+        `Somebody else has written to "${destination.device.path}" since the clone last did: \`clone verify\` compares all of it`,
       );
     }
+    if (trust === "compare" || trust === "touched") {
+      try {
+        await refuseDifferentSamples(this, source.view, destination.view);
+      } catch (error) {
+        if (!(error instanceof CloneError) || error instanceof DeviceError || !request.acceptChangedSource) throw error;
+        this.#onWarning(error.message);
+        trust = "touched";
+      }
+    }
     await this.unsettle(trust === "touched" ? { touched: true } : {});
+  }
+
+  async #trustIn(destination: FileDevice): Promise<DestinationTrust> {
+    if (!this.#takenOnWord) return await trustInDestination(this, destination);
+    return this.metadata.hydratedCount === 0 ? "empty" : "compare";
   }
 
   /** Records that the destination is being written to, so that its time of change means nothing. @throws {DeviceError} */
