@@ -7,7 +7,7 @@ import { CloneError, DeviceError, MetadataError, UsageError } from "../base/erro
 import type { Geometry } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import { FileDevice } from "../device/file-device.ts";
-import { refuseInUse } from "../device/in-use.ts";
+import { refuseClaimed, refuseInUse } from "../device/in-use.ts";
 import { acquireLock } from "../device/lock.ts";
 import { sharesStorage } from "../device/same-storage.ts";
 import { CloneMetadata } from "../metadata/clone-metadata.ts";
@@ -218,7 +218,10 @@ export class Clone implements AsyncDisposable {
         : await FileDevice.open(location.path, { access: "read-only", directReads: true }),
     );
     await this.#refuseShared(device, "destination", this.#source?.device);
-    if (!writes) await refuseInUse(device, "read");
+    if (!writes) {
+      await refuseInUse(device, "read");
+      await refuseClaimed(device);
+    }
     this.#own(await acquireLock(device, writes ? "exclusive" : "shared"));
     if (!(await isStillThere(device))) {
       throw new CloneError("failed", `Cannot use "${device.path}" as the destination: it was replaced just now`);
@@ -266,26 +269,28 @@ export class Clone implements AsyncDisposable {
   async beginWriting(request: DeviceRequest): Promise<void> {
     const [source, destination] = [this.#source, this.#destination];
     assert(source !== undefined && destination !== undefined, "both devices must be attached before");
-    let trust = await this.#trustIn(destination.device);
+    const trust = await this.trustIn(destination.device);
     if (trust === "empty") await refuseForeignData(destination.device);
     if (trust === "touched") {
       this.#onWarning(
         `Somebody else has written to "${destination.device.path}" since the clone last did: \`clone verify\` compares all of it`,
       );
     }
-    if (trust === "compare" || trust === "touched") {
+    const accepted = this.#findings.acceptedChange ?? this.descriptor?.acceptedChange;
+    if ((trust === "compare" || trust === "touched") && accepted === undefined) {
       try {
         await refuseDifferentSamples(this, source.view, destination.view);
       } catch (error) {
         if (!(error instanceof CloneError) || error instanceof DeviceError || !request.acceptChangedSource) throw error;
         this.#onWarning(error.message);
-        trust = "touched";
+        this.#findings.acceptedChange = new Date().toISOString();
       }
     }
     await this.unsettle(trust === "touched" ? { touched: true } : {});
   }
 
-  async #trustIn(destination: FileDevice): Promise<DestinationTrust> {
+  /** How far a destination can be trusted before it is looked at. @throws {DeviceError} */
+  async trustIn(destination: FileDevice): Promise<DestinationTrust> {
     if (!this.#takenOnWord) return await trustInDestination(this, destination);
     return this.metadata.hydratedCount === 0 ? "empty" : "compare";
   }

@@ -1,12 +1,11 @@
 /** `clone delete`: gives a clone up. The metadata goes, the destination stays. */
 import { MetadataError } from "../base/errors.ts";
-import { syncDirectoryOf } from "../device/directory.ts";
 import type { FileDevice } from "../device/file-device.ts";
 import { DescriptorStore } from "../metadata/descriptor.ts";
 import { probeSuperblock } from "../metadata/superblock.ts";
 import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
 import { displayUri } from "./location.ts";
-import { holdsMetadata, removeIfThere } from "./metadata-file.ts";
+import { holdsMetadata, removeMetadata } from "./metadata-file.ts";
 import { openMetadata } from "./open-metadata.ts";
 
 /** A clone about to be given up. */
@@ -36,8 +35,7 @@ export async function deleteClone(
   if (device.kind === "block") {
     await device.write(0, new Uint8Array(BLOCK_SIZE), { fua: true });
   } else {
-    await removeIfThere(device.path);
-    await syncDirectoryOf(device.path);
+    await removeMetadata(device.path);
   }
   return deletion;
 }

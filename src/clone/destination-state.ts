@@ -10,10 +10,12 @@
  *
  * What somebody else wrote to regions that are not hydrated does no harm: they are copied, or zeroed, whatever they hold.
  *
- * Nothing can be told where others have a right to change it: after clients wrote to it, after the kernel went on with it
- * (the superblock is another one), after a changed source was accepted.
+ * Nothing can be told where others have a right to change it: after clients wrote to it, or the kernel went on with it (the
+ * superblock is another one). After a changed source was accepted, samples tell nothing either.
  */
-import { CloneError, DeviceError } from "../base/errors.ts";
+import * as fs from "node:fs";
+import { promisify } from "node:util";
+import { CloneError, DeviceError, errnoOf } from "../base/errors.ts";
 import type { Region } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import type { FileDevice } from "../device/file-device.ts";
@@ -26,8 +28,15 @@ import { findData } from "./open-devices.ts";
 const SAMPLES = 32;
 const SAMPLE_BYTES = 65536;
 
+const fsync = promisify(fs.fsync);
+
 /** The destination as it is now, for the next one to compare with. @throws {DeviceError} */
 export async function settledState(clone: Clone, destination: FileDevice): Promise<SettledState> {
+  // All of it: a flush of the data may leave the time of change behind, and after a power cut it would be another one.
+  await fsync(destination.fd).catch((cause: unknown) => {
+    const errno = errnoOf(cause);
+    throw new DeviceError(`Cannot flush "${destination.name}": ${errno}`, { errno, cause });
+  });
   const { mtimeNs } = await statDescriptor(destination.fd, { bigint: true });
   return { mtimeNs: String(mtimeNs), superblock: await superblockChecksum(clone) };
 }
@@ -46,17 +55,18 @@ export type DestinationTrust =
 /** How far the destination can be trusted by what is recorded of it. @throws {DeviceError} */
 export async function trustInDestination(clone: Clone, destination: FileDevice): Promise<DestinationTrust> {
   const { descriptor, metadata } = clone;
-  if (descriptor === null || descriptor.served || descriptor.acceptedChange !== undefined) return "trusted";
+  if (descriptor === null || descriptor.served) return "trusted";
   const { settled } = descriptor.destination;
   if (settled === undefined) {
     const byNameOnly = destination.kind === "block" && destination.identity.serial === undefined;
     return byNameOnly && metadata.hydratedCount === 0 && descriptor.options.force !== true ? "empty" : "trusted";
   }
   if (descriptor.destination.touched) return "touched";
-  if (settled === null) return "compare";
+  const bySamples = descriptor.acceptedChange === undefined ? "compare" : "trusted";
+  if (settled === null) return bySamples;
   const now = await settledState(clone, destination);
   if (now.superblock !== settled.superblock) return "trusted"; // the kernel has gone on with the clone
-  if (destination.kind === "block") return "compare";
+  if (destination.kind === "block") return bySamples;
   return now.mtimeNs === settled.mtimeNs ? "trusted" : "touched";
 }
 

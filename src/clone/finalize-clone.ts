@@ -12,15 +12,16 @@
  * Interrupted before 4 it has changed nothing that matters; after 4 it goes on when called again. The record stands before
  * the marks, so that zeros are never taken for data that was read.
  */
+import { realpath } from "node:fs/promises";
 import { CloneError, UsageError } from "../base/errors.ts";
 import { countRegions, type RegionRange, SECTOR_SIZE } from "../base/geometry.ts";
 import { formatSize } from "../base/units.ts";
 import { syncDirectoryOf } from "../device/directory.ts";
 import { CommitPipeline } from "../engine/commit-pipeline.ts";
 import type { AttachedDestination, AttachedSource, Clone, DeviceRequest } from "./clone.ts";
-import { refuseDifferentSamples, trustInDestination } from "./destination-state.ts";
+import { refuseDifferentSamples } from "./destination-state.ts";
 import { unhydratedParts } from "./hydrate-clone.ts";
-import { removeIfThere } from "./metadata-file.ts";
+import { removeMetadata } from "./metadata-file.ts";
 import { type RunningVerify, verifyClone } from "./verify-clone.ts";
 
 /** How to finalize. */
@@ -69,7 +70,7 @@ export async function finalizeClone(
       await destination.view.zero(offset, length);
     }
     await destination.view.flush();
-    await syncDirectoryOf(destination.device.path);
+    await syncDirectoryOf(await realpath(destination.device.path));
     const recorded = await clone.settle({
       finalized: {
         finished: new Date().toISOString(),
@@ -86,8 +87,7 @@ export async function finalizeClone(
   for (const range of missing) clone.metadata.markHydrated(range);
   await new CommitPipeline({ metadata: clone.metadata, destination: destination.view }).commit();
   if (!keeps) {
-    await removeIfThere(clone.path);
-    await syncDirectoryOf(clone.path);
+    await removeMetadata(clone.path);
   }
   return {
     destination: destination.device.path,
@@ -103,12 +103,14 @@ export async function finalizeClone(
  * @throws {CloneError} where that can be told
  */
 async function refuseForeign(clone: Clone, request: DeviceRequest, destination: AttachedDestination): Promise<void> {
-  const trust = await trustInDestination(clone, destination.device);
-  if (trust === "touched") {
+  const trust = await clone.trustIn(destination.device);
+  if (trust === "touched" && !request.acceptChangedSource) {
     throw new CloneError(
       "failed",
       `Cannot finalize "${clone.path}": somebody else has written to "${destination.device.path}" since the clone last did`,
-      { hint: "`clone finalize --verify` compares it with the source first." },
+      {
+        hint: "`clone finalize --verify` compares it with the source first; --accept-changed-source takes it as it is.",
+      },
     );
   }
   if (trust !== "compare" || request.acceptChangedSource) return;

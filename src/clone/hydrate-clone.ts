@@ -1,6 +1,6 @@
 /** `clone hydrate`: puts the engine together over an open clone and runs it to an end. */
 import { systemClock } from "../base/clock.ts";
-import { CloneError } from "../base/errors.ts";
+import { CloneError, DeviceError } from "../base/errors.ts";
 import type { RegionRange } from "../base/geometry.ts";
 import { alignedBuffer } from "../device/aligned-buffer.ts";
 import { CommitPipeline } from "../engine/commit-pipeline.ts";
@@ -125,12 +125,14 @@ export async function hydrateClone(
   const startedAt = performance.now();
   const outcome = await hydrator.run(signal).catch(async (error: unknown) => {
     // After a failed commit nothing more is written, and nothing that is in memory may be believed.
-    if (commits.failure === undefined) {
+    if (commits.failure === undefined && error instanceof CloneError) {
       const run = { known, unreadable: hydrator.unreadable, end: "stopped" } as const;
       await closeBooks(clone, run).catch((second: Error) => clone.warn(second.message));
     }
     const change = await changeAsError(source); // which explains an error better than the error does
-    if (change !== undefined) await rememberChange(clone, source);
+    // Where it was the guard that failed the commit, nothing is wrong with the metadata.
+    const isSound = commits.failure === undefined || !(commits.failure instanceof DeviceError);
+    if (change !== undefined && isSound) await rememberChange(clone, source);
     throw change ?? error;
   });
   const unreadable = await closeBooks(clone, { known, ...outcome });

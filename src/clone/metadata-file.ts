@@ -7,6 +7,7 @@ import { lstat, open, realpath, stat, unlink } from "node:fs/promises";
 import { DeviceError, errnoOf, UsageError } from "../base/errors.ts";
 import type { Geometry } from "../base/geometry.ts";
 import { formatSize } from "../base/units.ts";
+import { syncDirectoryOf } from "../device/directory.ts";
 import type { FileDevice } from "../device/file-device.ts";
 import { refuseInUse } from "../device/in-use.ts";
 import { acquireLock } from "../device/lock.ts";
@@ -164,6 +165,15 @@ async function formatDevice(
   const descriptors = await DescriptorStore.format(device, { geometry, blockCount });
   await descriptors.write(descriptor);
   await CloneMetadata.create(device, { geometry, blockCount });
+}
+
+/** Removes a metadata file, durably, and a symbolic link to it with it. @throws {DeviceError} */
+export async function removeMetadata(path: string): Promise<void> {
+  const real = await realpath(path);
+  for (const name of new Set([real, path])) {
+    await removeIfThere(name);
+    await syncDirectoryOf(name);
+  }
 }
 
 /** Removes a file; none is no error. @throws {DeviceError} */

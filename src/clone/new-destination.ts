@@ -1,5 +1,5 @@
 /** The destination of a clone that is being created: opened or made, and locked from the first moment it can be seen. */
-import { BusyError } from "../base/errors.ts";
+import { BusyError, UsageError } from "../base/errors.ts";
 import type { FileDevice } from "../device/file-device.ts";
 import { acquireLock, type Lock } from "../device/lock.ts";
 import { UnnamedFile } from "../device/unnamed-file.ts";
@@ -35,19 +35,25 @@ export class NewDestination implements AsyncDisposable {
       const device = await openDestination(location);
       return await owning(device, async () => {
         const lock = await acquireLock(device);
-        if (await isStillThere(device)) return new NewDestination(device, { isNew: false, lock, owner: device });
-        lock.release();
-        throw new BusyError(`Cannot clone to "${location.path}": somebody else has just removed it`);
+        return await owning(lock, async () => {
+          if (await isStillThere(device)) return new NewDestination(device, { isNew: false, lock, owner: device });
+          throw new BusyError(`Cannot clone to "${location.path}": somebody else has just removed it`);
+        });
       });
     }
     const file = await UnnamedFile.create(location.path);
     return await owning(file, async () => {
       await file.device.resize(size);
+      await file.device.flush();
       // Before it has a name, so that whoever else opens it finds it locked, and nobody's work is removed with ours.
       const lock = await acquireLock(file.device);
-      if (await file.publish()) return new NewDestination(file.device, { isNew: true, lock, owner: file });
-      lock.release();
-      throw new BusyError(`Cannot create "${location.path}": somebody else has just done so`);
+      return await owning(lock, async () => {
+        if (await file.publish()) return new NewDestination(file.device, { isNew: true, lock, owner: file });
+        if (await exists(location.path)) {
+          throw new BusyError(`Cannot create "${location.path}": somebody else has just done so`);
+        }
+        throw new UsageError(`Cannot create "${location.path}": it is a symbolic link to nothing`);
+      });
     });
   }
 

@@ -3,7 +3,7 @@ import { stat } from "node:fs/promises";
 import { CloneError, errnoOf } from "../base/errors.ts";
 import { FileDevice } from "../device/file-device.ts";
 import { isSameFile, statDescriptor } from "../device/file-identity.ts";
-import { refuseInUse } from "../device/in-use.ts";
+import { refuseClaimed, refuseInUse } from "../device/in-use.ts";
 import { acquireLock, type Lock } from "../device/lock.ts";
 import { parseLocation } from "./location.ts";
 import { exists, findMetadata, metadataName } from "./metadata-file.ts";
@@ -67,6 +67,7 @@ async function openAndLock(path: string, access: MetadataAccess): Promise<AsyncD
   try {
     if (access !== "any") {
       await refuseInUse(device, writes ? "write" : "read");
+      if (!writes) await refuseClaimed(device);
       lock = await acquireLock(device, writes ? "exclusive" : "shared");
     }
     return { device, [Symbol.asyncDispose]: close };

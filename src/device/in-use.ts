@@ -11,10 +11,10 @@
 import { type BigIntStats, constants } from "node:fs";
 import { open, readdir, stat } from "node:fs/promises";
 import { BusyError } from "../base/errors.ts";
-import { swapPaths } from "./block-users.ts";
-import { deviceNumber, isSameFile, statDescriptor, sysfsAttribute } from "./file-identity.ts";
-import { isLocked, loopBackingFile, systemErrno } from "./libc.ts";
-import { describeHolder, findHolder, type Lockable, NO_LOCKS } from "./lock.ts";
+import { blockDeviceUser, swapPaths } from "./block-users.ts";
+import { deviceNumber, type FileIdentity, isSameFile, statDescriptor, sysfsAttribute } from "./file-identity.ts";
+import { loopBackingFile, systemErrno } from "./libc.ts";
+import { describeHolder, findHolder, isLockedAt, type Lockable } from "./lock.ts";
 
 const QEMU_WRITES = 101;
 const QEMU_UNSHARED_READ = 200;
@@ -34,6 +34,15 @@ export interface FileUser {
 export async function findUser(target: Lockable, purpose: "read" | "write"): Promise<FileUser | undefined> {
   const file = await statDescriptor(target.fd, { bigint: true });
   return (await loopUser(file, purpose)) ?? (await swapUser(file)) ?? (await qemuUser(target.fd, purpose));
+}
+
+/**
+ * Refuses a block device that is mounted, swapped to or held by another driver. Opening one for writing does that by
+ * itself (O_EXCL); for reading it has to be asked. @throws {BusyError}
+ */
+export async function refuseClaimed({ name, identity }: { name: string; identity: FileIdentity }): Promise<void> {
+  const user = identity.rdev === undefined ? undefined : await blockDeviceUser(identity.rdev);
+  if (user !== undefined) throw new BusyError(`Cannot read "${name}": it is in use (${user})`);
 }
 
 /** As `findUser`. @throws {BusyError} `Cannot write to "disk.img": it is in use by loop device /dev/loop0` */
@@ -89,22 +98,12 @@ async function swapUser(file: BigIntStats): Promise<FileUser | undefined> {
 async function qemuUser(fd: number, purpose: "read" | "write"): Promise<FileUser | undefined> {
   const bytes = purpose === "write" ? [QEMU_WRITES, QEMU_UNSHARED_WRITE] : [QEMU_WRITES, QEMU_UNSHARED_READ];
   for (const byte of bytes) {
-    if (!lockedAt(fd, byte)) continue;
+    if (!isLockedAt(fd, "exclusive", byte)) continue;
     const holder = await findHolder(fd, byte);
     const how = byte === QEMU_WRITES ? "writes to it" : "has locked it";
     return { description: `${describeHolder(holder)}, which ${how}`, pid: holder.pid };
   }
   return undefined;
-}
-
-/** Where a file system has no locks, qemu holds none either. */
-function lockedAt(fd: number, byte: number): boolean {
-  try {
-    return isLocked(fd, "exclusive", byte, 1);
-  } catch (error) {
-    if (NO_LOCKS.includes(systemErrno(error) ?? "")) return false;
-    throw error;
-  }
 }
 
 /** What is gone, or not ours to open, tells nothing. */

@@ -21,7 +21,7 @@ import { duplicate, isLocked, systemErrno, tryLock, unlock } from "./libc.ts";
 export const LOCK_OFFSET = Number.MAX_SAFE_INTEGER - 1;
 
 /** How a file system says that it has no locks. */
-export const NO_LOCKS: readonly string[] = ["ENOLCK", "EOPNOTSUPP", "ENOTSUP", "ENOSYS", "EINVAL"];
+const NO_LOCKS: readonly string[] = ["ENOLCK", "EOPNOTSUPP", "ENOTSUP", "ENOSYS", "EINVAL"];
 
 /** An open file or block device to lock; a FileDevice is one. `name` is for messages. */
 export interface Lockable {
@@ -95,7 +95,17 @@ export async function acquireLock(target: Lockable, kind: "shared" | "exclusive"
 
 /** Who has an open file locked to change it, without taking the lock; undefined where nobody has. Readers do not count. */
 export async function lockHolder(target: Lockable): Promise<LockHolder | undefined> {
-  return isLocked(target.fd, "shared", LOCK_OFFSET, 1) ? await findHolder(target.fd, LOCK_OFFSET) : undefined;
+  return isLockedAt(target.fd, "shared", LOCK_OFFSET) ? await findHolder(target.fd, LOCK_OFFSET) : undefined;
+}
+
+/** Whether a lock on byte `offset` would keep out one of `kind`; nobody holds one where the file system has none. */
+export function isLockedAt(fd: number, kind: "shared" | "exclusive", offset: number): boolean {
+  try {
+    return isLocked(fd, kind, offset, 1);
+  } catch (error) {
+    if (NO_LOCKS.includes(systemErrno(error) ?? "")) return false;
+    throw error;
+  }
 }
 
 /** The process that holds an OFD lock, shared or exclusive, on byte `offset` of the file open as `fd`. */

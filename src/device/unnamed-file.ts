@@ -18,6 +18,9 @@ const TMPFILE = 0o20000000;
 /** What says that a file system has no O_TMPFILE (open(2)). */
 const NO_TMPFILE = ["EOPNOTSUPP", "EISDIR", "EINVAL", "ENOSYS"];
 
+/** What says that a file system has no hard links (link(2)). */
+const NO_LINKS = ["EPERM", "EOPNOTSUPP", "ENOTSUP", "ENOSYS", "EMLINK"];
+
 /** A file being made. Disposing of it closes it; if it was not published, it is gone then. */
 export class UnnamedFile implements AsyncDisposable {
   /** To write it by. */
@@ -63,7 +66,7 @@ export class UnnamedFile implements AsyncDisposable {
   async publish(): Promise<boolean> {
     try {
       if (this.#provisional === undefined) linkDescriptor(this.device.fd, this.#path);
-      else await fs.link(this.#provisional, this.#path);
+      else await nameWithoutReplacing(this.#provisional, this.#path);
     } catch (error) {
       if (systemErrno(error) === "EEXIST") return false;
       return refuseOpening("create", this.#path, error);
@@ -86,6 +89,22 @@ export class UnnamedFile implements AsyncDisposable {
   async #removeProvisional(): Promise<void> {
     const provisional = this.#provisional;
     this.#provisional = undefined;
-    if (provisional !== undefined) await fs.unlink(provisional);
+    if (provisional !== undefined) await fs.unlink(provisional).catch(alreadyGone);
   }
+}
+
+/** Link where there are hard links; else reserve the name with an empty file, which only the rename replaces. */
+async function nameWithoutReplacing(from: string, to: string): Promise<void> {
+  try {
+    await fs.link(from, to);
+  } catch (error) {
+    if (!NO_LINKS.includes(systemErrno(error) ?? "")) throw error;
+    await (await fs.open(to, "wx")).close();
+    await fs.rename(from, to);
+  }
+}
+
+/** It was renamed. */
+function alreadyGone(error: unknown): void {
+  if (systemErrno(error) !== "ENOENT") throw error;
 }

@@ -1,4 +1,4 @@
-import { formatDuration, formatExactSize, formatSize } from "../../base/units.ts";
+import { formatExactSize, formatSize } from "../../base/units.ts";
 import type { CloneStatus, StatusReport } from "../../clone/clone-status.ts";
 import { type CliContext, defineCommand } from "../command.ts";
 import { ExitCode } from "../exit-codes.ts";
@@ -60,7 +60,7 @@ async function watch(
 async function describe(report: StatusReport, map: boolean | undefined, { terminal }: CliContext): Promise<string[]> {
   const { displayUri } = await import("../../clone/location.ts");
   const { status, unreadable, holder } = report;
-  const { metadata, source, destination, regionSize, regions, hydratedRegions, hydration } = status;
+  const { metadata, source, destination, regionSize, regions, hydratedRegions } = status;
   const colour = { hydrated: "green", finalized: "green", failed: "red" }[status.state as string] ?? "cyan";
   const paint = terminal.out[colour as "green" | "red" | "cyan"];
   const percent = (Math.floor((hydratedRegions / regions) * 1000) / 10).toFixed(1);
@@ -78,10 +78,6 @@ async function describe(report: StatusReport, map: boolean | undefined, { termin
       "unreadable",
       terminal.out.red(`${status.unreadableInexact ? "among " : ""}${formatRegions(unreadable)}`),
     ]);
-  }
-  if (hydration.bytesPerSecond > 0) {
-    const left = hydration.etaSeconds === null ? "" : `, ${formatDuration(hydration.etaSeconds)} left`;
-    rows.push(["rate", `${formatSize(hydration.bytesPerSecond)}/s${left}`]);
   }
   rows.push(
     ["source", source === null ? "not known" : displayUri(source.uri)],
