@@ -5,7 +5,7 @@ import { UnnamedFile } from "../../../src/device/unnamed-file.ts";
 import { scratchDirectory } from "../../support/scratch.ts";
 
 /** No file system that can be mounted everywhere lacks O_TMPFILE, so its answer is given here. */
-const kernel = vi.hoisted(() => ({ hasTmpfile: true }));
+const kernel = vi.hoisted(() => ({ hasTmpfile: true, hasLinks: true }));
 vi.mock("node:fs/promises", async (importOriginal) => {
   const fs = await importOriginal<typeof import("node:fs/promises")>();
   const open: typeof fs.open = (path, flags, mode) => {
@@ -13,7 +13,11 @@ vi.mock("node:fs/promises", async (importOriginal) => {
     if (!wantsTmpfile || kernel.hasTmpfile) return fs.open(path, flags, mode);
     return Promise.reject(Object.assign(new Error("open"), { code: "EOPNOTSUPP", errno: -95 }));
   };
-  return { ...fs, open };
+  const link: typeof fs.link = (from, to) =>
+    kernel.hasLinks
+      ? fs.link(from, to)
+      : Promise.reject(Object.assign(new Error("link"), { code: "EPERM", errno: -1 }));
+  return { ...fs, open, link };
 });
 
 async function begin(path: string): Promise<UnnamedFile> {
@@ -61,6 +65,16 @@ describe("UnnamedFile", () => {
       await inDirectory(scratch.path);
     } finally {
       kernel.hasTmpfile = true;
+    }
+  });
+
+  test("and on one that has no hard links either, as FAT", async () => {
+    await using scratch = await scratchDirectory();
+    Object.assign(kernel, { hasTmpfile: false, hasLinks: false });
+    try {
+      await inDirectory(scratch.path);
+    } finally {
+      Object.assign(kernel, { hasTmpfile: true, hasLinks: true });
     }
   });
 
