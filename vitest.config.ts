@@ -12,6 +12,7 @@ export default defineConfig({
     testTimeout: 60_000,
     hookTimeout: 60_000,
     // For those who count: a JSON report beside the one for people.
-    reporters: reportFile === undefined || reportFile === "" ? ["default"] : ["default", ["json", { outputFile: reportFile }]],
+    reporters:
+      reportFile === undefined || reportFile === "" ? ["default"] : ["default", ["json", { outputFile: reportFile }]],
   },
 });
