@@ -30,13 +30,17 @@ const SAMPLE_BYTES = 65536;
 
 const fsync = promisify(fs.fsync);
 
-/** The destination as it is now, for the next one to compare with. @throws {DeviceError} */
+/** The destination as it is left, durably, for the next run to compare with. @throws {DeviceError} */
 export async function settledState(clone: Clone, destination: FileDevice): Promise<SettledState> {
   // All of it: a flush of the data may leave the time of change behind, and after a power cut it would be another one.
   await fsync(destination.fd).catch((cause: unknown) => {
     const errno = errnoOf(cause);
     throw new DeviceError(`Cannot flush "${destination.name}": ${errno}`, { errno, cause });
   });
+  return await presentState(clone, destination);
+}
+
+async function presentState(clone: Clone, destination: FileDevice): Promise<SettledState> {
   const { mtimeNs } = await statDescriptor(destination.fd, { bigint: true });
   return { mtimeNs: String(mtimeNs), superblock: await superblockChecksum(clone) };
 }
@@ -64,7 +68,7 @@ export async function trustInDestination(clone: Clone, destination: FileDevice):
   if (descriptor.destination.touched) return "touched";
   const bySamples = descriptor.acceptedChange === undefined ? "compare" : "trusted";
   if (settled === null) return bySamples;
-  const now = await settledState(clone, destination);
+  const now = await presentState(clone, destination);
   if (now.superblock !== settled.superblock) return "trusted"; // the kernel has gone on with the clone
   if (destination.kind === "block") return bySamples;
   return now.mtimeNs === settled.mtimeNs ? "trusted" : "touched";

@@ -86,9 +86,7 @@ export async function finalizeClone(
   }
   for (const range of missing) clone.metadata.markHydrated(range);
   await new CommitPipeline({ metadata: clone.metadata, destination: destination.view }).commit();
-  if (!keeps) {
-    await removeMetadata(clone.path);
-  }
+  if (!keeps) await removeMetadata(clone.path);
   return {
     destination: destination.device.path,
     size: clone.exactSize,

@@ -51,7 +51,7 @@ export interface HydrateReport {
 /** Bytes per read and write, and how many are in flight: what `test/bench` found best on disks and page cache alike. */
 const PIECE_LENGTH = 2 ** 21;
 const PIECES_IN_FLIGHT = 8;
-/** No use looking for zeros in smaller or larger units: see `RegionCopier`. */
+/** Zeros are looked for in units of this, or of a region: smaller ones would tatter the copy, larger ones hide zeros. */
 const ZERO_UNIT = 65536;
 
 /**

@@ -1,14 +1,12 @@
 // A destination that cannot be cloned to is refused in one line, and nothing is made, changed or lost by the attempt.
-import { spawn } from "node:child_process";
-import { once } from "node:events";
 import { chmod, link, mkdir, readFile, rename, symlink, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { holds, randomFile, snapshot, sparseFile } from "../support/files.ts";
 import { asOrdinaryUser, noOrdinaryUser } from "../support/other-user.ts";
-import { clone, cloneOk, eventually, expectFailure } from "../support/run-clone.ts";
+import { noQemu, qemuIo } from "../support/qemu-io.ts";
+import { clone, cloneOk, expectFailure } from "../support/run-clone.ts";
 import {
-  hasProgram,
   loopDevice,
   mountedFileSystem,
   mountedTmpfs,
@@ -208,27 +206,16 @@ describe("clone create", () => {
     },
   );
 
-  const noQemu = hasProgram("qemu-io") ? undefined : "needs qemu-io";
   test.skipIf(noQemu !== undefined)(withReason("refuses a file that qemu has open for writing", noQemu), async () => {
     await using place = await scratchDirectory();
     const cwd = place.path;
     await randomFile(join(cwd, "disk.img"), SIZE);
     await sparseFile(join(cwd, "copy.img"), SIZE, []);
     const before = await snapshot(cwd);
-    const qemu = spawn("qemu-io", ["-f", "raw", "copy.img"], { cwd, stdio: ["pipe", "pipe", "inherit"] });
-    const ended = once(qemu, "exit");
-    try {
-      let said = "";
-      qemu.stdout.setEncoding("utf8").on("data", (text: string) => {
-        said += text;
-      });
-      qemu.stdin.write("length\n");
-      await eventually("qemu-io has opened the file", () => said.includes("256"));
+    {
+      await using qemu = await qemuIo(join(cwd, "copy.img"));
       const failed = await clone([command, "disk.img", "copy.img", "--force"], { cwd });
       expectFailure(failed, 4, new RegExp(`in use by process ${qemu.pid} \\(qemu-io\\)`));
-    } finally {
-      qemu.stdin.end("quit\n");
-      await ended;
     }
     expect(await snapshot(cwd)).toEqual(before);
   });

@@ -1,9 +1,8 @@
 // One writer: whoever comes second is refused with exit code 4 and told the first one's pid; `status` is always welcome.
-import { spawn } from "node:child_process";
-import { once } from "node:events";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { randomFile } from "../support/files.ts";
+import { noQemu, qemuIo } from "../support/qemu-io.ts";
 import {
   clone,
   cloneOk,
@@ -13,7 +12,7 @@ import {
   type StartedClone,
   startClone,
 } from "../support/run-clone.ts";
-import { hasProgram, loopDevice, noLoopDevices, scratchDirectory, withReason } from "../support/scratch.ts";
+import { loopDevice, noLoopDevices, scratchDirectory, withReason } from "../support/scratch.ts";
 
 const MIB = 1024 * 1024;
 
@@ -138,7 +137,6 @@ test("two creations of one clone at once: one does it, and what it made stays", 
   await cloneOk(["verify", "copy.img"], { cwd });
 });
 
-const noQemu = hasProgram("qemu-io") ? undefined : "needs qemu-io";
 test.skipIf(noQemu !== undefined)(
   withReason("clone hydrate, verify and finalize refuse a destination that qemu writes to", noQemu),
   async () => {
@@ -146,23 +144,13 @@ test.skipIf(noQemu !== undefined)(
     const cwd = place.path;
     await randomFile(join(cwd, "disk.img"), 65536);
     await cloneOk(["create", "disk.img", "copy.img"], { cwd });
-    const qemu = spawn("qemu-io", ["-f", "raw", "copy.img"], { cwd, stdio: ["pipe", "pipe", "inherit"] });
-    const ended = once(qemu, "exit");
-    try {
-      let said = "";
-      qemu.stdout.setEncoding("utf8").on("data", (text: string) => {
-        said += text;
-      });
-      qemu.stdin.write("length\n");
-      await eventually("qemu-io has opened the file", () => said.includes("64"));
+    {
+      await using qemu = await qemuIo(join(cwd, "copy.img"));
       for (const command of ["hydrate", "finalize"]) {
         const run = await clone([command, "copy.img"], { cwd });
         if (command === "finalize") expectFailure(run, 1, /missing/);
         else expectFailure(run, 4, new RegExp(`in use by process ${qemu.pid} \\(qemu-io\\)`));
       }
-    } finally {
-      qemu.stdin.end("quit\n");
-      await ended;
     }
     await cloneOk(["hydrate", "copy.img"], { cwd });
   },

@@ -8,6 +8,7 @@ import { parseMounts } from "../../../src/device/block-users.ts";
 import { FileDevice } from "../../../src/device/file-device.ts";
 import { findUser, refuseInUse } from "../../../src/device/in-use.ts";
 import { acquireLock } from "../../../src/device/lock.ts";
+import { noQemu, qemuIo } from "../../support/qemu-io.ts";
 import {
   hasProgram,
   loopDevice,
@@ -29,19 +30,6 @@ async function scratchFile(size = 2 ** 20) {
   return { path, directory: directory.path, [Symbol.asyncDispose]: () => directory[Symbol.asyncDispose]() };
 }
 
-/** A qemu-io that has the file open, until it is disposed of. */
-async function qemuIo(path: string, ...options: string[]) {
-  const child = spawn("qemu-io", ["-f", "raw", ...options, path], { stdio: ["pipe", "pipe", "inherit"] });
-  await once(child.stdout, "data"); // its prompt
-  return {
-    pid: child.pid,
-    async [Symbol.asyncDispose]() {
-      child.kill("SIGKILL");
-      await once(child, "exit");
-    },
-  };
-}
-
 test("findUser() finds nobody where nobody is, our own lock included", async () => {
   await using file = await scratchFile();
   await using device = await FileDevice.open(file.path, RW);
@@ -54,7 +42,6 @@ test("findUser() finds nobody where nobody is, our own lock included", async () 
   }
 });
 
-const noQemu = hasProgram("qemu-io") ? undefined : "needs qemu-io";
 describe.skipIf(noQemu !== undefined)(withReason("a file open in qemu", noQemu), () => {
   test("is in use for readers and writers while qemu writes, by the pid of qemu", async () => {
     await using file = await scratchFile();
