@@ -21,12 +21,23 @@ export interface ZeroOptions {
   fua?: boolean;
 }
 
+/** An offer to do a request at once, without a promise: what a server under load needs for bytes that are in memory. */
+export interface ImmediateIo {
+  /**
+   * Fills `buffer` from `offset` now, if that cannot wait for a disk. False, with `buffer` undefined, where it might: then
+   * `read()` serves it. @throws {DeviceError}
+   */
+  tryRead(offset: number, buffer: Uint8Array): boolean;
+  /** Writes `data` now, as `write()` without `fua`, if that cannot wait for a disk; else false. @throws {DeviceError} */
+  tryWrite(offset: number, data: Uint8Array): boolean;
+}
+
 /**
  * A fixed range of bytes. Offsets and lengths are bytes; no read or write is ever short. The caller owns a buffer; the
  * callee forgets it when its promise settles. Requests in flight at the same time complete in any order. A request
  * outside 0 … size is a RangeError, a write to a device opened read-only a TypeError: both are the caller's mistakes.
  */
-export interface BlockDevice extends AsyncDisposable {
+export interface BlockDevice extends AsyncDisposable, Partial<ImmediateIo> {
   /** Path or URI, for messages; never holds a credential. */
   readonly name: string;
   /** Length in bytes. */
@@ -46,6 +57,11 @@ export interface BlockDevice extends AsyncDisposable {
   flush(): Promise<void>;
   /** Makes the range read as zeros, by the cheapest means the device has. @throws {DeviceError} */
   zero(offset: number, length: number, options?: ZeroOptions): Promise<void>;
+  /**
+   * Whether `zero()` of whole blocks takes no longer than a discard would, without writing the bytes. A device without
+   * this method cannot. Asking changes nothing. @throws {DeviceError}
+   */
+  canZeroFast?(options: { mayPunch: boolean }): Promise<boolean>;
   /** Says that the content is not needed any more; what it reads as afterwards is undefined. @throws {DeviceError} */
   discard(offset: number, length: number): Promise<void>;
   /**

@@ -7,7 +7,7 @@ import { describe, expect, test } from "vitest";
 
 const SRC = fileURLToPath(new URL("../../src", import.meta.url));
 /** From the bottom up: each may import itself and those before it. */
-const LAYERS = ["base", "device", "persistent-data", "metadata", "engine", "clone", "cli"];
+const LAYERS = ["base", "device", "persistent-data", "metadata", "engine", "nbd", "control", "clone", "cli"];
 const TERMINAL = /^(yargs|chalk|cli-progress|fastest-levenshtein)(\/|$)/;
 const FILE_SYSTEM = /^(node:)?fs(\/|$)/;
 /** Besides device and clone these read and write files, only such as belong to the package: its version, its help. */
