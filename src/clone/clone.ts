@@ -141,6 +141,11 @@ export class Clone implements AsyncDisposable {
     return this.descriptor?.exactSize ?? this.geometry.size;
   }
 
+  /** Whether every region is hydrated. */
+  get isComplete(): boolean {
+    return this.metadata.hydratedCount === this.geometry.regionCount;
+  }
+
   get finalized(): FinalizeRecord | null {
     return this.descriptor?.finalized ?? null;
   }
@@ -263,12 +268,13 @@ export class Clone implements AsyncDisposable {
   /**
    * The last check before the destination is written to: it must hold what the metadata says, as far as that can be told
    * without reading all of it. Then what was found out of the devices is kept, and the destination counts as being at work
-   * until `settle()`.
+   * until `settle()`. A clone that is complete can do without its source; then nothing can be compared.
    * @throws {CloneError} where it holds something else
    */
   async beginWriting(request: DeviceRequest): Promise<void> {
     const [source, destination] = [this.#source, this.#destination];
-    assert(source !== undefined && destination !== undefined, "both devices must be attached before");
+    assert(destination !== undefined, "the destination must be attached before");
+    assert(source !== undefined || this.isComplete, "the source must be attached before");
     const trust = await this.trustIn(destination.device);
     if (trust === "empty") await refuseForeignData(destination.device);
     if (trust === "touched") {
@@ -279,7 +285,8 @@ export class Clone implements AsyncDisposable {
     const accepted = this.#findings.acceptedChange ?? this.descriptor?.acceptedChange;
     if ((trust === "compare" || trust === "touched") && accepted === undefined) {
       try {
-        await refuseDifferentSamples(this, source.view, destination.view);
+        if (source === undefined) this.warnNotCompared(destination.device);
+        else await refuseDifferentSamples(this, source.view, destination.view);
       } catch (error) {
         if (!(error instanceof CloneError) || error instanceof DeviceError || !request.acceptChangedSource) throw error;
         this.#onWarning(error.message);
@@ -310,6 +317,11 @@ export class Clone implements AsyncDisposable {
     const settled = await settledState(this, destination.device);
     const pinned = this.#findings.destination ?? descriptor.destination;
     return await this.updateDescriptor({ ...this.#findings, ...changes, destination: { ...pinned, settled } });
+  }
+
+  /** Says that a destination, which may have been changed by somebody else, is taken as it is. */
+  warnNotCompared(destination: FileDevice, why = ""): void {
+    this.warn(`Not even samples of "${destination.path}" were compared with the source.${why === "" ? "" : ` ${why}`}`);
   }
 
   /** Says what is odd but bearable, a sentence. */

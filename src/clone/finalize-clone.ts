@@ -117,7 +117,7 @@ async function refuseForeign(clone: Clone, request: DeviceRequest, destination: 
     source = await clone.attachSource(request);
   } catch (error) {
     if (!(error instanceof CloneError)) throw error;
-    clone.warn(`Not even samples of "${destination.device.path}" were compared with the source. ${error.message}`);
+    clone.warnNotCompared(destination.device, error.message);
     return;
   }
   await refuseDifferentSamples(clone, source.view, destination.view);
