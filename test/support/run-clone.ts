@@ -3,8 +3,8 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { fileURLToPath } from "node:url";
 import { expect } from "vitest";
 
-/** The program. */
-export const CLONE = fileURLToPath(new URL("../../bin/clone.js", import.meta.url));
+/** The program; another one, as one that is installed, where the environment names it. */
+export const CLONE = process.env.CLONE_TEST_PROGRAM ?? fileURLToPath(new URL("../../bin/clone.js", import.meta.url));
 
 /** Ends a run that hangs, so that the test can say what it printed until then. */
 const LONGEST_RUN_MS = 50_000;
@@ -27,6 +27,8 @@ export interface CloneOptions {
   uid?: number;
   /** Another entry than bin/clone.js. */
   program?: string;
+  /** Ends a run that hangs; less than a minute by default. */
+  longestMs?: number;
 }
 
 /** A run that goes on. */
@@ -56,7 +58,7 @@ export function startClone(args: readonly string[], options: CloneOptions = {}):
   child.stderr.setEncoding("utf8").on("data", (text: string) => {
     stderr += text;
   });
-  const hang = setTimeout(() => child.kill("SIGKILL"), LONGEST_RUN_MS);
+  const hang = setTimeout(() => child.kill("SIGKILL"), options.longestMs ?? LONGEST_RUN_MS);
   const done = new Promise<CloneRun>((resolve, reject) => {
     child.on("error", reject);
     child.on("close", (code, signal) => {
