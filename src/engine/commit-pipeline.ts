@@ -10,12 +10,18 @@
  * flush of step 3, which completed before step 4 began. So no bit outlives its data, wherever the power fails. The guard
  * comes after the freeze because it can speak only for what was read before it looked.
  *
- *     ready ──commit()──► committing ──► ready
- *                             └── any failure ──► failed (for good: nothing more is written)
+ *     ready ──commit(), flush()──► committing ──► ready
+ *                                      └── any failure ──► failed (for good: nothing more is written)
  *
  * A failed flush is final because the kernel reports a lost write once and then forgets it: trying again would succeed
  * and vouch for data that is gone.
+ *
+ * A `flush()` needs step 3 even where nothing is to be committed, and a commit where something is: a write is durable
+ * only together with the bit that says where it lies. Both take their turn here, since a flush may have to wait for the
+ * bits that the commit before it has frozen.
  */
+import assert from "node:assert";
+import { CloneError } from "../base/errors.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import type { CloneMetadata } from "../metadata/clone-metadata.ts";
 
@@ -28,24 +34,39 @@ export interface CommitParts {
    * the source has changed while they were copied.
    */
   guard?: () => Promise<void>;
+  /** Told after each commit that made regions durable. */
+  onCommitted?: () => void;
+  /** Told once, when the clone turns `failed`. */
+  onFailed?: (error: Error) => void;
 }
 
 /** Serialises commits; all who ask before one has frozen its regions share it. */
 export class CommitPipeline {
-  readonly #parts: CommitParts;
+  readonly #parts: Omit<CommitParts, "metadata">;
+  /** Undefined once the clone stands alone: then only the destination is flushed. */
+  #metadata: CloneMetadata | undefined;
   /** The commit that has not frozen its regions yet. */
   #next: Promise<void> | undefined;
+  /** Whether that one flushes the destination in any case. */
+  #nextFlushes = false;
   /** Settles, never rejects, when the last commit asked for has ended. */
   #last: Promise<unknown> = Promise.resolve();
   #failure: Error | undefined;
 
-  constructor(parts: CommitParts) {
+  constructor({ metadata, ...parts }: CommitParts) {
+    this.#metadata = metadata;
     this.#parts = parts;
   }
 
   /** Why the clone is `failed`, or undefined while it is not. */
   get failure(): Error | undefined {
     return this.#failure;
+  }
+
+  /** Whether every region's bit is on disk: the truth about completion, which the bits in memory are not. */
+  get complete(): boolean {
+    const metadata = this.#metadata;
+    return metadata === undefined || metadata.committedCount === metadata.regionCount;
   }
 
   /**
@@ -61,19 +82,59 @@ export class CommitPipeline {
     return this.#next;
   }
 
-  async #commit(): Promise<void> {
-    this.#next = undefined;
+  /**
+   * Resolves when every write and every hydration that had ended before the call survives power loss: flushes the
+   * destination even where there is nothing to commit. Shared like a commit.
+   * @throws as `commit()`
+   */
+  flush(): Promise<void> {
+    this.#nextFlushes = true;
+    return this.commit();
+  }
+
+  /** Turns the clone `failed` for a reason of the caller's: something that must be true is not, so nothing is vouched for. */
+  fail(error: Error): void {
+    if (this.#failure !== undefined) return;
+    this.#failure = error;
+    this.#parts.onFailed?.(error);
+  }
+
+  /** @throws why the clone is `failed`, if it is */
+  check(): void {
     if (this.#failure !== undefined) throw this.#failure;
-    const { metadata, destination, guard } = this.#parts;
-    if (!metadata.changed) return;
+  }
+
+  /** Lets go of the metadata, all of which is on disk: from here on there is only the destination to be flushed. */
+  release(): void {
+    assert(this.complete && this.#metadata?.changed !== true, "regions are not committed yet");
+    this.#metadata = undefined;
+  }
+
+  async #commit(): Promise<void> {
+    const flushes = this.#nextFlushes;
+    this.#nextFlushes = false;
+    this.#next = undefined;
+    this.check();
+    const changed = this.#metadata?.changed === true;
+    if (!changed && !flushes) return;
     try {
-      metadata.preCommit();
-      await guard?.();
-      await destination.flush();
-      await metadata.commit();
+      if (changed) await this.#commitChanges(this.#metadata as CloneMetadata);
+      else await this.#parts.destination.flush();
     } catch (error) {
-      this.#failure = error as Error;
-      throw error;
+      this.fail(error instanceof Error ? error : new CloneError("failed", `Cannot commit: ${error}`));
+      throw this.#failure;
     }
+    if (changed) this.#parts.onCommitted?.();
+  }
+
+  async #commitChanges(metadata: CloneMetadata): Promise<void> {
+    const { destination, guard } = this.#parts;
+    metadata.preCommit();
+    await guard?.();
+    // A failure that was found meanwhile is one of what the frozen regions hold.
+    this.check();
+    await destination.flush();
+    this.check();
+    await metadata.commit();
   }
 }

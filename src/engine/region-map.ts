@@ -4,11 +4,15 @@
  *                  begin()                  complete()
  *     unhydrated ───────────► hydrating ───────────────► hydrated
  *          ▲                      │
- *          └──────── fail() ──────┘
+ *          └── fail(), cancel() ──┘
  *
  * A region is in the table of running hydrations from the decision to hydrate it until its bit is set in memory. Whoever
  * decides looks in the table first and at the map second: dm-clone's discard looks at the map alone, and a copy then lands
  * on top of a later write. Everything here is synchronous, so a decision and its entry cannot be torn apart.
+ *
+ * Who needs a region that is in the table waits for the end of its hydration (`ended()`), and then looks again: those who
+ * wait are woken in the order they came, but the world may have changed before their turn. Nothing is allocated for a
+ * hydration that nobody waits for, and nothing at all for a look at hydrated regions.
  */
 import assert from "node:assert";
 import type { Region, RegionRange } from "../base/geometry.ts";
@@ -23,8 +27,8 @@ export type Hydration = Readonly<RegionRange>;
 /** Region states and the exclusion of two hydrations of one region. */
 export class RegionMap {
   readonly #metadata: CloneMetadata;
-  /** Running hydrations, ascending and disjoint. Short (bounded by the threshold), so an array beats a tree. */
-  readonly #running: Hydration[] = [];
+  /** Running hydrations, ascending and disjoint: an array, since what is in flight is bounded, and looks are many. */
+  readonly #running: Entry[] = [];
   #hydratingCount = 0;
 
   constructor(metadata: CloneMetadata) {
@@ -46,8 +50,33 @@ export class RegionMap {
   }
 
   state(region: Region): RegionState {
-    if (this.#hydrationAt(region) !== undefined) return "hydrating";
+    if (this.#entryAt(region) !== undefined) return "hydrating";
     return this.#metadata.isHydrated(region) ? "hydrated" : "unhydrated";
+  }
+
+  /** Whether all of the regions `start` … `end` - 1 are hydrated, and none of them in the table. */
+  isHydrated(start: Region, end: Region): boolean {
+    if (this.#running.length > 0) {
+      const next = this.#indexAfter(start);
+      if (next > 0 && (this.#running[next - 1] as Entry).end > start) return false;
+      if (next < this.#running.length && (this.#running[next] as Entry).start < end) return false;
+    }
+    return this.#metadata.nextUnhydrated(start, end) === end;
+  }
+
+  /** Whether the source has the truth of all of the regions `start` … `end` - 1: unhydrated ones, and those in the table. */
+  isAtSource(start: Region, end: Region): boolean {
+    return this.#metadata.nextHydrated(start, end) === end;
+  }
+
+  /** Where the run of regions that are in the state of `start` ends, at `end` at the latest. */
+  stateEnd(start: Region, end: Region): Region {
+    const entry = this.#entryAt(start);
+    if (entry !== undefined) return Math.min(entry.end, end);
+    const limit = Math.min(end, this.#running[this.#indexAfter(start)]?.start ?? end);
+    return this.#metadata.isHydrated(start)
+      ? this.#metadata.nextUnhydrated(start, limit)
+      : this.#metadata.nextHydrated(start, limit);
   }
 
   /**
@@ -59,7 +88,7 @@ export class RegionMap {
     for (;;) {
       start = this.#metadata.nextUnhydrated(start, end);
       if (start >= end) return undefined;
-      const running = this.#hydrationAt(start);
+      const running = this.#entryAt(start);
       if (running === undefined) break;
       start = running.end;
       if (start >= end) return undefined;
@@ -68,8 +97,16 @@ export class RegionMap {
     return { start, end: this.#metadata.nextHydrated(start, Math.min(end, nextRunning, start + limit)) };
   }
 
-  /** Enters a run of unhydrated regions in the table. */
-  begin({ start, end }: RegionRange): Hydration {
+  /** The running hydration that a region is part of. */
+  hydrationAt(region: Region): Hydration | undefined {
+    return this.#entryAt(region);
+  }
+
+  /**
+   * Enters a run of unhydrated regions in the table. Of one that is `cancellable`, nothing may reach the destination before
+   * `land()` has said that it was not cancelled.
+   */
+  begin({ start, end }: RegionRange, { cancellable = false }: { cancellable?: boolean } = {}): Hydration {
     assert(start < end && end <= this.regionCount, `no region in ${start}–${end}`);
     const index = this.#indexAfter(start);
     const before = this.#running[index - 1];
@@ -77,7 +114,7 @@ export class RegionMap {
     assert(before === undefined || before.end <= start, `region ${start} is being hydrated already`);
     assert(after === undefined || after.start >= end, `region ${after?.start} is being hydrated already`);
     assert(this.#metadata.nextHydrated(start, end) === end, `a region in ${start}–${end} is hydrated already`);
-    const hydration = { start, end };
+    const hydration = new Entry(start, end, cancellable);
     this.#running.splice(index, 0, hydration);
     this.#hydratingCount += end - start;
     return hydration;
@@ -85,28 +122,68 @@ export class RegionMap {
 
   /**
    * The data of a run is at the destination: sets its bits, then takes it off the table. A copy may still have been in
-   * flight when a commit failed; its bits could never be made durable, and stay as they are.
+   * flight when a commit failed; its bits could never be made durable, and stay as they are: false.
    */
-  complete(hydration: Hydration): void {
-    if (!this.#metadata.failed) this.#metadata.markHydrated(hydration);
-    this.#remove(hydration);
+  complete(hydration: Hydration): boolean {
+    const marks = !this.#metadata.failed;
+    if (marks) this.#metadata.markHydrated(hydration);
+    this.#remove(hydration, undefined);
+    return marks;
   }
 
-  /** The attempt failed: the source is still the truth. */
-  fail(hydration: Hydration): void {
-    this.#remove(hydration);
+  /** The attempt failed: the source is still the truth. Those who wait are told `error`, where they need to know it. */
+  fail(hydration: Hydration, error?: unknown): void {
+    this.#remove(hydration, error);
   }
 
-  #remove(hydration: Hydration): void {
-    const index = this.#running.indexOf(hydration);
-    assert(index >= 0, `regions ${hydration.start}–${hydration.end} are not being hydrated`);
-    this.#running.splice(index, 1);
-    this.#hydratingCount -= hydration.end - hydration.start;
+  /** Takes a hydration off the table, if that is still possible: it will not reach the destination. */
+  cancel(hydration: Hydration): boolean {
+    const entry = this.#claimed(hydration);
+    if (!entry.cancellable) return false;
+    this.#remove(hydration, undefined);
+    return true;
   }
 
-  #hydrationAt(region: Region): Hydration | undefined {
-    const candidate = this.#running[this.#indexAfter(region) - 1];
-    return candidate !== undefined && region < candidate.end ? candidate : undefined;
+  /** From here on the destination is written, and nobody cancels any more. False where somebody has done so before. */
+  land(hydration: Hydration): boolean {
+    const entry = this.#entryAt(hydration.start);
+    if (entry !== hydration) return false;
+    entry.cancellable = false;
+    return true;
+  }
+
+  /** Resolves when a running hydration ends, however it does; to the error that `fail()` was given. Never rejects. */
+  ended(hydration: Hydration): Promise<unknown> {
+    const entry = this.#claimed(hydration);
+    return new Promise((resolve) => {
+      entry.waiting ??= [];
+      entry.waiting.push(resolve);
+    });
+  }
+
+  /** Whether somebody waits for a running hydration: then it should not take its time. */
+  isAwaited(hydration: Hydration): boolean {
+    return this.#claimed(hydration).waiting !== undefined;
+  }
+
+  #remove(hydration: Hydration, error: unknown): void {
+    const entry = this.#claimed(hydration);
+    this.#running.splice(this.#indexAfter(entry.start) - 1, 1);
+    this.#hydratingCount -= entry.end - entry.start;
+    for (const wake of entry.waiting ?? []) wake(error);
+  }
+
+  #claimed(hydration: Hydration): Entry {
+    const entry = this.#entryAt(hydration.start);
+    assert(entry === hydration, `regions ${hydration.start}–${hydration.end} are not being hydrated`);
+    return entry;
+  }
+
+  #entryAt(region: Region): Entry | undefined {
+    const index = this.#indexAfter(region);
+    if (index === 0) return undefined;
+    const candidate = this.#running[index - 1] as Entry;
+    return region < candidate.end ? candidate : undefined;
   }
 
   /** Index of the first running hydration that starts after `region`. */
@@ -114,10 +191,26 @@ export class RegionMap {
     let low = 0;
     let high = this.#running.length;
     while (low < high) {
-      const middle = Math.floor((low + high) / 2);
-      if ((this.#running[middle] as Hydration).start <= region) low = middle + 1;
+      const middle = (low + high) >>> 1;
+      if ((this.#running[middle] as Entry).start <= region) low = middle + 1;
       else high = middle;
     }
     return low;
+  }
+}
+
+/** A hydration in the table. */
+class Entry implements Hydration {
+  readonly start: Region;
+  readonly end: Region;
+  /** Whether nothing of it has begun to reach the destination, and nothing will before it is asked. */
+  cancellable: boolean;
+  /** Those who wait for its end. */
+  waiting: ((error: unknown) => void)[] | undefined;
+
+  constructor(start: Region, end: Region, cancellable: boolean) {
+    this.start = start;
+    this.end = end;
+    this.cancellable = cancellable;
   }
 }
