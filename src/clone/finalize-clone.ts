@@ -18,9 +18,9 @@ import { countRegions, type RegionRange, SECTOR_SIZE } from "../base/geometry.ts
 import { formatSize } from "../base/units.ts";
 import { syncDirectoryOf } from "../device/directory.ts";
 import { CommitPipeline } from "../engine/commit-pipeline.ts";
+import { unhydratedParts } from "../engine/unreadable-regions.ts";
 import type { AttachedDestination, AttachedSource, Clone, DeviceRequest } from "./clone.ts";
 import { refuseDifferentSamples } from "./destination-state.ts";
-import { unhydratedParts } from "./hydrate-clone.ts";
 import { removeMetadata } from "./metadata-file.ts";
 import { type RunningVerify, verifyClone } from "./verify-clone.ts";
 
@@ -186,5 +186,5 @@ async function refuseDifference(
 
 /** The missing regions that are known to be unreadable. */
 function unreadableParts(clone: Clone): RegionRange[] {
-  return unhydratedParts(clone, clone.descriptor?.unreadable.ranges ?? []);
+  return unhydratedParts(clone.metadata, clone.descriptor?.unreadable.ranges ?? []);
 }

@@ -6,9 +6,11 @@ import { alignedBuffer } from "../device/aligned-buffer.ts";
 import { CommitPipeline } from "../engine/commit-pipeline.ts";
 import { ExtentCache } from "../engine/extent-cache.ts";
 import { type HydrationOutcome, type HydrationSettings, Hydrator } from "../engine/hydrator.ts";
+import { PeriodicCommits } from "../engine/periodic-commits.ts";
 import { type CopyCounts, RegionCopier } from "../engine/region-copier.ts";
 import { RegionMap } from "../engine/region-map.ts";
 import { Throttle } from "../engine/throttle.ts";
+import { unhydratedParts } from "../engine/unreadable-regions.ts";
 import { normalizeRanges } from "../metadata/unreadable-ranges.ts";
 import { type AttachedSource, type Clone, type DeviceRequest, sourceChanged } from "./clone.ts";
 import { settleSource } from "./open-devices.ts";
@@ -123,7 +125,10 @@ export async function hydrateClone(
     },
   });
   const startedAt = performance.now();
-  const outcome = await hydrator.run(signal).catch(async (error: unknown) => {
+  const periodic = new PeriodicCommits({ commits, clock: systemClock, onFailure: (error) => halt.abort(error) });
+  periodic.start();
+  const running = hydrator.run(signal).finally(() => periodic.stop());
+  const outcome = await running.catch(async (error: unknown) => {
     // After a failed commit nothing more is written, and nothing that is in memory may be believed.
     if (commits.failure === undefined && error instanceof CloneError) {
       const run = { known, unreadable: hydrator.unreadable, end: "stopped" } as const;
@@ -178,21 +183,9 @@ async function closeBooks(
 ): Promise<RegionRange[]> {
   // A run that went to its end has tried everything, also what an inexact list only seemed to name.
   const complete = run.end === "complete" || run.end === "partial";
-  const ranges = unhydratedParts(clone, normalizeRanges(complete ? run.unreadable : [...run.known, ...run.unreadable]));
+  const unreadable = normalizeRanges(complete ? run.unreadable : [...run.known, ...run.unreadable]);
+  const ranges = unhydratedParts(clone.metadata, unreadable);
   const inexact = !complete && ranges.length > 0 && (clone.descriptor?.unreadable.inexact ?? false);
   await clone.settle({ unreadable: { ranges, inexact, complete } });
   return ranges;
-}
-
-/** The unhydrated regions among some ranges, ascending and merged. */
-export function unhydratedParts({ metadata }: Pick<Clone, "metadata">, ranges: Iterable<RegionRange>): RegionRange[] {
-  const parts: RegionRange[] = [];
-  for (const range of ranges) {
-    for (let start = metadata.nextUnhydrated(range.start, range.end); start < range.end; ) {
-      const end = metadata.nextHydrated(start, range.end);
-      parts.push({ start, end });
-      start = metadata.nextUnhydrated(end, range.end);
-    }
-  }
-  return parts;
 }

@@ -1,7 +1,7 @@
 /**
- * Background hydration: copies every region that is missing, several at a time, commits once a second, and stops cleanly.
+ * One run of background hydration: copies every region that is missing, several at a time, and stops cleanly.
  *
- *     pass           regions ascending, those known unreadable left out
+ *     pass           regions ascending, those known unreadable left out; hinted ones, whenever there are any, before them
  *     a read error   the batch is given up and its regions are queued one by one: the good areas come first
  *     then           the queue, each region alone; what still fails again, `retry` times, with growing pauses between
  *     then           the known unreadable in the same way: a pass, and what cannot be read alone
@@ -14,23 +14,22 @@
  *                   └───────► throws                    destination or commit failed, or too many errors
  *
  * Whatever ends it, copies in flight end first and what was hydrated is committed, unless the commit itself failed.
+ * Commits meanwhile are somebody else's (`PeriodicCommits`).
  */
 import { setMaxListeners } from "node:events";
 import type { Clock } from "../base/clock.ts";
 import { CloneError } from "../base/errors.ts";
 import type { Geometry, Region, RegionRange } from "../base/geometry.ts";
-import { normalizeRanges } from "../metadata/unreadable-ranges.ts";
 import type { CommitPipeline } from "./commit-pipeline.ts";
 import { type ExtentCache, WINDOW_BYTES } from "./extent-cache.ts";
+import { HintQueue } from "./hint-queue.ts";
+import { type Batch, HydrationPace, type PaceSettings } from "./hydration-pace.ts";
 import { type RegionCopier, SourceReadError } from "./region-copier.ts";
 import type { RegionMap } from "./region-map.ts";
+import { UnreadableRegions } from "./unreadable-regions.ts";
 
-/** How hydration is to behave. `null` is `auto`: adapted to the devices. */
-export interface HydrationSettings {
-  /** Most regions being copied at once (dm-clone's `hydration_threshold`). */
-  threshold: number | null;
-  /** Most neighbouring regions per copy (dm-clone's `hydration_batch_size`); like there never more than the threshold. */
-  batchSize: number | null;
+/** How hydration is to behave. */
+export interface HydrationSettings extends PaceSettings {
   /** How often a region is tried again after a read error. */
   retry: number;
   /** Unreadable regions after which it gives up. */
@@ -50,10 +49,15 @@ export interface HydratorParts {
   extents: ExtentCache;
   commits: CommitPipeline;
   clock: Clock;
-  /** Aborted by the hydrator when something failed for good; the copier watches it. */
+  /** Aborted by the hydrator when something failed for good, and ends it when somebody else does so. */
   halt: AbortController;
-  /** Copies of `copier.preferredLength` bytes that keep the devices busy: the automatic threshold. */
-  copiesInFlight: number;
+  /** Copies of `copier.preferredLength` bytes that keep the devices busy: the automatic threshold. Read anew each time. */
+  readonly copiesInFlight: number;
+  /** Most bytes of zeros hydrated as one. Default: as far as one question to the source reaches. */
+  zerosLength?: number;
+  /** Where several runs follow one another: what they share. */
+  pace?: HydrationPace;
+  hints?: HintQueue;
 }
 
 /** How a run ended. */
@@ -65,88 +69,113 @@ export interface HydrationOutcome {
   firstReadError: SourceReadError | undefined;
 }
 
-const COMMIT_INTERVAL_MS = 1000;
 const FIRST_RETRY_MS = 100;
 const LONGEST_RETRY_MS = 5000;
-/** Batches in flight at once, whatever the threshold: zeros cost no copy, but each batch of them is a task. */
-const MOST_BATCHES = 64;
 /** Regions that may wait to be tried alone before the pass is interrupted for them. */
 const MOST_WAITING = 4096;
+/** How often it looks whether the foreground's hydrations leave room again, ms. */
+const LOOK_AGAIN_MS = 10;
 /** Errors that say the source itself is gone: trying region after region would only waste hours. */
 const SOURCE_GONE = new Set(["ENODEV", "ENXIO", "ENOMEDIUM", "ESHUTDOWN", "EBADF", "ESTALE"]);
 
 /** One run of background hydration. */
 export class Hydrator {
+  /** Threshold and batch size, which may be tuned while it runs, and whether it rests. */
+  readonly pace: HydrationPace;
   readonly #parts: HydratorParts;
   readonly #settings: HydrationSettings;
-  readonly #lastTime: readonly RegionRange[];
+  readonly #hints: HintQueue;
+  readonly #known: UnreadableRegions;
   /** Regions of batches that could not be read, ascending enough; each will be tried alone. */
   #waiting: Waiting[] = [];
-  readonly #unreadable: RegionRange[] = [];
-  #unreadableCount = 0;
+  readonly #unreadable = new UnreadableRegions();
   #firstReadError: SourceReadError | undefined;
   readonly #batches = new Set<Promise<void>>();
-  #copyingRegions = 0;
   #copyingBytes = 0;
+  #hydratedRegions = 0;
+  #passesOver = false;
   #failure: unknown;
+  #gaveUp = false;
 
-  /** `lastTime` are the regions found unreadable by an earlier run, ascending: they are tried after all others. */
-  constructor(parts: HydratorParts, settings: HydrationSettings, lastTime: readonly RegionRange[] = []) {
+  /** `known` are the regions found unreadable by an earlier run: they are tried after all others. */
+  constructor(parts: HydratorParts, settings: HydrationSettings, known: readonly RegionRange[] = []) {
     this.#parts = parts;
     this.#settings = settings;
-    this.#lastTime = lastTime;
+    this.#known = new UnreadableRegions(known);
+    this.#hints = parts.hints ?? new HintQueue();
+    this.pace = parts.pace ?? new HydrationPace(parts, settings);
   }
 
   /** The batch size in use, regions. */
   get batchSize(): number {
-    const automatic = Math.floor(this.#parts.copier.preferredLength / this.#parts.geometry.regionSize);
-    return Math.max(1, Math.min(this.#settings.batchSize ?? automatic, this.#settings.threshold ?? Infinity));
+    return this.pace.batchSize;
   }
 
   /** The threshold in use, regions. */
   get threshold(): number {
-    return this.#settings.threshold ?? this.batchSize * this.#parts.copiesInFlight;
+    return this.pace.threshold;
+  }
+
+  /** Regions this run has hydrated. */
+  get hydratedRegions(): number {
+    return this.#hydratedRegions;
   }
 
   /** Regions given up on so far. */
   get unreadableCount(): number {
-    return this.#unreadableCount;
+    return this.#unreadable.count;
   }
 
   /** The regions given up on so far, ascending and merged: also there when `run()` throws. */
   get unreadable(): RegionRange[] {
-    return normalizeRanges(this.#unreadable);
+    return this.#unreadable.ranges;
+  }
+
+  /** Whether what `run()` threw is about unreadable regions, of which there are more than the settings put up with. */
+  get gaveUp(): boolean {
+    return this.#gaveUp;
   }
 
   /**
-   * Hydrates until all is done or `signal` aborts.
+   * Hydrates until all is done or `signal` aborts; without `retryKnown` leaves out what was known to be unreadable.
    * @throws {DeviceError} when the destination fails, with what came before committed
    * @throws {CloneError} when a commit fails, the source is gone, or more regions than allowed are unreadable
    */
-  async run(signal: AbortSignal): Promise<HydrationOutcome> {
+  async run(signal: AbortSignal, { retryKnown = true } = {}): Promise<HydrationOutcome> {
     const { commits, halt } = this.#parts;
-    const ended = new AbortController();
-    const timer = this.#commitPeriodically(ended.signal);
-    const stop = AbortSignal.any([signal, halt.signal]);
-    setMaxListeners(0, stop); // each piece that waits for its turn listens
+    // Not AbortSignal.any(): what it makes stays in memory as long as its sources, and of runs there may be many.
+    const stop = new AbortController();
+    setMaxListeners(0, stop.signal); // each piece that waits for its turn listens
+    const follow = (): void => {
+      stop.abort(halt.signal.aborted ? halt.signal.reason : signal.reason);
+      this.pace.changed.wake();
+    };
+    for (const watched of [signal, halt.signal]) watched.addEventListener("abort", follow, { once: true });
+    if (signal.aborted || halt.signal.aborted) follow();
+
+    const hints = this.#followHints(stop.signal);
     let end: HydrationOutcome["end"] = "stopped";
     try {
-      end = await this.#passes(stop);
+      end = await this.#passes(stop.signal, retryKnown);
     } catch (error) {
       this.#fail(error);
     }
+    this.#passesOver = true;
+    this.pace.changed.wake();
+    await hints;
     await Promise.all(this.#batches);
-    ended.abort();
-    await timer;
+    for (const watched of [signal, halt.signal]) watched.removeEventListener("abort", follow);
+    if (halt.signal.aborted) this.#failure ??= halt.signal.reason;
     // What was copied before an operating error is good and worth keeping; after a broken invariant nothing is.
     if (this.#failure === undefined || this.#failure instanceof CloneError) await commits.commit();
     if (this.#failure !== undefined) throw this.#failure;
     return { end, unreadable: this.unreadable, firstReadError: this.#firstReadError };
   }
 
-  async #passes(stop: AbortSignal): Promise<HydrationOutcome["end"]> {
+  async #passes(stop: AbortSignal, retryKnown: boolean): Promise<HydrationOutcome["end"]> {
     const { regions } = this.#parts;
-    for (const ranges of [complement(this.#lastTime, regions.regionCount), this.#lastTime]) {
+    const others = this.#known.outside({ start: 0, end: regions.regionCount });
+    for (const ranges of [others, retryKnown ? this.#known.ranges : []]) {
       for (const range of ranges) await this.#pass(range, stop);
       await this.#settle(stop);
     }
@@ -156,23 +185,46 @@ export class Hydrator {
   }
 
   /** Starts a batch for every unhydrated region of the range; what cannot be read is left waiting. */
-  async #pass(range: RegionRange, stop: AbortSignal): Promise<void> {
-    const { geometry } = this.#parts;
-    for (let cursor = range.start; ; ) {
-      while (!stop.aborted && !this.#hasRoom()) await Promise.race(this.#batches);
+  async #pass({ start, end }: RegionRange, stop: AbortSignal): Promise<void> {
+    for (let cursor = start; cursor < end; ) {
+      while (!stop.aborted && !(this.pace.room > 0 && this.#hints.empty)) await this.#change();
       if (this.#waiting.length >= (this.#settings.onError === "stop" ? 1 : MOST_WAITING)) await this.#settle(stop);
       if (stop.aborted) return;
-      const bytesLeft = this.#bytesLeft();
-      if (bytesLeft <= 0) {
-        if (this.#batches.size === 0) return;
-        await Promise.race(this.#batches); // it may turn out to be zeros, or unreadable, and copy less than it could
+      if (this.#bytesLeft() > 0) cursor = await this.#startNext(cursor, end, stop);
+      else if (this.#batches.size === 0) return;
+      else await this.#change(); // a batch may turn out to be zeros, or unreadable, and copy less than it could
+    }
+  }
+
+  /** Starts batches for what is hinted, before the passes take any room, until they are over. */
+  async #followHints(stop: AbortSignal): Promise<void> {
+    const hints = this.#hints;
+    while (!stop.aborted && !this.#passesOver) {
+      const next = hints.next;
+      if (next === undefined || this.pace.room === 0 || this.#waiting.length >= MOST_WAITING) {
+        await this.#change();
         continue;
       }
-      const batch = await this.#nextBatch(cursor, range.end, Math.ceil(bytesLeft / geometry.regionSize));
-      if (batch === undefined) return;
-      cursor = batch.end;
-      this.#start(batch, stop);
+      const part = this.#notGivenUp(next);
+      const done = part === undefined ? next.end : await this.#startNext(part.start, part.end, stop);
+      if (hints.next === next) hints.advance(done); // else a newer one came before it; what was begun is in the table
+      if (hints.empty) this.pace.changed.wake();
     }
+  }
+
+  /** The first part of a range of which nothing is known to be unreadable. */
+  #notGivenUp(range: RegionRange): RegionRange | undefined {
+    for (const part of this.#known.outside(range)) {
+      const [first] = this.#unreadable.outside(part);
+      if (first !== undefined) return first;
+    }
+    return undefined;
+  }
+
+  /** Waits until there may be room, or something else to do. */
+  #change(): Promise<void> {
+    const { changed, crowdedOut } = this.pace;
+    return crowdedOut ? changed.waitAtMost(this.#parts.clock, LOOK_AGAIN_MS) : changed.wait();
   }
 
   /** Bytes that may still be copied, if all that is in flight is. */
@@ -181,29 +233,34 @@ export class Hydrator {
     return (this.#settings.limit ?? Infinity) - copied - reflinked - this.#copyingBytes;
   }
 
-  #hasRoom(): boolean {
-    return this.#batches.size < MOST_BATCHES && this.#copyingRegions + this.batchSize <= this.threshold;
-  }
-
-  /** The next regions to hydrate together: a whole run of known zeros, however long, or one batch of data. */
-  async #nextBatch(from: Region, end: Region, most: number): Promise<Batch | undefined> {
-    const { geometry, regions, extents } = this.#parts;
+  /**
+   * Starts hydrating the next regions together: a whole run of known zeros, however long, or one batch of data. Returns
+   * where to go on: `from` itself where the world changed meanwhile, `end` where nothing is left.
+   */
+  async #startNext(from: Region, end: Region, stop: AbortSignal): Promise<Region> {
+    const { geometry, regions, extents, zerosLength = WINDOW_BYTES } = this.#parts;
     // As far as one question to the source can tell of its zeros, or one batch of data reaches.
-    const limit = Math.max(this.batchSize, Math.ceil(WINDOW_BYTES / geometry.regionSize));
-    for (;;) {
-      const run = regions.nextUnhydrated(from, end, limit);
-      if (run === undefined) return undefined;
-      const offset = geometry.offsetOf(run.start);
-      // A source that cannot tell its holes fails the copy too, where the error is counted and reported.
-      const zerosEnd = await extents.zerosEnd(offset).catch(() => offset);
-      const now = regions.nextUnhydrated(from, end, limit);
-      if (now?.start !== run.start || now.end !== run.end) continue; // the world changed during the await
-      const zeros = geometry.regionsInside({ offset, length: zerosEnd - offset });
-      if (zeros.end > run.start) return { start: run.start, end: Math.min(zeros.end, run.end), zeros: true };
-      const batchSize = this.batchSize;
-      const aligned = run.start - (run.start % batchSize) + batchSize;
-      return { start: run.start, end: Math.min(aligned, run.end, run.start + most), zeros: false };
-    }
+    const limit = Math.max(this.batchSize, Math.ceil(zerosLength / geometry.regionSize));
+    const run = regions.nextUnhydrated(from, end, limit);
+    if (run === undefined) return end;
+    const offset = geometry.offsetOf(run.start);
+    // A source that cannot tell its holes fails the copy too, where the error is counted and reported.
+    const zerosEnd = await extents.zerosEnd(offset).catch(() => offset);
+
+    // From here on nothing waits: the decision and the entry in the table are one step.
+    const now = regions.nextUnhydrated(from, end, limit);
+    const { room, batchSize } = this.pace;
+    const bytesLeft = this.#bytesLeft();
+    if (stop.aborted || room === 0 || bytesLeft <= 0) return from;
+    if (now?.start !== run.start || now.end !== run.end) return from;
+    const zeros = geometry.regionsInside({ offset, length: zerosEnd - offset });
+    const zerosFound = zeros.end > run.start;
+    const most = Math.min(room, Math.ceil(bytesLeft / geometry.regionSize));
+    const aligned = run.start - (run.start % batchSize) + batchSize;
+    const batchEnd = zerosFound ? zeros.end : Math.min(aligned, run.start + most);
+    const batch = { start: run.start, end: Math.min(batchEnd, run.end), zeros: zerosFound };
+    this.#start(batch, stop);
+    return batch.end;
   }
 
   #start(batch: Batch, stop: AbortSignal): void {
@@ -212,7 +269,10 @@ export class Hydrator {
         if (error instanceof SourceReadError) this.#putOff(batch, error);
         else this.#fail(error);
       })
-      .finally(() => this.#batches.delete(task));
+      .finally(() => {
+        this.#batches.delete(task);
+        this.pace.changed.wake();
+      });
     this.#batches.add(task);
   }
 
@@ -221,8 +281,8 @@ export class Hydrator {
     const { geometry, regions, copier } = this.#parts;
     const range = geometry.bytesOf(batch);
     const hydration = regions.begin(batch);
-    const [copyingRegions, copyingBytes] = batch.zeros ? [0, 0] : [batch.end - batch.start, range.length];
-    this.#copyingRegions += copyingRegions;
+    this.pace.begin(batch);
+    const copyingBytes = batch.zeros ? 0 : range.length;
     this.#copyingBytes += copyingBytes;
     try {
       await copier.copy(range, stop);
@@ -231,10 +291,11 @@ export class Hydrator {
       if (stop.aborted && error === stop.reason) return;
       throw error;
     } finally {
-      this.#copyingRegions -= copyingRegions;
+      this.pace.end(batch);
       this.#copyingBytes -= copyingBytes;
     }
     regions.complete(hydration);
+    this.#hydratedRegions += batch.end - batch.start;
   }
 
   #putOff({ start, end }: RegionRange, error: SourceReadError): void {
@@ -262,6 +323,7 @@ export class Hydrator {
   async #tryEach(waiting: Waiting[], round: number, stop: AbortSignal): Promise<Waiting[]> {
     const again: Waiting[] = [];
     for (const { region, error: before } of waiting) {
+      while (!stop.aborted && this.pace.room === 0) await this.#change();
       if (stop.aborted || this.#bytesLeft() <= 0) return [];
       if (this.#parts.regions.state(region) !== "unhydrated") continue;
       const error = round === 0 && before !== undefined ? before : await this.#tryAlone(region, stop);
@@ -280,25 +342,24 @@ export class Hydrator {
     } catch (error) {
       if (!(error instanceof SourceReadError) || isSourceGone(error)) throw error;
       return error;
+    } finally {
+      this.pace.changed.wake();
     }
   }
 
   #giveUp(region: Region, error: SourceReadError): void {
     this.#firstReadError ??= error;
-    this.#unreadableCount++;
-    const last = this.#unreadable.at(-1);
-    if (last?.end === region) last.end++;
-    else this.#unreadable.push({ start: region, end: region + 1 });
-    if (this.#settings.onError === "stop") this.#fail(error);
-    else if (this.#unreadableCount > this.#settings.maxErrors) {
+    this.#unreadable.add(region);
+    const { onError, maxErrors } = this.#settings;
+    this.#gaveUp = onError === "stop" || this.#unreadable.count > maxErrors;
+    if (!this.#gaveUp) return;
+    if (onError === "stop") this.#fail(error);
+    else {
       this.#fail(
         new CloneError(
           "failed",
-          `Cannot go on: ${this.#unreadableCount} unreadable regions are more than --max-errors ${this.#settings.maxErrors} allows`,
-          {
-            hint: `The last one: ${error.message}`,
-            cause: error,
-          },
+          `Cannot go on: ${this.#unreadable.count} unreadable regions are more than --max-errors ${maxErrors} allows`,
+          { hint: `The last one: ${error.message}`, cause: error },
         ),
       );
     }
@@ -308,18 +369,7 @@ export class Hydrator {
     this.#failure ??= error;
     this.#parts.halt.abort(error);
   }
-
-  async #commitPeriodically(ended: AbortSignal): Promise<void> {
-    for (;;) {
-      await this.#parts.clock.sleep(COMMIT_INTERVAL_MS, ended);
-      if (ended.aborted) return;
-      await this.#parts.commits.commit().catch((error: unknown) => this.#fail(error));
-    }
-  }
 }
-
-/** Regions hydrated as one. `zeros`: the source says they are, so no bytes will move. */
-type Batch = RegionRange & { zeros: boolean };
 
 /** A region to be tried alone. `error`: what came of it where it was alone already. */
 interface Waiting {
@@ -329,15 +379,4 @@ interface Waiting {
 
 function isSourceGone({ errno }: SourceReadError): boolean {
   return errno !== undefined && SOURCE_GONE.has(errno);
-}
-
-/** What ascending, disjoint ranges leave out of 0 … `end` - 1. */
-function complement(ranges: readonly RegionRange[], end: Region): RegionRange[] {
-  const gaps: RegionRange[] = [];
-  let start = 0;
-  for (const range of [...ranges, { start: end, end }]) {
-    if (range.start > start) gaps.push({ start, end: range.start });
-    start = range.end;
-  }
-  return gaps;
 }

@@ -5,6 +5,7 @@ import { MemoryDevice } from "../../src/device/memory-device.ts";
 import { CommitPipeline } from "../../src/engine/commit-pipeline.ts";
 import { ExtentCache } from "../../src/engine/extent-cache.ts";
 import { type HydrationSettings, Hydrator } from "../../src/engine/hydrator.ts";
+import { PeriodicCommits } from "../../src/engine/periodic-commits.ts";
 import { RegionCopier } from "../../src/engine/region-copier.ts";
 import { RegionMap } from "../../src/engine/region-map.ts";
 import { Throttle } from "../../src/engine/throttle.ts";
@@ -75,7 +76,11 @@ export async function makeHydration(options: HydrationOptions = {}) {
     { threshold: null, batchSize: null, retry: 3, maxErrors: 1000, onError: "skip", limit: null, ...settings },
     options.lastTime,
   );
-  const run = (signal: AbortSignal = new AbortController().signal) => hydrator.run(signal);
+  const run = async (signal: AbortSignal = new AbortController().signal) => {
+    const periodic = new PeriodicCommits({ commits, clock, onFailure: (error) => halt.abort(error) });
+    periodic.start();
+    return await hydrator.run(signal).finally(() => periodic.stop());
+  };
   return {
     clock,
     source,

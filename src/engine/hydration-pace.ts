@@ -1,0 +1,119 @@
+/**
+ * How much hydration may be under way at once: dm-clone's threshold and batch size, which may change at any time, and
+ * whether it rests. Nothing here waits; whoever finds no room waits for `changed` and asks again.
+ *
+ *     threshold   most regions in the table of running hydrations, those of the foreground included, which are never held
+ *                 back themselves (`do_hydration`, `atomic_read(&clone->hydrations_in_flight)`)
+ *     batch       most neighbouring regions copied as one; never more than the threshold leaves
+ *
+ * Long runs of zeros move no bytes and count only as one task each, or a sparse terabyte would take for ever.
+ */
+import type { Geometry, RegionRange } from "../base/geometry.ts";
+import type { RegionCopier } from "./region-copier.ts";
+import type { RegionMap } from "./region-map.ts";
+import { Wakeup } from "./wakeup.ts";
+
+/** Live settings. `null` is `auto`: adapted to the devices. */
+export interface PaceSettings {
+  /** Most regions being copied at once (dm-clone's `hydration_threshold`); 0 is none, as there. */
+  threshold: number | null;
+  /** Most neighbouring regions per copy (dm-clone's `hydration_batch_size`); like there never more than the threshold. */
+  batchSize: number | null;
+}
+
+/** What the pace is of. */
+export interface PaceParts {
+  geometry: Geometry;
+  regions: Pick<RegionMap, "hydratingCount">;
+  copier: Pick<RegionCopier, "preferredLength">;
+  /** Copies of `copier.preferredLength` bytes that keep the devices busy: the automatic threshold. Read anew each time. */
+  readonly copiesInFlight: number;
+}
+
+/** Regions hydrated as one. `zeros`: the source says they are, so no bytes will move. */
+export type Batch = Readonly<RegionRange & { zeros: boolean }>;
+
+/** Batches in flight at once, whatever the threshold: zeros cost no copy, but each batch of them is a task. */
+const MOST_BATCHES = 64;
+
+/** The bound on what background hydration has under way. */
+export class HydrationPace {
+  /** Wakes those who wait for room. */
+  readonly changed = new Wakeup();
+  readonly #parts: PaceParts;
+  #settings: PaceSettings;
+  #paused = false;
+  #batches = 0;
+  #copyingRegions = 0;
+  #zeroRegions = 0;
+
+  constructor(parts: PaceParts, { threshold, batchSize }: PaceSettings) {
+    this.#parts = parts;
+    this.#settings = { threshold, batchSize };
+  }
+
+  /** The batch size in use, regions. */
+  get batchSize(): number {
+    const automatic = Math.floor(this.#parts.copier.preferredLength / this.#parts.geometry.regionSize);
+    return Math.max(1, Math.min(this.#settings.batchSize ?? automatic, this.#settings.threshold ?? Infinity));
+  }
+
+  /** The threshold in use, regions. */
+  get threshold(): number {
+    return this.#settings.threshold ?? this.batchSize * this.#parts.copiesInFlight;
+  }
+
+  /** Changes what is given, at once; running copies are unaffected. */
+  tune({ threshold = this.#settings.threshold, batchSize = this.#settings.batchSize }: Partial<PaceSettings>): void {
+    this.#settings = { threshold, batchSize };
+    this.changed.wake();
+  }
+
+  /** Whether no new copies are begun. */
+  get paused(): boolean {
+    return this.#paused;
+  }
+
+  set paused(paused: boolean) {
+    this.#paused = paused;
+    this.changed.wake();
+  }
+
+  /** Batches under way. */
+  get batches(): number {
+    return this.#batches;
+  }
+
+  /** Regions that may be begun together at this moment; 0 is none. */
+  get room(): number {
+    if (this.#paused || this.#batches >= MOST_BATCHES) return 0;
+    const threshold = this.threshold - this.#foregroundRegions;
+    const batchSize = Math.max(0, Math.min(this.batchSize, threshold));
+    return this.#copyingRegions + batchSize <= threshold ? batchSize : 0;
+  }
+
+  /** Whether it may be the foreground's hydrations that leave no room: nobody tells when they end. */
+  get crowdedOut(): boolean {
+    return !this.#paused && this.#foregroundRegions > 0;
+  }
+
+  /** A batch has been entered in the table of running hydrations. */
+  begin(batch: Batch): void {
+    this.#count(batch, 1);
+  }
+
+  /** It has been taken off again. Wakes nobody: what came of it may decide what is next. */
+  end(batch: Batch): void {
+    this.#count(batch, -1);
+  }
+
+  #count({ start, end, zeros }: Batch, sign: 1 | -1): void {
+    this.#batches += sign;
+    if (zeros) this.#zeroRegions += sign * (end - start);
+    else this.#copyingRegions += sign * (end - start);
+  }
+
+  get #foregroundRegions(): number {
+    return this.#parts.regions.hydratingCount - this.#copyingRegions - this.#zeroRegions;
+  }
+}

@@ -1,0 +1,52 @@
+/**
+ * Commits once a second while something has changed, whoever changed it, so that little is lost to a power cut that nobody
+ * flushed for (dm-clone's COMMIT_PERIOD). A failed commit is final: it is told once, and there is no next one.
+ */
+import type { Clock } from "../base/clock.ts";
+import type { CommitPipeline } from "./commit-pipeline.ts";
+
+/** What it commits, and whom it tells. */
+export interface PeriodicCommitsParts {
+  commits: Pick<CommitPipeline, "commit">;
+  clock: Clock;
+  /** A commit has failed: the clone is `failed`. Called once at most, with what `commit()` threw. */
+  onFailure: (error: unknown) => void;
+}
+
+/** From the end of one commit to the next, ms. */
+const INTERVAL_MS = 1000;
+
+/** Commits by the clock, from `start()` to `stop()`. */
+export class PeriodicCommits {
+  readonly #parts: PeriodicCommitsParts;
+  readonly #stop = new AbortController();
+  #running: Promise<void> | undefined;
+
+  constructor(parts: PeriodicCommitsParts) {
+    this.#parts = parts;
+  }
+
+  start(): void {
+    this.#running ??= this.#run();
+  }
+
+  /** Resolves once no commit of its making is under way, nor will be. */
+  async stop(): Promise<void> {
+    this.#stop.abort();
+    await this.#running;
+  }
+
+  async #run(): Promise<void> {
+    const { commits, clock, onFailure } = this.#parts;
+    for (;;) {
+      await clock.sleep(INTERVAL_MS, this.#stop.signal);
+      if (this.#stop.signal.aborted) return;
+      try {
+        await commits.commit();
+      } catch (error) {
+        onFailure(error);
+        return;
+      }
+    }
+  }
+}
