@@ -1,7 +1,7 @@
 import * as fs from "node:fs/promises";
 import { dirname } from "node:path";
 import { ioError } from "./io-error.ts";
-import { systemErrno } from "./libc.ts";
+import { systemErrno } from "./syscall.ts";
 
 /**
  * Makes the creation, removal or renaming of a path durable: fsync of the directory that holds it, without which a

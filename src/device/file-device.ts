@@ -8,10 +8,10 @@ import { FileIo } from "./file-io.ts";
 import { FileRanges } from "./file-ranges.ts";
 import { FlushQueue } from "./flush-queue.ts";
 import { ioError } from "./io-error.ts";
-import { systemErrno } from "./libc.ts";
 import { locateRange } from "./mapped-range.ts";
 import { type OpenedFile, type OpenFileOptions, openFile } from "./open-file.ts";
 import { checkRange, checkWritable } from "./range-check.ts";
+import { systemErrno } from "./syscall.ts";
 
 /** How to open a file or block device. */
 export interface FileDeviceOptions extends OpenFileOptions {

@@ -9,7 +9,8 @@ import * as fs from "node:fs";
 import { constants } from "node:os";
 import { promisify } from "node:util";
 import { alignedBuffer, isAligned } from "./aligned-buffer.ts";
-import { pageSize, SyscallError, systemErrno } from "./libc.ts";
+import { pageSize } from "./libc.ts";
+import { SyscallError, systemErrno } from "./syscall.ts";
 import { WriteGate } from "./write-gate.ts";
 
 /** Which ways an open file is used. */

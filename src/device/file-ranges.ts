@@ -18,8 +18,8 @@ import {
   SEEK_DATA,
   SEEK_HOLE,
   seek,
-  systemErrno,
 } from "./libc.ts";
+import { systemErrno } from "./syscall.ts";
 
 /** Where a range is copied from and to, bytes. */
 export interface RangeCopy {

@@ -13,8 +13,9 @@ import { open, readdir, stat } from "node:fs/promises";
 import { BusyError } from "../base/errors.ts";
 import { blockDeviceUser, swapPaths } from "./block-users.ts";
 import { deviceNumber, type FileIdentity, isSameFile, statDescriptor, sysfsAttribute } from "./file-identity.ts";
-import { loopBackingFile, systemErrno } from "./libc.ts";
+import { loopBackingFile } from "./libc.ts";
 import { describeHolder, findHolder, isLockedAt, type Lockable } from "./lock.ts";
+import { systemErrno } from "./syscall.ts";
 
 const QEMU_WRITES = 101;
 const QEMU_UNSHARED_READ = 200;

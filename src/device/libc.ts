@@ -1,23 +1,6 @@
-/**
- * The system calls that Node lacks, through koffi. Loaded on first use: a command that only prints help pays nothing.
- *
- * How errno travels (koffi 3.2 and newer; checked with strace and with 200 calls failing in two ways at a time): the
- * call runs on a thread of libuv's pool, koffi saves that thread's errno right behind it, and puts it into the main
- * thread's errno around the callback. So the callback must read `koffi.errno()` before anything else, and so must the
- * statement after a synchronous call. Whether a call failed is told by its result alone; errno only says why.
- *
- * What may wait for a disk (fallocate, reflink, zeroing, SEEK_DATA in a long extent tree) runs asynchronously. It
- * shares the pool's threads (4, unless UV_THREADPOOL_SIZE says otherwise) with Node's own file operations. koffi holds
- * 256 KiB per queued call and refuses more than 256 of them, so at most `MAX_CALLS` are handed over at a time.
- *
- * Numbers and layouts are those of 64-bit Linux, where x64, arm64 and riscv64 agree, and glibc with musl: long and
- * off_t have 64 bits, and a variadic argument (ioctl, fcntl) is passed like a named one. Others are refused.
- */
-import { createRequire } from "node:module";
-import { constants } from "node:os";
-import type Koffi from "koffi";
+/** The system calls that Node lacks, as functions. How they are called, and how errno travels: see `syscall.ts`. */
 import type { KoffiFunc } from "koffi";
-import { CloneError, errnoOf } from "../base/errors.ts";
+import { call, callAsync, cLibrary, SyscallError } from "./syscall.ts";
 
 /** fallocate(2) modes. */
 export const FALLOC_KEEP_SIZE = 0x01;
@@ -51,21 +34,6 @@ const F_WRLCK = 1;
 const F_UNLCK = 2;
 const SIZEOF_FLOCK = 32;
 const SIZEOF_LOOP_INFO64 = 232;
-
-/** Calls handed to koffi and not returned yet; the rest waits here. */
-const MAX_CALLS = 32;
-
-/** Why the kernel refused a call. `code` is the symbolic errno (`EINVAL`), as on the errors of `node:fs`. */
-export class SyscallError extends Error {
-  override readonly name = "SyscallError";
-  readonly code: string;
-
-  constructor(syscall: string, errno: number) {
-    const code = errnoName(errno);
-    super(`${syscall}: ${code}`);
-    this.code = code;
-  }
-}
 
 /** Allocates, punches or zeroes a range of a file or block device (fallocate(2)). Bytes. @throws {SyscallError} */
 export async function fallocate(fd: number, mode: number, offset: number, length: number): Promise<void> {
@@ -196,11 +164,10 @@ export function wishHugePages(view: Uint8Array): void {
 
 /** Where the bytes of a view lie in memory. Exact: user space ends below 2^53 on every 64-bit Linux. */
 export function addressOf(view: Uint8Array): number {
-  return Number(libc().koffi.address(view));
+  return Number(cLibrary().koffi.address(view));
 }
 
 interface Libc {
-  koffi: typeof Koffi;
   fallocate: KoffiFunc<(fd: number, mode: number, offset: number, length: number) => number>;
   lseek: KoffiFunc<(fd: number, offset: number, whence: number) => number>;
   copy_file_range: KoffiFunc<
@@ -214,23 +181,17 @@ interface Libc {
   madvise: KoffiFunc<(address: ArrayBufferView, length: number, advice: number) => number>;
 }
 
-let loaded: Libc | undefined;
+let declared: Libc | undefined;
 
-/** @throws {CloneError} where this is not 64-bit Linux, or koffi has no binary for it */
 function libc(): Libc {
-  loaded ??= load();
-  return loaded;
+  declared ??= declareAll();
+  return declared;
 }
 
-function load(): Libc {
-  if (process.platform !== "linux" || !["x64", "arm64", "riscv64", "loong64"].includes(process.arch)) {
-    throw new CloneError("failed", `Cannot use files and block devices here: this needs 64-bit Linux`);
-  }
-  const koffi = requireKoffi();
-  const library = koffi.load(null); // the C library this process runs on, glibc or musl
+function declareAll(): Libc {
+  const { library } = cLibrary();
   const declare = (prototype: string) => library.func(prototype);
   return {
-    koffi,
     fallocate: declare("int fallocate(int fd, int mode, int64_t offset, int64_t length)"),
     lseek: declare("int64_t lseek(int fd, int64_t offset, int whence)"),
     copy_file_range: declare(
@@ -245,68 +206,6 @@ function load(): Libc {
   };
 }
 
-function requireKoffi(): typeof Koffi {
-  try {
-    return createRequire(import.meta.url)("koffi") as typeof Koffi;
-  } catch (cause) {
-    throw new CloneError("failed", `Cannot load koffi for ${process.platform}-${process.arch}: ${reason(cause)}`, {
-      cause,
-      hint: "Install the package again, with its optional dependencies",
-    });
-  }
-}
-
-function reason(cause: unknown): string {
-  return cause instanceof Error ? (cause.message.split("\n")[0] ?? "") : String(cause);
-}
-
-/** A call that cannot wait. Its result is negative where it failed. */
-function call<A extends unknown[]>(name: string, func: KoffiFunc<(...args: A) => number>, ...args: A): number {
-  const result = func(...args);
-  if (result < 0) throw new SyscallError(name, libc().koffi.errno());
-  return result;
-}
-
-/** A call on the thread pool, repeated where a signal interrupted it. The closure keeps the argument buffers alive. */
-async function callAsync<A extends unknown[]>(
-  name: string,
-  func: KoffiFunc<(...args: A) => number>,
-  ...args: A
-): Promise<number> {
-  const { koffi } = libc();
-  await enter();
-  try {
-    for (;;) {
-      const { result, errno } = await new Promise<{ result: number; errno: number }>((resolve, reject) => {
-        const done = (error: unknown, result: number) => {
-          const errno = koffi.errno(); // first: see the head of this file
-          if (error) reject(error);
-          else resolve({ result, errno });
-        };
-        (func.async as (...all: unknown[]) => void)(...args, done);
-      });
-      if (result >= 0) return result;
-      if (errno !== constants.errno.EINTR) throw new SyscallError(name, errno);
-    }
-  } finally {
-    leave();
-  }
-}
-
-let running = 0;
-const waiting: (() => void)[] = [];
-
-async function enter(): Promise<void> {
-  if (running < MAX_CALLS) running += 1;
-  else await new Promise<void>((resolve) => waiting.push(resolve)); // takes over the place of whoever leaves
-}
-
-function leave(): void {
-  const next = waiting.shift();
-  if (next) next();
-  else running -= 1;
-}
-
 function int64s(...values: number[]): BigInt64Array {
   return BigInt64Array.from(values, BigInt);
 }
@@ -318,30 +217,4 @@ function flock(type: typeof F_RDLCK | typeof F_WRLCK | typeof F_UNLCK, offset: n
   lock.writeBigInt64LE(BigInt(offset), 8);
   lock.writeBigInt64LE(BigInt(length), 16);
   return lock;
-}
-
-/** Symbolic name of an errno. Linux calls 95 both ENOTSUP and EOPNOTSUPP; as strace, we say EOPNOTSUPP. */
-function errnoName(errno: number): string {
-  if (errno === constants.errno.EOPNOTSUPP) return "EOPNOTSUPP";
-  for (const [name, value] of Object.entries(constants.errno)) if (value === errno) return name;
-  return UNNAMED[errno] ?? `E${errno}`;
-}
-
-/** What disks and file systems answer too, and neither Node nor libuv has a name for. */
-const UNNAMED: Record<number, string> = {
-  52: "EBADE",
-  117: "EUCLEAN",
-  121: "EREMOTEIO",
-  123: "ENOMEDIUM",
-  124: "EMEDIUMTYPE",
-};
-
-/**
- * The symbolic errno of anything caught, like `errnoOf`, and also of what libuv calls `Unknown system error -117`
- * (EUCLEAN, as ext4 and XFS say where they find themselves damaged).
- */
-export function systemErrno(error: unknown): string | undefined {
-  const errno = errnoOf(error);
-  if (errno !== undefined || !(error instanceof Error)) return errno;
-  return "errno" in error && typeof error.errno === "number" ? errnoName(Math.abs(error.errno)) : undefined;
 }

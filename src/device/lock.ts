@@ -15,7 +15,8 @@ import { closeSync } from "node:fs";
 import { readdir, readFile, stat } from "node:fs/promises";
 import { BusyError, DeviceError } from "../base/errors.ts";
 import { isSameFile, statDescriptor } from "./file-identity.ts";
-import { duplicate, isLocked, systemErrno, tryLock, unlock } from "./libc.ts";
+import { duplicate, isLocked, tryLock, unlock } from "./libc.ts";
+import { systemErrno } from "./syscall.ts";
 
 /** The byte that is locked. */
 export const LOCK_OFFSET = Number.MAX_SAFE_INTEGER - 1;

@@ -7,7 +7,8 @@ import { promisify } from "node:util";
 import { BusyError, CloneError, DeviceError, UsageError } from "../base/errors.ts";
 import { blockDeviceUser } from "./block-users.ts";
 import { deviceNumber, statDescriptor } from "./file-identity.ts";
-import { blockDeviceGeometry, systemErrno } from "./libc.ts";
+import { blockDeviceGeometry } from "./libc.ts";
+import { systemErrno } from "./syscall.ts";
 
 /** An open descriptor and what it is open on. Whoever gets it closes `fd`. */
 export interface OpenedFile {

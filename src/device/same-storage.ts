@@ -2,7 +2,8 @@
 import { dirname } from "node:path";
 import type { FileDevice } from "./file-device.ts";
 import { deviceNumber, sysfsAttribute, sysfsDirectory } from "./file-identity.ts";
-import { loopBackingFile, systemErrno } from "./libc.ts";
+import { loopBackingFile } from "./libc.ts";
+import { systemErrno } from "./syscall.ts";
 
 /**
  * Whether a write to one may change what the other reads: the same file by whatever path or link, the same block device

@@ -10,8 +10,9 @@ import * as fs from "node:fs/promises";
 import { dirname } from "node:path";
 import { syncDirectoryOf } from "./directory.ts";
 import { FileDevice } from "./file-device.ts";
-import { linkDescriptor, systemErrno } from "./libc.ts";
+import { linkDescriptor } from "./libc.ts";
 import { refuseOpening } from "./open-file.ts";
+import { systemErrno } from "./syscall.ts";
 
 /** asm-generic/fcntl.h: __O_TMPFILE, which O_TMPFILE is together with O_DIRECTORY. */
 const TMPFILE = 0o20000000;

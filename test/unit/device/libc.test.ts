@@ -13,10 +13,9 @@ import {
   fallocate,
   SEEK_DATA,
   SEEK_HOLE,
-  SyscallError,
   seek,
-  systemErrno,
 } from "../../../src/device/libc.ts";
+import { SyscallError, systemErrno } from "../../../src/device/syscall.ts";
 import { scratchDirectory } from "../../support/scratch.ts";
 
 test("an asynchronous call reports its own errno, however many fail otherwise at the same time", async () => {
