@@ -1,9 +1,10 @@
 // A file system is mounted from its clone at once, before anything is copied: its files are there and can be changed, what is
 // trimmed is never copied, and in the end the destination alone is a sound file system with the changed files.
-import { createHash, randomBytes } from "node:crypto";
-import { mkdir, open, readdir, readFile, rename, rm, truncate, writeFile } from "node:fs/promises";
+import { randomBytes } from "node:crypto";
+import { mkdir, open, readFile, rename, rm, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect } from "vitest";
+import { hashesBelow, hashOf } from "../support/file-hashes.ts";
 import { type ByteRange, bytesWithin, loggedSource } from "../support/logged-source.ts";
 import { mountedDevice, nbdLoopDevice, noNbdLoop } from "../support/nbd-loop.ts";
 import { type Program, testWith } from "../support/needs.ts";
@@ -131,22 +132,6 @@ async function change(root: string, original: Map<string, string>): Promise<Map<
     await note(`new/n${index}`);
   }
   return files;
-}
-
-/** SHA-256 of every file, by its path below `root`. */
-async function hashesBelow(root: string, ...except: string[]): Promise<Map<string, string>> {
-  const entries = await readdir(root, { recursive: true, withFileTypes: true });
-  const hashes = new Map<string, string>();
-  for (const entry of entries.filter((one) => one.isFile())) {
-    const path = join(entry.parentPath, entry.name);
-    const name = path.slice(root.length + 1);
-    if (!except.includes(name)) hashes.set(name, hashOf(await readFile(path)));
-  }
-  return new Map([...hashes].sort(([a], [b]) => (a < b ? -1 : 1)));
-}
-
-function hashOf(bytes: Buffer): string {
-  return createHash("sha256").update(bytes).digest("hex");
 }
 
 /** Where on its device a file lies. */
