@@ -1,9 +1,12 @@
 #!/bin/sh
 # Installs the Debian packages that the tests use: `npm run test:setup`. Needs root, or sudo. The tests run without them
-# too, and without root: what is missing is skipped, with the reason in the test's name.
+# too, and without root: what is missing is skipped, with the reason in the test's name. Where CI is set, a program that is
+# missing fails its tests.
 set -eu
 
-packages="e2fsprogs xfsprogs btrfs-progs util-linux mount qemu-utils nbdkit libnbd-bin nbdfuse fuse3 man-db groff procps xz-utils bash"
+packages="bash busybox-static btrfs-progs cpio curl e2fsprogs fio fuse3 gnutls-bin groff kmod libnbd-bin libvirt-clients
+libvirt0 libxml2-utils linux-image-amd64 man-db mount nbd-client nbdkit openssl procps qemu-system-common qemu-system-x86
+qemu-utils systemd util-linux xfsprogs xz-utils"
 
 missing=""
 for package in $packages; do
