@@ -74,7 +74,10 @@ export class Clone implements AsyncDisposable {
   #takenOnWord = false;
   /** What the devices turned out to be, to be kept once both are found to be right. */
   #findings: Partial<Descriptor> = {};
-  #opened: AsyncDisposable[];
+  /** The metadata's file with its lock, and the metadata; apart from the rest, which may outlive them. */
+  #metadataParts: AsyncDisposable[];
+  /** Source, destination, the destination's lock. */
+  #opened: AsyncDisposable[] = [];
 
   private constructor(parts: {
     found: OpenedMetadata;
@@ -87,7 +90,7 @@ export class Clone implements AsyncDisposable {
     this.#named = parts.found.destination;
     this.metadata = parts.metadata;
     this.#descriptors = parts.descriptors;
-    this.#opened = parts.opened;
+    this.#metadataParts = parts.opened;
     this.#onWarning = parts.onWarning;
   }
 
@@ -363,10 +366,30 @@ export class Clone implements AsyncDisposable {
     return opened;
   }
 
+  /**
+   * Closes the metadata, lets its lock go and its memory; source and destination stay open, the latter locked. Nothing but
+   * disposal is to be called afterwards.
+   */
+  async releaseMetadata(): Promise<void> {
+    const parts = this.#metadataParts;
+    this.#metadataParts = [];
+    await disposeAll(parts);
+  }
+
+  /** Closes the source, which may then be detached. */
+  async releaseSource(): Promise<void> {
+    const device = this.#source?.device;
+    this.#source = undefined;
+    if (device === undefined) return;
+    this.#opened = this.#opened.filter((opened) => opened !== device);
+    await device[Symbol.asyncDispose]();
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     const opened = this.#opened;
     this.#opened = [];
     await disposeAll(opened);
+    await this.releaseMetadata();
   }
 }
 

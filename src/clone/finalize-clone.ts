@@ -62,27 +62,14 @@ export async function finalizeClone(
   if (request.verify) await refuseDifference(clone, request, { signal, onVerify });
   else if (!already) await refuseForeign(clone, request, destination);
   signal.throwIfAborted();
-  const keeps = request.keepMetadata || clone.metadataDevice.kind === "block";
+  const keeps = keepsMetadata(clone, request);
   if (!already) {
     if (missing.length > 0) await clone.unsettle(); // or the zeros of a run that is cut off would seem somebody else's
     for (const range of missing) {
       const { offset, length } = clone.geometry.bytesOf(range);
       await destination.view.zero(offset, length);
     }
-    await destination.view.flush();
-    await syncDirectoryOf(await realpath(destination.device.path));
-    const recorded = await clone.settle({
-      finalized: {
-        finished: new Date().toISOString(),
-        verified: request.verify,
-        unreadableRegions: countRegions(missing),
-        metadataKept: keeps,
-      },
-      unreadable: { ranges: missing, inexact: false, complete: true },
-    });
-    if (keeps && !recorded) {
-      clone.warn(`"${clone.path}" has no room for a record: its status will not say that it is finalized`);
-    }
+    await recordFinalized(clone, destination, { missing, verified: request.verify, keepsMetadata: keeps });
   }
   for (const range of missing) clone.metadata.markHydrated(range);
   await new CommitPipeline({ metadata: clone.metadata, destination: destination.view }).commit();
@@ -94,6 +81,37 @@ export async function finalizeClone(
     unreadable: clone.descriptor?.unreadable.ranges ?? [],
     metadata: keeps ? clone.path : null,
   };
+}
+
+/** Whether the metadata outlives the clone: a device always does, since a zeroed one would start the clone anew. */
+export function keepsMetadata(clone: Clone, request: Pick<FinalizeRequest, "keepMetadata">): boolean {
+  return request.keepMetadata || clone.metadataDevice.kind === "block";
+}
+
+/**
+ * Makes the destination durable, then says in the metadata that it stands alone: from here on the clone is `finalized`.
+ * `missing` are regions that could not be read and are zeros by now.
+ * @throws {DeviceError}
+ */
+export async function recordFinalized(
+  clone: Clone,
+  destination: AttachedDestination,
+  record: { missing: RegionRange[]; verified: boolean; keepsMetadata: boolean },
+): Promise<void> {
+  await destination.view.flush();
+  await syncDirectoryOf(await realpath(destination.device.path));
+  const recorded = await clone.settle({
+    finalized: {
+      finished: new Date().toISOString(),
+      verified: record.verified,
+      unreadableRegions: countRegions(record.missing),
+      metadataKept: record.keepsMetadata,
+    },
+    unreadable: { ranges: record.missing, inexact: false, complete: true },
+  });
+  if (record.keepsMetadata && !recorded) {
+    clone.warn(`"${clone.path}" has no room for a record: its status will not say that it is finalized`);
+  }
 }
 
 /**
@@ -144,7 +162,7 @@ export async function linearTable(clone: Clone, request: DeviceRequest): Promise
 }
 
 /** The regions that may be missing. @throws {CloneError} where more are */
-function refuseMissing(clone: Clone, { acceptUnreadable }: { acceptUnreadable: boolean }): RegionRange[] {
+export function refuseMissing(clone: Clone, { acceptUnreadable }: { acceptUnreadable: boolean }): RegionRange[] {
   const { metadata, geometry } = clone;
   const missing = geometry.regionCount - metadata.hydratedCount;
   if (missing === 0) return [];

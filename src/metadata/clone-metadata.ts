@@ -57,7 +57,7 @@ interface Loaded {
 export class CloneMetadata implements AsyncDisposable {
   readonly readOnly: boolean;
   readonly #device: BlockDevice;
-  readonly #hydrated: RegionBitmap;
+  #hydrated: RegionBitmap;
   readonly #dirty = new DirtyRegions();
   #superblock: Superblock;
   #transaction: TransactionManager | undefined;
@@ -299,6 +299,7 @@ export class CloneMetadata implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     assert(this.#state !== "committing", "closed during a commit");
     this.#transaction = undefined;
+    this.#hydrated = new RegionBitmap(0); // whoever still has this object need not keep 256 MiB for it
   }
 
   async #writeFrozen(): Promise<void> {
