@@ -3,11 +3,12 @@ import * as fs from "node:fs";
 import { promisify } from "node:util";
 import { DeviceError, UsageError } from "../base/errors.ts";
 import type { BlockDevice, Extent, ZeroOptions } from "./block-device.ts";
-import { type FileIdentity, identify, statDescriptor } from "./file-identity.ts";
+import { blockDeviceZeroesFast, type FileIdentity, identify, statDescriptor } from "./file-identity.ts";
 import { FileIo } from "./file-io.ts";
 import { FileRanges } from "./file-ranges.ts";
 import { FlushQueue } from "./flush-queue.ts";
 import { ioError } from "./io-error.ts";
+import { fileSystemKind } from "./libc.ts";
 import { locateRange } from "./mapped-range.ts";
 import { type OpenedFile, type OpenFileOptions, openFile } from "./open-file.ts";
 import { checkRange, checkWritable } from "./range-check.ts";
@@ -45,6 +46,7 @@ export class FileDevice implements BlockDevice {
   readonly #io: FileIo;
   readonly #ranges: FileRanges;
   readonly #neverSharesWith = new WeakSet<FileDevice>();
+  readonly #zeroesFast = new Map<boolean, boolean>();
   readonly #flushes = new FlushQueue(() => this.#run("flush", undefined, undefined, () => this.#io.sync()));
   #inFlight = 0;
   #whenIdle: (() => void) | undefined;
@@ -78,7 +80,8 @@ export class FileDevice implements BlockDevice {
       const identity = await identify(file.stats, file.size);
       const readOnly = options.access === "read-only";
       const { direct = "auto", directReads = false } = options;
-      const ways = { readOnly, blockSize: file.blockSize, directWrites: direct === "auto", directReads };
+      const inMemory = file.kind === "file" && (await fileSystemKind(file.fd)) === "tmpfs";
+      const ways = { readOnly, blockSize: file.blockSize, directWrites: direct === "auto", directReads, inMemory };
       return new FileDevice(options.knownAs ?? path, file, identity, await FileIo.open(file.fd, ways), readOnly);
     } catch (error) {
       await closeFd(file.fd);
@@ -119,6 +122,20 @@ export class FileDevice implements BlockDevice {
     if (options.fua) await this.flush();
   }
 
+  /** From memory or the page cache. What goes wrong is left to `read()` to report. */
+  tryRead(offset: number, buffer: Uint8Array): boolean {
+    checkRange(this, offset, buffer.length);
+    this.#checkOpen();
+    return this.#io.tryRead(offset, buffer);
+  }
+
+  /** To memory or the page cache. What goes wrong is left to `write()` to report, except that a flush has failed. */
+  tryWrite(offset: number, data: Uint8Array): boolean {
+    this.#checkChange(offset, data.length);
+    this.#checkOpen();
+    return this.#io.tryWrite(offset, data);
+  }
+
   async flush(): Promise<void> {
     if (!this.readOnly) await this.#flushes.flush();
   }
@@ -136,6 +153,23 @@ export class FileDevice implements BlockDevice {
       await this.#io.writeZeros(inner.end, offset + length - inner.end);
     });
     if (fua) await this.flush();
+  }
+
+  /**
+   * Tries it behind the end of a file, so it must not be asked while that is resized; of a block device sysfs tells. The
+   * answer is kept.
+   */
+  async canZeroFast({ mayPunch }: { mayPunch: boolean }): Promise<boolean> {
+    if (this.readOnly) return false;
+    const known = this.#zeroesFast.get(mayPunch);
+    if (known !== undefined) return known;
+    const can = await this.#run("query", undefined, undefined, () =>
+      this.kind === "block"
+        ? blockDeviceZeroesFast(this.identity.rdev ?? "")
+        : this.#io.changed(this.#ranges.canZeroFile(this.#size, { mayPunch })),
+    );
+    this.#zeroesFast.set(mayPunch, can);
+    return can;
   }
 
   /** Punches a hole in a file, discards on a block device; does nothing where neither is to be had. */
@@ -252,14 +286,18 @@ export class FileDevice implements BlockDevice {
     this.#flushes.check();
   }
 
-  /** Every operation runs in here: it is counted, so that closing waits for it, and its errors are put in words. */
+  #checkOpen(): void {
+    if (this.#closed !== undefined) throw new TypeError(`"${this.name}" is closed`);
+  }
+
+  /** Every operation that waits runs in here: it is counted, so that closing waits for it, and its errors are put in words. */
   async #run<T>(
     verb: string,
     offset: number | undefined,
     length: number | undefined,
     operation: () => Promise<T>,
   ): Promise<T> {
-    if (this.#closed !== undefined) throw new TypeError(`"${this.name}" is closed`);
+    this.#checkOpen();
     this.#inFlight += 1;
     try {
       return await operation();

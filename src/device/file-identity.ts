@@ -70,6 +70,15 @@ export async function blockDeviceChanges(rdev: string): Promise<string | undefin
   return fields === undefined ? undefined : `${fields[6]} ${fields[13] ?? 0}`;
 }
 
+/** Whether a block device zeroes ranges without being sent the zeros (sysfs `queue/write_zeroes_max_bytes`). */
+export async function blockDeviceZeroesFast(rdev: string): Promise<boolean> {
+  const directory = await sysfsDirectory(rdev);
+  if (directory === undefined) return false;
+  const isPartition = (await sysfsAttribute(directory, "partition")) !== undefined;
+  const disk = isPartition ? dirname(directory) : directory;
+  return Number((await sysfsAttribute(disk, "queue/write_zeroes_max_bytes")) ?? 0) > 0;
+}
+
 /** Status of an open file. Its numbers are bigints: inodes and times exceed 2^53. */
 export const statDescriptor = promisify(fs.fstat) as (fd: number, options: { bigint: true }) => Promise<BigIntStats>;
 

@@ -9,6 +9,7 @@ import * as fs from "node:fs";
 import { constants } from "node:os";
 import { promisify } from "node:util";
 import { alignedBuffer, isAligned } from "./aligned-buffer.ts";
+import { ImmediateFileIo, MAX_IMMEDIATE } from "./immediate-file-io.ts";
 import { pageSize } from "./libc.ts";
 import { SyscallError, systemErrno } from "./syscall.ts";
 import { WriteGate } from "./write-gate.ts";
@@ -23,6 +24,8 @@ export interface FileIoOptions {
   directWrites: boolean;
   /** Whether reads of whole pages into page-aligned memory bypass it where possible. */
   directReads: boolean;
+  /** Whether it has no disk behind it, so that there is nothing to bypass either. */
+  inMemory: boolean;
 }
 
 /** Most bytes in one system call; Linux stops just short of 2 GiB. */
@@ -44,6 +47,9 @@ export class FileIo {
   #directFd: number | undefined;
   #directRefused = false;
   readonly #gate = new WriteGate();
+  readonly #immediate: ImmediateFileIo;
+  /** Changes in flight that may hold the inode's lock for longer than an immediate write may wait. */
+  #longChanges = 0;
   /** Descriptors written through, ever: `sync` syncs all, since a network file system may keep data per descriptor. */
   readonly #written = new Set<number>();
 
@@ -51,12 +57,13 @@ export class FileIo {
     this.fd = fd;
     this.alignment = Math.max(pageSize(), options.blockSize);
     this.#options = options;
+    this.#immediate = new ImmediateFileIo(fd, options);
   }
 
   /** Takes over `fd`, where it does not throw. */
   static async open(fd: number, options: FileIoOptions): Promise<FileIo> {
     const io = new FileIo(fd, options);
-    if (!options.directReads && (options.readOnly || !options.directWrites)) return io;
+    if (options.inMemory || (!options.directReads && (options.readOnly || !options.directWrites))) return io;
     // Through /proc, so that it is the same inode whatever the path names by now; without O_EXCL, which `fd` holds.
     const access = options.readOnly ? fs.constants.O_RDONLY : fs.constants.O_RDWR;
     const opening = openFd(`/proc/self/fd/${fd}`, access + fs.constants.O_DIRECT);
@@ -90,6 +97,18 @@ export class FileIo {
     }
   }
 
+  /** As `ImmediateIo.tryRead`, but for errors: those are left to `read()`. */
+  tryRead(offset: number, buffer: Uint8Array): boolean {
+    return this.#immediate.tryRead(offset, buffer);
+  }
+
+  /** As `ImmediateIo.tryWrite`, but for errors: those are left to `write()`. */
+  tryWrite(offset: number, data: Uint8Array): boolean {
+    if (this.#longChanges > 0 || !this.#gate.isOpenTo("buffered")) return false;
+    this.#written.add(this.fd); // it may fail after having written a part
+    return this.#immediate.tryWrite(offset, data);
+  }
+
   /** Writes `length` zeros at `offset`. */
   async writeZeros(offset: number, length: number): Promise<void> {
     zeros ??= alignedBuffer(ZERO_BUFFER, this.alignment);
@@ -109,7 +128,7 @@ export class FileIo {
 
   /** Awaits another change made through `fd`, and has `sync` make it durable. */
   changed<T>(change: Promise<T>): Promise<T> {
-    return this.#noteWritten(this.fd, change);
+    return this.#noteWritten(this.fd, change, { long: true });
   }
 
   /** Makes durable what has been written before the call. Not to be called again before it has settled. */
@@ -135,11 +154,12 @@ export class FileIo {
   async #writeSome(offset: number, data: Uint8Array): Promise<number> {
     if (this.#options.directWrites && this.#isAligned(offset, data)) {
       const count = await this.#directly((fd) =>
-        this.#gate.run("direct", () => this.#noteWritten(fd, writeFd(fd, data, offset))),
+        this.#gate.run("direct", () => this.#noteWritten(fd, writeFd(fd, data, offset), { long: false })),
       );
       if (count !== undefined) return count;
     }
-    return await this.#gate.run("buffered", () => this.#noteWritten(this.fd, writeFd(this.fd, data, offset)));
+    const long = data.length > MAX_IMMEDIATE;
+    return await this.#gate.run("buffered", () => this.#noteWritten(this.fd, writeFd(this.fd, data, offset), { long }));
   }
 
   #isAligned(offset: number, data: Uint8Array): boolean {
@@ -160,10 +180,12 @@ export class FileIo {
   }
 
   /** Notes that `fd` has something to sync once an operation is over, failed or not: it may have done a part. */
-  async #noteWritten<T>(fd: number, operation: Promise<T>): Promise<T> {
+  async #noteWritten<T>(fd: number, operation: Promise<T>, { long }: { long: boolean }): Promise<T> {
+    if (long) this.#longChanges += 1;
     try {
       return await operation;
     } finally {
+      if (long) this.#longChanges -= 1;
       this.#written.add(fd);
     }
   }

@@ -31,6 +31,9 @@ export interface RangeCopy {
 
 type Ability = "punch" | "zero range" | "zero out" | "discard" | "allocate" | "seek data";
 
+/** Unit and length of what is zeroed to see whether that can be done: a multiple of every file system's block. Bytes. */
+const PROBE = 2 ** 16;
+
 /** Never to be had from this file or device. ENOTSUP is libuv's name for EOPNOTSUPP. */
 const UNSUPPORTED = ["EOPNOTSUPP", "ENOTSUP", "ENOSYS", "ENOTTY"];
 /** Not to be had for this range, or not to be had at all; the caller has another way. */
@@ -61,6 +64,21 @@ export class FileRanges {
    */
   punch(offset: number, length: number): Promise<boolean> {
     return this.#try("punch", () => this.#fallocate(FALLOC_PUNCH_HOLE, offset, length));
+  }
+
+  /**
+   * Whether `zero()` would find a way, asked by doing it behind the end of the file, at `end` or after, where there is
+   * nothing to lose and nothing to see. What that allocates is given back; where nothing can be, it is not tried.
+   */
+  async canZeroFile(end: number, { mayPunch }: { mayPunch: boolean }): Promise<boolean> {
+    const probe = Math.ceil(end / PROBE) * PROBE;
+    if (!(await this.#probe(() => this.punch(probe, PROBE)))) return false;
+    if (mayPunch) return true;
+    const can = await this.#probe(() =>
+      this.#try("zero range", () => this.#fallocate(FALLOC_ZERO_RANGE, probe, PROBE)),
+    );
+    if (can) await this.punch(probe, PROBE);
+    return can;
   }
 
   /** Says that the content is not needed; false where nobody wants to know. */
@@ -140,6 +158,18 @@ export class FileRanges {
       return Math.max(hole, at + 1);
     } catch (error) {
       if (systemErrno(error) === "ENXIO") return end; // the file shrank; reading it will tell
+      throw error;
+    }
+  }
+
+  /** Having no space for a new block says nothing about zeroing old ones; being at the largest offset there is, nothing. */
+  async #probe(ask: () => Promise<boolean>): Promise<boolean> {
+    try {
+      return await ask();
+    } catch (error) {
+      const errno = systemErrno(error) ?? "";
+      if (errno === "ENOSPC" || errno === "EDQUOT") return true;
+      if (errno === "EFBIG") return false;
       throw error;
     }
   }

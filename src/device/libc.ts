@@ -1,4 +1,6 @@
 /** The system calls that Node lacks, as functions. How they are called, and how errno travels: see `syscall.ts`. */
+import { closeSync } from "node:fs";
+import { constants } from "node:os";
 import type { KoffiFunc } from "koffi";
 import { call, callAsync, cLibrary, SyscallError } from "./syscall.ts";
 
@@ -25,6 +27,15 @@ const AT_FDCWD = -100;
 const AT_SYMLINK_FOLLOW = 0x400;
 /** madvise(2). */
 const MADV_HUGEPAGE = 14;
+/** socket(2), send(2), sockaddr_un of unix(7); SOCK_CLOEXEC is O_CLOEXEC, the same on all we run on. */
+const AF_UNIX = 1;
+const SOCK_DGRAM = 2;
+const SOCK_CLOEXEC = 0o2000000;
+const MSG_DONTWAIT = 0x40;
+const MSG_NOSIGNAL = 0x4000;
+const MAX_SOCKET_PATH = 107;
+/** More than struct statfs has anywhere. */
+const SIZEOF_STATFS = 256;
 /** fcntl(2). */
 const F_DUPFD_CLOEXEC = 1030;
 const F_OFD_GETLK = 36;
@@ -149,6 +160,76 @@ export function linkDescriptor(fd: number, path: string): void {
   call("linkat", libc().linkat, AT_FDCWD, `/proc/self/fd/${fd}`, AT_FDCWD, path, AT_SYMLINK_FOLLOW);
 }
 
+/** Where a file lies: in memory alone (tmpfs, ramfs), behind a network or another process, or on a disk of this machine. */
+export type FileSystemKind = "tmpfs" | "remote" | "local";
+
+/**
+ * On what kind of file system an open file lies (fstatfs(2)); what is not known counts as local. The node of a block device
+ * may lie in memory while its bytes do not: not to be asked of one. @throws {SyscallError}
+ */
+export async function fileSystemKind(fd: number): Promise<FileSystemKind> {
+  const status = Buffer.alloc(SIZEOF_STATFS); // struct statfs begins with f_type, a long
+  await callAsync("fstatfs", libc().fstatfs, fd, status);
+  const type = status.readUInt32LE(0);
+  if (MEMORY_FILE_SYSTEMS.has(type)) return "tmpfs";
+  return REMOTE_FILE_SYSTEMS.has(type) ? "remote" : "local";
+}
+
+/** linux/magic.h: tmpfs, ramfs. */
+const MEMORY_FILE_SYSTEMS = new Set([0x01021994, 0x858458f6]);
+/** linux/magic.h and statfs(2); cluster file systems count, since a read may wait for another machine's lock. */
+const REMOTE_FILE_SYSTEMS = new Set([
+  0x6969, // NFS
+  0x517b, // SMB
+  0xff534d42, // CIFS
+  0xfe534d42, // SMB2
+  0x65735546, // FUSE
+  0x01021997, // 9P
+  0x00c36400, // Ceph
+  0x5346414f, // OpenAFS
+  0x6b414653, // AFS of the kernel
+  0x73757245, // Coda
+  0x564c, // NCP
+  0x01161970, // GFS2
+  0x7461636f, // OCFS2
+  0x0bd00bd0, // Lustre
+  0x47504653, // GPFS
+  0x19830326, // BeeGFS
+  0xaad7aaea, // PanFS
+  0x20030528, // OrangeFS
+  0x786f4256, // VirtualBox's shared folders
+  0xbacbacbc, // VMware's
+]);
+
+/**
+ * Sends one datagram to a unix socket, as sd_notify(3) does; a path that begins with `@` is an abstract one.
+ * Does not wait. @throws {SyscallError} EAGAIN where the receiver has too much to read, ENAMETOOLONG
+ */
+export function sendDatagram(path: string, data: string): void {
+  const name = Buffer.from(path);
+  if (name[0] === 0x40) name[0] = 0;
+  if (name.length > MAX_SOCKET_PATH) throw new SyscallError("sendto", constants.errno.ENAMETOOLONG);
+  const address = Buffer.alloc(2 + name.length); // struct sockaddr_un; the length ends the path, no byte needs to
+  address.writeUInt16LE(AF_UNIX, 0);
+  name.copy(address, 2);
+  const fd = call("socket", libc().socket, AF_UNIX, SOCK_DGRAM + SOCK_CLOEXEC, 0);
+  try {
+    const bytes = Buffer.from(data);
+    call("sendto", libc().sendto, fd, bytes, bytes.length, MSG_DONTWAIT + MSG_NOSIGNAL, address, address.length);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/**
+ * Ends the process at once (_exit(2)): nothing is flushed or disposed of. `process.exit()` waits for libuv's threads,
+ * for ever if one hangs in a read of a dead source; this does not.
+ */
+export function exitNow(code: number): never {
+  libc()._exit(code);
+  throw new Error("_exit returned");
+}
+
 /** Bytes per page of memory. */
 export function pageSize(): number {
   return call("getpagesize", libc().getpagesize);
@@ -163,7 +244,7 @@ export function wishHugePages(view: Uint8Array): void {
 }
 
 /** Where the bytes of a view lie in memory. Exact: user space ends below 2^53 on every 64-bit Linux. */
-export function addressOf(view: Uint8Array): number {
+export function addressOf(view: ArrayBufferView): number {
   return Number(cLibrary().koffi.address(view));
 }
 
@@ -179,6 +260,19 @@ interface Libc {
   getpagesize: KoffiFunc<() => number>;
   linkat: KoffiFunc<(fromFd: number, from: string, toFd: number, to: string, flags: number) => number>;
   madvise: KoffiFunc<(address: ArrayBufferView, length: number, advice: number) => number>;
+  fstatfs: KoffiFunc<(fd: number, status: ArrayBufferView) => number>;
+  socket: KoffiFunc<(family: number, type: number, protocol: number) => number>;
+  sendto: KoffiFunc<
+    (
+      fd: number,
+      data: ArrayBufferView,
+      length: number,
+      flags: number,
+      address: ArrayBufferView,
+      addressLength: number,
+    ) => number
+  >;
+  _exit: KoffiFunc<(status: number) => void>;
 }
 
 let declared: Libc | undefined;
@@ -203,6 +297,12 @@ function declareAll(): Libc {
     getpagesize: declare("int getpagesize()"),
     linkat: declare("int linkat(int fromFd, const char *from, int toFd, const char *to, int flags)"),
     madvise: declare("int madvise(void *address, size_t length, int advice)"),
+    fstatfs: declare("int fstatfs(int fd, void *status)"),
+    socket: declare("int socket(int family, int type, int protocol)"),
+    sendto: declare(
+      "int64_t sendto(int fd, void *data, size_t length, int flags, void *address, unsigned int addressLength)",
+    ),
+    _exit: declare("void _exit(int status)"),
   };
 }
 

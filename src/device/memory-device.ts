@@ -38,17 +38,23 @@ export class MemoryDevice implements BlockDevice {
   }
 
   async read(offset: number, buffer: Uint8Array): Promise<void> {
-    checkRange(this, offset, buffer.length);
-    for (const { page, start, end, at } of pieces(offset, buffer.length)) {
-      const bytes = this.#pages.get(page);
-      if (bytes === undefined) buffer.fill(0, at, at + (end - start));
-      else buffer.set(bytes.subarray(start, end), at);
-    }
+    this.#load(offset, buffer);
   }
 
   async write(offset: number, data: Uint8Array, _options: { fua?: boolean } = {}): Promise<void> {
     this.#checkChange(offset, data.length);
     this.#store(offset, data);
+  }
+
+  tryRead(offset: number, buffer: Uint8Array): boolean {
+    this.#load(offset, buffer);
+    return true;
+  }
+
+  tryWrite(offset: number, data: Uint8Array): boolean {
+    this.#checkChange(offset, data.length);
+    this.#store(offset, data);
+    return true;
   }
 
   /** Memory is as durable as it will ever be. */
@@ -60,6 +66,10 @@ export class MemoryDevice implements BlockDevice {
       if (mayPunch && end - start === PAGE_SIZE) this.#pages.delete(page);
       else if (!mayPunch || this.#pages.has(page)) this.#page(page).fill(0, start, end);
     }
+  }
+
+  async canZeroFast(): Promise<boolean> {
+    return !this.readOnly;
   }
 
   /** Drops the pages inside of the range, which then read as zeros. */
@@ -91,6 +101,15 @@ export class MemoryDevice implements BlockDevice {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {}
+
+  #load(offset: number, buffer: Uint8Array): void {
+    checkRange(this, offset, buffer.length);
+    for (const { page, start, end, at } of pieces(offset, buffer.length)) {
+      const bytes = this.#pages.get(page);
+      if (bytes === undefined) buffer.fill(0, at, at + (end - start));
+      else buffer.set(bytes.subarray(start, end), at);
+    }
+  }
 
   #store(offset: number, data: Uint8Array): void {
     for (const { page, start, end, at } of pieces(offset, data.length)) {

@@ -14,9 +14,14 @@ export class WriteGate {
   #running = 0;
   readonly #waiting: { kind: WriteKind; enter: () => void }[] = [];
 
+  /** Whether a write of the kind that is over before anything else happens need not wait for others. */
+  isOpenTo(kind: WriteKind): boolean {
+    return this.#running === 0 || (this.#kind === kind && this.#waiting.length === 0);
+  }
+
   /** Runs `operation` while no write of the other kind runs. */
   async run<T>(kind: WriteKind, operation: () => Promise<T>): Promise<T> {
-    if (this.#running === 0 || (this.#kind === kind && this.#waiting.length === 0)) {
+    if (this.isOpenTo(kind)) {
       this.#kind = kind;
       this.#running += 1;
     } else {

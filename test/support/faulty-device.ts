@@ -42,6 +42,15 @@ export class FaultyDevice extends FilterDevice {
     await super.write(offset, data, options);
   }
 
+  /** Every request shall be able to fail. */
+  override tryRead(): boolean {
+    return false;
+  }
+
+  override tryWrite(): boolean {
+    return false;
+  }
+
   override async flush(): Promise<void> {
     this.#fail("flush", "flush", this.faults.failFlush, 0, 0);
     await super.flush();

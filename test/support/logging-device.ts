@@ -17,6 +17,11 @@ export class LoggingDevice extends FilterDevice {
     await super.write(offset, data, options);
   }
 
+  /** Every write shall be noted. */
+  override tryWrite(): boolean {
+    return false;
+  }
+
   override async zero(offset: number, length: number, options?: ZeroOptions): Promise<void> {
     this.#log.push(`${this.#label} zero ${offset}+${length}`);
     await super.zero(offset, length, options);

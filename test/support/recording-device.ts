@@ -14,6 +14,15 @@ export class RecordingDevice extends FilterDevice {
     await super.write(offset, data, options);
   }
 
+  /** Every request shall be noted. */
+  override tryRead(): boolean {
+    return false;
+  }
+
+  override tryWrite(): boolean {
+    return false;
+  }
+
   override async flush(): Promise<void> {
     this.log.push("flush");
     await super.flush();

@@ -24,6 +24,14 @@ export class SlowDevice extends FilterDevice {
     await this.#counted(() => super.write(offset, data, options));
   }
 
+  override tryRead(): boolean {
+    return false;
+  }
+
+  override tryWrite(): boolean {
+    return false;
+  }
+
   override async zero(offset: number, length: number, options?: ZeroOptions): Promise<void> {
     await this.#counted(() => super.zero(offset, length, options));
   }

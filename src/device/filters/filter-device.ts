@@ -3,7 +3,8 @@ import type { LocatedRange, MappedDevice } from "../mapped-range.ts";
 
 /**
  * Forwards everything to another device, which it owns: disposing of the filter disposes of that. A filter overrides
- * what it changes; one whose bytes are not those beneath overrides `mapRange` too.
+ * what it changes: with `read()` and `write()` also `tryRead()` and `tryWrite()`, which go past those; one whose bytes
+ * are not those beneath overrides `mapRange` too.
  */
 export class FilterDevice implements MappedDevice {
   /** The device beneath. */
@@ -37,12 +38,24 @@ export class FilterDevice implements MappedDevice {
     return this.inner.write(offset, data, options);
   }
 
+  tryRead(offset: number, buffer: Uint8Array): boolean {
+    return this.inner.tryRead?.(offset, buffer) ?? false;
+  }
+
+  tryWrite(offset: number, data: Uint8Array): boolean {
+    return this.inner.tryWrite?.(offset, data) ?? false;
+  }
+
   flush(): Promise<void> {
     return this.inner.flush();
   }
 
   zero(offset: number, length: number, options?: ZeroOptions): Promise<void> {
     return this.inner.zero(offset, length, options);
+  }
+
+  async canZeroFast(options: { mayPunch: boolean }): Promise<boolean> {
+    return (await this.inner.canZeroFast?.(options)) ?? false;
   }
 
   discard(offset: number, length: number): Promise<void> {

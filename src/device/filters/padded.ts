@@ -24,6 +24,20 @@ export class PaddedDevice extends FilterDevice {
     if (held > 0) await this.inner.write(offset, data.subarray(0, held), options);
   }
 
+  override tryRead(offset: number, buffer: Uint8Array): boolean {
+    const held = this.#held(offset, buffer.length);
+    if (held === buffer.length) return super.tryRead(offset, buffer);
+    if (held > 0 && !super.tryRead(offset, buffer.subarray(0, held))) return false;
+    buffer.fill(0, held);
+    return true;
+  }
+
+  override tryWrite(offset: number, data: Uint8Array): boolean {
+    const held = this.#heldForChange(offset, data.length);
+    if (held === data.length) return super.tryWrite(offset, data);
+    return held === 0 || super.tryWrite(offset, data.subarray(0, held));
+  }
+
   override async zero(offset: number, length: number, options?: ZeroOptions): Promise<void> {
     const held = this.#heldForChange(offset, length);
     if (held > 0) await this.inner.zero(offset, held, options);

@@ -12,11 +12,19 @@ export class ReadOnlyDevice extends FilterDevice {
     this.#refuse(offset, data.length);
   }
 
+  override tryWrite(offset: number, data: Uint8Array): boolean {
+    return this.#refuse(offset, data.length);
+  }
+
   /** There is nothing of ours to flush. */
   override async flush(): Promise<void> {}
 
   override async zero(offset: number, length: number): Promise<void> {
     this.#refuse(offset, length);
+  }
+
+  override async canZeroFast(): Promise<boolean> {
+    return false;
   }
 
   override async discard(offset: number, length: number): Promise<void> {

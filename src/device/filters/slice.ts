@@ -30,9 +30,24 @@ export class SliceDevice extends FilterDevice {
     await this.inner.write(this.#start + offset, data, options);
   }
 
+  override tryRead(offset: number, buffer: Uint8Array): boolean {
+    checkRange(this, offset, buffer.length);
+    return super.tryRead(this.#start + offset, buffer);
+  }
+
+  override tryWrite(offset: number, data: Uint8Array): boolean {
+    checkRange(this, offset, data.length);
+    return super.tryWrite(this.#start + offset, data);
+  }
+
   override async zero(offset: number, length: number, options?: ZeroOptions): Promise<void> {
     checkRange(this, offset, length);
     await this.inner.zero(this.#start + offset, length, options);
+  }
+
+  /** Its whole blocks are blocks of the device beneath only where it begins with one. */
+  override async canZeroFast(options: { mayPunch: boolean }): Promise<boolean> {
+    return this.#start % this.blockSize === 0 && (await super.canZeroFast(options));
   }
 
   override async discard(offset: number, length: number): Promise<void> {

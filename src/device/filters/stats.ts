@@ -39,6 +39,18 @@ export class StatsDevice extends FilterDevice {
     this.#count("write", data.length);
   }
 
+  override tryRead(offset: number, buffer: Uint8Array): boolean {
+    const done = super.tryRead(offset, buffer);
+    if (done) this.#count("read", buffer.length);
+    return done;
+  }
+
+  override tryWrite(offset: number, data: Uint8Array): boolean {
+    const done = super.tryWrite(offset, data);
+    if (done) this.#count("write", data.length);
+    return done;
+  }
+
   override async flush(): Promise<void> {
     await super.flush();
     this.#count("flush", 0);
