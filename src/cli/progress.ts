@@ -2,6 +2,7 @@
  * How far a long command is, for a person (a bar on a terminal, a line every few seconds elsewhere) or a program (JSON
  * Lines). Rates are over the last seconds, so that they follow a throttle or a slow spot; the time left follows the rate.
  */
+import { RateMeter } from "../base/rate-meter.ts";
 import { formatDuration, formatSize } from "../base/units.ts";
 import type { ProgressStyle } from "./progress-style.ts";
 
@@ -17,38 +18,6 @@ export interface ProgressSample {
 }
 
 const INTERVAL_MS = { bar: 200, plain: 5000, json: 1000 };
-/** Rates are averages over this long. */
-const WINDOW_MS = 5000;
-
-/** Rate and time left, from the samples of the last seconds. */
-export class RateMeter {
-  readonly #samples: { at: number; done: number; moved: number }[] = [];
-
-  /** Takes a sample made at `atMs`. */
-  add(atMs: number, { done, moved }: Pick<ProgressSample, "done" | "moved">): void {
-    this.#samples.push({ at: atMs, done, moved });
-    while (this.#samples.length > 2 && atMs - (this.#samples[1]?.at ?? atMs) >= WINDOW_MS) this.#samples.shift();
-  }
-
-  /** Bytes per second moved lately. */
-  get bytesPerSecond(): number {
-    return this.#perSecond("moved");
-  }
-
-  /** Seconds until `total` is done at the pace of late, or null while nothing moves. */
-  secondsLeft(total: number): number | null {
-    const perSecond = this.#perSecond("done");
-    const done = this.#samples.at(-1)?.done ?? 0;
-    return done >= total ? 0 : perSecond > 0 ? (total - done) / perSecond : null;
-  }
-
-  #perSecond(what: "done" | "moved"): number {
-    const first = this.#samples[0];
-    const last = this.#samples.at(-1);
-    if (first === undefined || last === undefined || last.at <= first.at) return 0;
-    return ((last[what] - first[what]) * 1000) / (last.at - first.at);
-  }
-}
 
 /**
  * Runs something long and shows how far it is, from when it calls `show` until it ends. JSON lines go to standard output

@@ -1,6 +1,6 @@
 /**
  * How much hydration may be under way at once: dm-clone's threshold and batch size, which may change at any time, and
- * whether it rests. Nothing here waits; whoever finds no room waits for `changed` and asks again.
+ * whether it rests. Whoever finds no room waits for a change and asks again.
  *
  *     threshold   most regions in the table of running hydrations, those of the foreground included, which are never held
  *                 back themselves (`do_hydration`, `atomic_read(&clone->hydrations_in_flight)`)
@@ -8,8 +8,9 @@
  *
  * Long runs of zeros move no bytes and count only as one task each, or a sparse terabyte would take for ever.
  */
+import type { Clock } from "../base/clock.ts";
 import type { Geometry, RegionRange } from "../base/geometry.ts";
-import type { RegionCopier } from "./region-copier.ts";
+import type { CopyAllowance, RegionCopier } from "./region-copier.ts";
 import type { RegionMap } from "./region-map.ts";
 import { Wakeup } from "./wakeup.ts";
 
@@ -26,8 +27,11 @@ export interface PaceParts {
   geometry: Geometry;
   regions: Pick<RegionMap, "hydratingCount">;
   copier: Pick<RegionCopier, "preferredLength">;
-  /** Copies of `copier.preferredLength` bytes that keep the devices busy: the automatic threshold. Read anew each time. */
-  readonly copiesInFlight: number;
+  /** Copies of `copier.preferredLength` bytes that keep the devices busy: the automatic threshold. */
+  copiesInFlight: number;
+  /** How many at this moment, where that changes. */
+  allowance?: Pick<CopyAllowance, "depth">;
+  clock: Clock;
 }
 
 /** Regions hydrated as one. `zeros`: the source says they are, so no bytes will move. */
@@ -35,6 +39,9 @@ export type Batch = Readonly<RegionRange & { zeros: boolean }>;
 
 /** Batches in flight at once, whatever the threshold: zeros cost no copy, but each batch of them is a task. */
 const MOST_BATCHES = 64;
+/** How often it looks what clients have hydrated meanwhile, ms: for room, and for whether there is anything left. */
+const LOOK_WHILE_CROWDED_MS = 10;
+const LOOK_WHILE_PAUSED_MS = 1000;
 
 /** The bound on what background hydration has under way. */
 export class HydrationPace {
@@ -60,7 +67,8 @@ export class HydrationPace {
 
   /** The threshold in use, regions. */
   get threshold(): number {
-    return this.#settings.threshold ?? this.batchSize * this.#parts.copiesInFlight;
+    const copies = Math.min(this.#parts.copiesInFlight, this.#parts.allowance?.depth ?? Infinity);
+    return this.#settings.threshold ?? this.batchSize * copies;
   }
 
   /** Changes what is given, at once; running copies are unaffected. */
@@ -92,9 +100,11 @@ export class HydrationPace {
     return this.#copyingRegions + batchSize <= threshold ? batchSize : 0;
   }
 
-  /** Whether it may be the foreground's hydrations that leave no room: nobody tells when they end. */
-  get crowdedOut(): boolean {
-    return !this.#paused && this.#foregroundRegions > 0;
+  /** Waits for what may make room. The foreground does not tell when it has hydrated something, so that is looked at. */
+  async change(): Promise<void> {
+    if (this.#paused) await this.changed.waitAtMost(this.#parts.clock, LOOK_WHILE_PAUSED_MS);
+    else if (this.#foregroundRegions > 0) await this.changed.waitAtMost(this.#parts.clock, LOOK_WHILE_CROWDED_MS);
+    else await this.changed.wait();
   }
 
   /** A batch has been entered in the table of running hydrations. */

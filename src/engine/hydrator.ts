@@ -23,7 +23,7 @@ import type { Geometry, Region, RegionRange } from "../base/geometry.ts";
 import type { CommitPipeline } from "./commit-pipeline.ts";
 import { type ExtentCache, WINDOW_BYTES } from "./extent-cache.ts";
 import { HintQueue } from "./hint-queue.ts";
-import { type Batch, HydrationPace, type PaceSettings } from "./hydration-pace.ts";
+import { type Batch, HydrationPace, type PaceParts, type PaceSettings } from "./hydration-pace.ts";
 import { type RegionCopier, SourceReadError } from "./region-copier.ts";
 import type { RegionMap } from "./region-map.ts";
 import { UnreadableRegions } from "./unreadable-regions.ts";
@@ -41,7 +41,7 @@ export interface HydrationSettings extends PaceSettings {
 }
 
 /** What it works on. */
-export interface HydratorParts {
+export interface HydratorParts extends PaceParts {
   geometry: Geometry;
   regions: RegionMap;
   copier: RegionCopier;
@@ -51,8 +51,6 @@ export interface HydratorParts {
   clock: Clock;
   /** Aborted by the hydrator when something failed for good, and ends it when somebody else does so. */
   halt: AbortController;
-  /** Copies of `copier.preferredLength` bytes that keep the devices busy: the automatic threshold. Read anew each time. */
-  readonly copiesInFlight: number;
   /** Most bytes of zeros hydrated as one. Default: as far as one question to the source reaches. */
   zerosLength?: number;
   /** Where several runs follow one another: what they share. */
@@ -73,8 +71,6 @@ const FIRST_RETRY_MS = 100;
 const LONGEST_RETRY_MS = 5000;
 /** Regions that may wait to be tried alone before the pass is interrupted for them. */
 const MOST_WAITING = 4096;
-/** How often it looks whether the foreground's hydrations leave room again, ms. */
-const LOOK_AGAIN_MS = 10;
 /** Errors that say the source itself is gone: trying region after region would only waste hours. */
 const SOURCE_GONE = new Set(["ENODEV", "ENXIO", "ENOMEDIUM", "ESHUTDOWN", "EBADF", "ESTALE"]);
 
@@ -119,6 +115,11 @@ export class Hydrator {
   /** Regions this run has hydrated. */
   get hydratedRegions(): number {
     return this.#hydratedRegions;
+  }
+
+  /** What the source answered for the first region given up on, or undefined. */
+  get firstReadError(): SourceReadError | undefined {
+    return this.#firstReadError;
   }
 
   /** Regions given up on so far. */
@@ -187,12 +188,12 @@ export class Hydrator {
   /** Starts a batch for every unhydrated region of the range; what cannot be read is left waiting. */
   async #pass({ start, end }: RegionRange, stop: AbortSignal): Promise<void> {
     for (let cursor = start; cursor < end; ) {
-      while (!stop.aborted && !(this.pace.room > 0 && this.#hints.empty)) await this.#change();
+      while (!this.#isOver(stop) && !(this.pace.room > 0 && this.#hints.empty)) await this.pace.change();
       if (this.#waiting.length >= (this.#settings.onError === "stop" ? 1 : MOST_WAITING)) await this.#settle(stop);
-      if (stop.aborted) return;
+      if (this.#isOver(stop)) return;
       if (this.#bytesLeft() > 0) cursor = await this.#startNext(cursor, end, stop);
       else if (this.#batches.size === 0) return;
-      else await this.#change(); // a batch may turn out to be zeros, or unreadable, and copy less than it could
+      else await this.pace.change(); // a batch may turn out to be zeros, or unreadable, and copy less than it could
     }
   }
 
@@ -202,7 +203,7 @@ export class Hydrator {
     while (!stop.aborted && !this.#passesOver) {
       const next = hints.next;
       if (next === undefined || this.pace.room === 0 || this.#waiting.length >= MOST_WAITING) {
-        await this.#change();
+        await this.pace.change();
         continue;
       }
       const part = this.#notGivenUp(next);
@@ -221,10 +222,10 @@ export class Hydrator {
     return undefined;
   }
 
-  /** Waits until there may be room, or something else to do. */
-  #change(): Promise<void> {
-    const { changed, crowdedOut } = this.pace;
-    return crowdedOut ? changed.waitAtMost(this.#parts.clock, LOOK_AGAIN_MS) : changed.wait();
+  /** Whether nothing more is to be started: clients may have hydrated the rest. */
+  #isOver(stop: AbortSignal): boolean {
+    const { regions } = this.#parts;
+    return stop.aborted || regions.hydratedCount === regions.regionCount;
   }
 
   /** Bytes that may still be copied, if all that is in flight is. */
@@ -323,7 +324,7 @@ export class Hydrator {
   async #tryEach(waiting: Waiting[], round: number, stop: AbortSignal): Promise<Waiting[]> {
     const again: Waiting[] = [];
     for (const { region, error: before } of waiting) {
-      while (!stop.aborted && this.pace.room === 0) await this.#change();
+      while (!this.#isOver(stop) && this.pace.room === 0) await this.pace.change();
       if (stop.aborted || this.#bytesLeft() <= 0) return [];
       if (this.#parts.regions.state(region) !== "unhydrated") continue;
       const error = round === 0 && before !== undefined ? before : await this.#tryAlone(region, stop);

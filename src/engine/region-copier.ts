@@ -34,6 +34,16 @@ export class SourceReadError extends DeviceError {}
 /** A range of the source that is known to be zeros, or not known to be. */
 type ZeroOrData = ByteRange & { zero: boolean };
 
+/** What copies may do at this moment; read anew for each piece. Bytes. */
+export interface CopyAllowance {
+  /** Most bytes per read and write, at least 4096. */
+  readonly pieceLength: number;
+  /** Most pieces in flight at once, at least 1. */
+  readonly depth: number;
+  /** Most bytes shared by one call: whoever waits for one region waits for all of them. */
+  readonly shareLength: number;
+}
+
 /** What a copier works on. */
 export interface RegionCopierParts {
   source: BlockDevice;
@@ -45,6 +55,8 @@ export interface RegionCopierParts {
   pieceLength: number;
   /** Pieces in flight at once. */
   depth: number;
+  /** What holds of this, and of long shares, at any moment, where that changes. */
+  allowance?: CopyAllowance;
   /** Zeros are looked for in units of this many bytes; a region or less, so that no zero region is written. */
   zeroUnit: number;
   /** Makes a buffer fit for direct I/O. */
@@ -55,8 +67,8 @@ export interface RegionCopierParts {
   halt: AbortSignal;
 }
 
-/** The most bytes shared by one call, so that a stop is not kept waiting. */
-const REFLINK_LENGTH = 256 * 2 ** 20;
+/** The most bytes shared by one call unless told otherwise, so that a stop is not kept waiting. */
+const SHARE_LENGTH = 256 * 2 ** 20;
 /** The most bytes zeroed by one call, for the same reason: a device may have to write them. */
 const ZERO_LENGTH = 32 * 2 ** 20;
 
@@ -73,15 +85,33 @@ export class RegionCopier {
   constructor(parts: RegionCopierParts) {
     this.#parts = parts;
     this.#reflinks = parts.destination.reflinkFrom !== undefined;
-    this.#buffers = new BufferPool(parts.depth, () => parts.allocate(parts.pieceLength));
-    this.#readBack = new BufferPool(parts.depth, () => parts.allocate(parts.pieceLength));
+    const pool = () =>
+      new BufferPool(
+        () => this.#depth,
+        () => parts.allocate(parts.pieceLength),
+      );
+    this.#buffers = pool();
+    this.#readBack = pool();
     this.#zeros = Buffer.alloc(parts.zeroUnit);
   }
 
   /** Bytes that are best copied by one `copy()` as long as nobody says otherwise. */
   get preferredLength(): number {
-    const length = this.#reflinks && this.counts.reflinked > 0 ? REFLINK_LENGTH : this.#parts.pieceLength;
-    return Math.min(length, this.#parts.throttle.pieceLength);
+    const shares = this.#reflinks && this.counts.reflinked > 0;
+    return shares ? this.#shareLength : Math.min(this.#pieceLength, this.#parts.throttle.pieceLength);
+  }
+
+  get #pieceLength(): number {
+    return Math.min(this.#parts.pieceLength, this.#parts.allowance?.pieceLength ?? Infinity);
+  }
+
+  get #depth(): number {
+    return Math.min(this.#parts.depth, this.#parts.allowance?.depth ?? Infinity);
+  }
+
+  get #shareLength(): number {
+    const most = Math.min(SHARE_LENGTH, this.#parts.allowance?.shareLength ?? Infinity);
+    return Math.min(most, this.#parts.throttle.pieceLength);
   }
 
   /**
@@ -94,7 +124,7 @@ export class RegionCopier {
     const extents = await this.#sourceExtents(range);
     if (this.#reflinks && extents.some(({ zero }) => !zero) && (await this.#reflink(range, signal))) return;
     const pieces = this.#pieceTasks(extents, signal);
-    const workers = Array.from({ length: this.#parts.depth }, async () => {
+    const workers = Array.from({ length: this.#depth }, async () => {
       // The generator is shared: each worker takes the next piece, and leaving the loop by an error ends it for all.
       for (const piece of pieces) await piece();
     });
@@ -122,7 +152,7 @@ export class RegionCopier {
   *#pieces({ offset, length }: ByteRange): Generator<ByteRange> {
     const end = offset + length;
     for (let position = offset; position < end; ) {
-      const most = alignDown(Math.min(this.#parts.pieceLength, this.#parts.throttle.pieceLength), 4096);
+      const most = alignDown(Math.min(this.#pieceLength, this.#parts.throttle.pieceLength), 4096);
       const next = Math.min(end, position - (position % most) + most);
       yield { offset: position, length: next - position };
       position = next;
@@ -133,7 +163,7 @@ export class RegionCopier {
     const { source, destination, throttle, halt } = this.#parts;
     const end = range.offset + range.length;
     for (let offset = range.offset; offset < end; ) {
-      const length = Math.min(end - offset, alignDown(Math.min(REFLINK_LENGTH, throttle.pieceLength), 4096));
+      const length = Math.min(end - offset, alignDown(this.#shareLength, 4096));
       const data = await this.#dataLength({ offset, length });
       await throttle.take(data, signal);
       signal.throwIfAborted();
@@ -184,7 +214,8 @@ export class RegionCopier {
     let zero: boolean | undefined;
     for (let position = 0; position < data.length; position += unit) {
       const end = Math.min(position + unit, data.length);
-      const unitZero = data.compare(this.#zeros, 0, end - position, position, end) === 0;
+      // Data mostly shows itself in the first byte, and saves the call.
+      const unitZero = data[position] === 0 && data.compare(this.#zeros, 0, end - position, position, end) === 0;
       if (zero !== undefined && unitZero !== zero) {
         yield { start, end: position, zero };
         start = position;

@@ -10,13 +10,14 @@ export class Wakeup {
     return new Promise((resolve) => this.#waiting.add(resolve));
   }
 
-  /** Resolves at the next `wake()`, or after `ms`. */
-  async waitAtMost(clock: Clock, ms: number): Promise<void> {
+  /** Resolves at the next `wake()`, then to true, or after `ms` to false. */
+  async waitAtMost(clock: Clock, ms: number): Promise<boolean> {
     const over = new AbortController();
     const wake = (): void => over.abort();
     this.#waiting.add(wake);
     await clock.sleep(ms, over.signal);
     this.#waiting.delete(wake);
+    return over.signal.aborted;
   }
 
   /** Wakes all who wait now. */

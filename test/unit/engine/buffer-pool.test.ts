@@ -4,10 +4,13 @@ import { whenIdle } from "../../support/virtual-clock.ts";
 
 function pool(count: number) {
   const made: Uint8Array[] = [];
-  const buffers = new BufferPool(count, () => {
-    made.push(new Uint8Array(8));
-    return made.at(-1) as Uint8Array;
-  });
+  const buffers = new BufferPool(
+    () => count,
+    () => {
+      made.push(new Uint8Array(8));
+      return made.at(-1) as Uint8Array;
+    },
+  );
   return { made, buffers };
 }
 
@@ -51,4 +54,30 @@ test("BufferPool takes no buffer back twice, nor one it did not lend", async () 
   buffers.release(buffer);
   expect(() => buffers.release(buffer)).toThrow("a buffer was released that is not lent");
   expect(() => buffers.release(new Uint8Array(8))).toThrow("a buffer was released that is not lent");
+});
+
+test("BufferPool follows a count that changes: shrunk it takes in before it lends again, grown it lends more", async () => {
+  let count = 3;
+  const buffers = new BufferPool(
+    () => count,
+    () => new Uint8Array(8),
+  );
+  const lent = [await buffers.acquire(), await buffers.acquire(), await buffers.acquire()];
+  const served: number[] = [];
+  const wait = (index: number) => void buffers.acquire().then((buffer) => served.push(index) && lent.push(buffer));
+  const release = async () => {
+    buffers.release(lent.shift() as Uint8Array);
+    await whenIdle();
+  };
+  count = 1;
+  for (const index of [0, 1, 2, 3]) wait(index);
+  await release();
+  await release();
+  expect(served).toEqual([]);
+  await release();
+  expect(served).toEqual([0]);
+  count = 3;
+  await release();
+  expect(served).toEqual([0, 1, 2, 3]);
+  expect(lent).toHaveLength(3);
 });

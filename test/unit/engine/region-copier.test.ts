@@ -184,6 +184,39 @@ describe("RegionCopier", () => {
     expect(log).toEqual(["to write 4096+61440", "to write 65536+65536", "to write 131072+22528"]);
   });
 
+  test("follows a piece length and a depth that change while it copies", async () => {
+    const clock = new VirtualClock();
+    const log: string[] = [];
+    const content = noise(4 * MIB, 1);
+    const source = new SlowDevice(new MemoryDevice({ size: 4 * MIB, content }), clock, 10);
+    const memory = new MemoryDevice({ size: 4 * MIB });
+    const allowance = { pieceLength: MIB, depth: 9, shareLength: MIB };
+    const copier = copierOf(source, new LoggingDevice(memory, "to", log), {
+      pieceLength: 262144,
+      depth: 4,
+      allowance,
+    });
+    expect(copier.preferredLength).toBe(262144);
+    const copying = copier.copy({ offset: 0, length: 4 * MIB }, never);
+    void clock.sleep(15).then(() => {
+      Object.assign(allowance, { pieceLength: 4096, depth: 1 });
+      source.mostInFlight = 0;
+    });
+    void clock.sleep(495).then(() => {
+      Object.assign(allowance, { pieceLength: MIB, depth: 9 });
+      source.mostInFlight = 0;
+    });
+    await clock.sleep(494);
+    expect(source.mostInFlight).toBeLessThanOrEqual(4); // those that were in flight
+    expect(copier.preferredLength).toBe(4096);
+    await copying;
+    const lengths = log.map((entry) => Number(entry.split("+")[1]));
+    expect(lengths.slice(0, 5)).toEqual([262144, 262144, 262144, 262144, 4096]);
+    expect(lengths.filter((length) => length === 4096).length).toBeGreaterThan(30);
+    expect(Math.max(...lengths)).toBe(262144);
+    expect(Buffer.compare(await imageOf(memory), content)).toBe(0);
+  });
+
   test("charges every byte that moves to the rate, once, and no byte that does not", async () => {
     const clock = new VirtualClock();
     const size = 40 * 65536;
@@ -393,6 +426,16 @@ describe("RegionCopier between devices that can share", () => {
     expect(destination.shared).toEqual(["0+65536", `65536+${SIZE - 65536}`]);
     expect(copier.counts).toEqual({ copied: 0, reflinked: SIZE, zeroed: 0, skipped: 0 });
     expect(Buffer.compare(await imageOf(destination), content)).toBe(0);
+  });
+
+  test("shares no more by one call than it was told", async () => {
+    const destination = new Sharing(new MemoryDevice({ size: SIZE }), Infinity);
+    const copier = copierOf(new MemoryDevice({ size: SIZE, content }), destination, {
+      allowance: { pieceLength: 4096, depth: 1, shareLength: 2 * MIB },
+    });
+    await copier.copy({ offset: 0, length: 5 * MIB }, never);
+    expect(destination.shared).toEqual([`0+${2 * MIB}`, `${2 * MIB}+${2 * MIB}`, `${4 * MIB}+${MIB}`]);
+    expect(copier.preferredLength).toBe(2 * MIB);
   });
 
   test("copies what was refused, also in the middle, and never asks again", async () => {
