@@ -3,7 +3,8 @@
  *
  * The random test runs operations on the device and on a plain Buffer, and compares. The size is odd where the device
  * can be; offsets gather around sectors, pages and the end. Where a range was discarded, the device's word for its
- * content is taken, but it must stick to it, and nothing around may have changed.
+ * content is taken, but it must stick to it, and nothing around may have changed. Reads and writes are offered to
+ * `tryRead` and `tryWrite` at times, which may say no to any.
  */
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
@@ -23,8 +24,8 @@ export interface ContractSubject {
 }
 
 type Operation =
-  | { kind: "read" | "discard" | "extents"; offset: number; length: number }
-  | { kind: "write"; offset: number; length: number; seed: number; fua: boolean; aligned: boolean }
+  | { kind: "read" | "try read" | "discard" | "extents"; offset: number; length: number }
+  | { kind: "write"; offset: number; length: number; seed: number; fua: boolean; aligned: boolean; atOnce: boolean }
   | { kind: "zero"; offset: number; length: number; mayPunch: boolean; fua: boolean }
   | { kind: "flush" };
 
@@ -97,11 +98,61 @@ export function blockDeviceContract({ name, skip, sizeUnit = 1, open }: Contract
       expectExtents(await device.extents(2 ** 32 - 5, 65536), 2 ** 32 - 5, 65536);
     });
 
+    test("tryRead() and tryWrite() beyond 4 GiB reach the bytes that read() and write() do", async () => {
+      const size = sizeOf(2 ** 32 + 2 ** 20);
+      await using device = await open(size);
+      for (const [index, offset] of [2 ** 31 + 5, 2 ** 32 - 100, 2 ** 32 + PAGE].entries()) {
+        const data = Buffer.alloc(300, index + 1);
+        if (!device.tryWrite?.(offset, data)) await device.write(offset, data);
+        const buffer = Buffer.alloc(302, 0xee);
+        expectBytes(await readRange(device, offset - 1, 302), Buffer.concat([Buffer.alloc(1), data, Buffer.alloc(1)]));
+        if (device.tryRead?.(offset, buffer.subarray(1, 301))) {
+          expectBytes(buffer, Buffer.concat([Buffer.alloc(1, 0xee), data, Buffer.alloc(1, 0xee)]));
+        }
+      }
+    });
+
+    test("immediate writes among writes under way, of any alignment, all arrive", async () => {
+      const size = sizeOf(3_000_000);
+      await using device = await open(size);
+      const model = Buffer.alloc(size);
+      const writes: Promise<void>[] = [];
+      for (let offset = 0, step = 0; offset < size; step += 1) {
+        const length = Math.min([3 * PAGE, 512, 75 * PAGE, 5 * PAGE - 512, 4096][step % 5] ?? PAGE, size - offset);
+        const data = alignedBuffer(length, PAGE).fill((step % 255) + 1);
+        model.set(data, offset);
+        const atOnce = step % 2 === 1 && (device.tryWrite?.(offset, data) ?? false);
+        if (!atOnce) writes.push(device.write(offset, data));
+        if (step % 7 === 0) await Promise.all(writes.splice(0));
+        offset += length;
+      }
+      await Promise.all(writes);
+      await device.flush();
+      expectBytes(await readRange(device, 0, size), model);
+    });
+
+    test("canZeroFast() says the same again, and changes nothing", async () => {
+      const size = sizeOf(100_000);
+      await using device = await open(size);
+      const content = Buffer.alloc(size, 7);
+      await device.write(0, content);
+      for (const mayPunch of [true, false]) {
+        const can = await device.canZeroFast?.({ mayPunch });
+        expect(can).toBe(await device.canZeroFast?.({ mayPunch }));
+        expectBytes(await readRange(device, 0, size), content);
+        await device.zero(0, size, { mayPunch });
+        expectBytes(await readRange(device, 0, size), Buffer.alloc(size));
+        await device.write(0, content);
+      }
+    });
+
     test("empty requests succeed anywhere up to the end, and change nothing", async () => {
       await using device = await open(sizeOf(5000));
       for (const offset of [0, 1, device.size]) {
         await device.read(offset, new Uint8Array(0));
         await device.write(offset, new Uint8Array(0), { fua: true });
+        device.tryRead?.(offset, new Uint8Array(0));
+        device.tryWrite?.(offset, new Uint8Array(0));
         await device.zero(offset, 0);
         await device.discard(offset, 0);
         expect(await device.extents(offset, 0)).toEqual([]);
@@ -122,6 +173,8 @@ export function blockDeviceContract({ name, skip, sizeUnit = 1, open }: Contract
       await expect(device.zero(offset, length)).rejects.toThrow(RangeError);
       await expect(device.discard(offset, length)).rejects.toThrow(RangeError);
       await expect(device.extents(offset, length)).rejects.toThrow(RangeError);
+      expectRefused(() => device.tryRead?.(offset, new Uint8Array(length)));
+      expectRefused(() => device.tryWrite?.(offset, new Uint8Array(length)));
       expectBytes(await readRange(device, 0, device.size), Buffer.alloc(device.size));
     });
 
@@ -138,14 +191,19 @@ async function apply(operation: Operation, device: BlockDevice, model: Buffer): 
   const { kind, offset, length } = operation;
   const end = offset + length;
   if (kind === "read") expectBytes(await readRange(device, offset, length), model.subarray(offset, end));
-  else if (kind === "zero") {
+  else if (kind === "try read") {
+    const buffer = Buffer.alloc(length, 0xee);
+    if (device.tryRead?.(offset, buffer)) expectBytes(buffer, model.subarray(offset, end));
+  } else if (kind === "zero") {
     await device.zero(offset, length, { mayPunch: operation.mayPunch, fua: operation.fua });
     model.fill(0, offset, end);
   } else if (kind === "write") {
     const data = operation.aligned ? alignedBuffer(length, PAGE) : new Uint8Array(length);
     for (let i = 0; i < length; i += 1) data[i] = (operation.seed + i * 7) % 256;
-    await device.write(offset, data, { fua: operation.fua });
     model.set(data, offset);
+    const done = operation.atOnce && (device.tryWrite?.(offset, data) ?? false);
+    if (!done) await device.write(offset, data, { fua: operation.fua });
+    data.fill(0xdd); // the caller's again
   } else if (kind === "discard") {
     await device.discard(offset, length);
     model.set(await readRange(device, offset, length), offset);
@@ -155,6 +213,15 @@ async function apply(operation: Operation, device: BlockDevice, model: Buffer): 
     for (const extent of extents.filter((each) => each.zero)) {
       expectBytes(model.subarray(extent.offset, extent.offset + extent.length), Buffer.alloc(extent.length));
     }
+  }
+}
+
+/** A RangeError, or no as an answer: then the request is made again in the usual way, and refused there. */
+function expectRefused(attempt: () => boolean | undefined): void {
+  try {
+    expect(attempt()).not.toBe(true);
+  } catch (error) {
+    expect(error).toBeInstanceOf(RangeError);
   }
 }
 
@@ -198,9 +265,9 @@ function operation(size: number): fc.Arbitrary<Operation> {
     { arbitrary: write(range, bool, seldom), weight: 4 },
     {
       arbitrary: fc
-        .tuple(range, fc.constantFrom("read" as const, "discard" as const, "extents" as const))
+        .tuple(range, fc.constantFrom("read" as const, "try read" as const, "discard" as const, "extents" as const))
         .map(([where, kind]) => ({ kind, ...where })),
-      weight: 4,
+      weight: 5,
     },
     {
       arbitrary: fc
@@ -218,6 +285,6 @@ function write(
   seldom: fc.Arbitrary<boolean>,
 ): fc.Arbitrary<Operation> {
   return fc
-    .tuple(range, fc.integer({ min: 0, max: 255 }), bool, seldom)
-    .map(([where, seed, aligned, fua]) => ({ kind: "write" as const, ...where, seed, aligned, fua }));
+    .tuple(range, fc.integer({ min: 0, max: 255 }), bool, bool, seldom)
+    .map(([where, seed, aligned, atOnce, fua]) => ({ kind: "write" as const, ...where, seed, aligned, atOnce, fua }));
 }
