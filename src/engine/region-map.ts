@@ -56,17 +56,23 @@ export class RegionMap {
 
   /** Whether all of the regions `start` … `end` - 1 are hydrated, and none of them in the table. */
   isHydrated(start: Region, end: Region): boolean {
-    if (this.#running.length > 0) {
-      const next = this.#indexAfter(start);
-      if (next > 0 && (this.#running[next - 1] as Entry).end > start) return false;
-      if (next < this.#running.length && (this.#running[next] as Entry).start < end) return false;
-    }
+    if (this.#running.length > 0 && this.isHydrating(start, end)) return false;
     return this.#metadata.nextUnhydrated(start, end) === end;
   }
 
-  /** Whether the source has the truth of all of the regions `start` … `end` - 1: unhydrated ones, and those in the table. */
-  isAtSource(start: Region, end: Region): boolean {
-    return this.#metadata.nextHydrated(start, end) === end;
+  /** Whether one of the regions `start` … `end` - 1 is in the table. */
+  isHydrating(start: Region, end: Region): boolean {
+    const next = this.#indexAfter(start);
+    if (next > 0 && (this.#running[next - 1] as Entry).end > start) return true;
+    return next < this.#running.length && (this.#running[next] as Entry).start < end;
+  }
+
+  /**
+   * Where the run of regions ends, from `start` on and at `end` at the latest, of which the source has the truth:
+   * unhydrated ones, and those in the table. `start` where it is hydrated.
+   */
+  sourceEnd(start: Region, end: Region): Region {
+    return this.#metadata.nextHydrated(start, end);
   }
 
   /** Where the run of regions that are in the state of `start` ends, at `end` at the latest. */

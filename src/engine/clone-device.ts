@@ -1,0 +1,381 @@
+/**
+ * A clone as its clients see it: a device on which all data is there at once.
+ *
+ *     read      ──► RegionReader    destination or source, by region ──► SourceReader, WriteBehind (hydration on read)
+ *     write     ─┐
+ *     zero      ─┼► RegionChanger   destination; in place of a copy; or after one ──► DemandCopies
+ *     discard   ─┘
+ *     flush     ──► CommitPipeline  destination's flush, and the bits that say what it holds
+ *
+ *     live ──becomeLinear()──► linear    every region is hydrated, and that is on disk: straight to the destination
+ *
+ * After a failed flush or commit the clone is `failed`: reads go on from what is true in memory, everything else is
+ * refused, since it could never be made durable. (dm-clone reads the old bits again, and completed writes disappear.)
+ */
+import type { Clock } from "../base/clock.ts";
+import { DeviceError } from "../base/errors.ts";
+import type { Geometry, RegionRange } from "../base/geometry.ts";
+import type { BlockDevice, Extent } from "../device/block-device.ts";
+import { checkRange, checkWritable } from "../device/range-check.ts";
+import type { ServedDevice, ServedZeroOptions, StatusContext } from "../device/served-device.ts";
+import { type CloneDeviceStats, emptyStats } from "./clone-device-stats.ts";
+import type { CommitPipeline } from "./commit-pipeline.ts";
+import { DemandCopies } from "./demand-copies.ts";
+import type { ExtentCache } from "./extent-cache.ts";
+import type { HintKind } from "./hint-queue.ts";
+import { InFlight } from "./in-flight.ts";
+import { type Change, RegionChanger } from "./region-changer.ts";
+import type { RegionCopier } from "./region-copier.ts";
+import type { RegionMap } from "./region-map.ts";
+import { type HydrateOnRead, RegionReader } from "./region-reader.ts";
+import { hydratedContext, RegionStatus } from "./region-status.ts";
+import { showZeros } from "./show-zeros.ts";
+import { SourceReader } from "./source-reader.ts";
+import { WriteBehind } from "./write-behind.ts";
+
+export type { HydrateOnRead };
+
+/** Told of what clients do, so that the background can keep out of their way. */
+export interface ForegroundObserver {
+  /** A request begins that will be waited for; returns what `end()` is to be given. */
+  begin(): number;
+  end(token: number): void;
+  /** A request was served at once. */
+  touch(): void;
+}
+
+/** What a clone is made of. Nothing of it is owned. */
+export interface CloneDeviceParts {
+  geometry: Geometry;
+  /** Bytes that clients see: `geometry.size`, or a little less where the source is no whole number of sectors. */
+  exactSize: number;
+  regions: RegionMap;
+  /** In whole sectors, as long as the geometry says, or longer. */
+  source: BlockDevice;
+  destination: BlockDevice;
+  /** The source's holes. */
+  extents: ExtentCache;
+  commits: CommitPipeline;
+  /** For regions that somebody waits for: one of its own, without a rate limit. */
+  copier: RegionCopier;
+  clock: Clock;
+  meter: ForegroundObserver;
+  /** Told of regions that will be wanted soon; those that are hydrated already may be among them. Must be quick. */
+  onHint: (range: RegionRange, kind: HintKind) => void;
+  hydrateOnRead: HydrateOnRead;
+  /** Whether the destination may be told what is not needed any more. */
+  discardPassdown: boolean;
+  readOnly: boolean;
+  /** How long a client waits for the source at most, ms; Infinity for ever. */
+  sourceTimeoutMs: number;
+  /** Reads of the source for clients at once; each may take a thread for as long as the source hangs. Default 8. */
+  sourceDepth?: number;
+  /** Bytes on their way from a read to the destination at most. Default 32 MiB. */
+  writeBehindBytes?: number;
+}
+
+const SOURCE_DEPTH = 8;
+const WRITE_BEHIND_BYTES = 32 * 2 ** 20;
+/** Parts of one write at work at once. */
+const WRITE_WIDTH = 16;
+/** Of a request without data, which may be as long as the clone: others have work too. */
+const ZERO_WIDTH = 2;
+
+/** What only a clone has, and a destination that stands alone has not. */
+interface Live {
+  regions: RegionMap;
+  geometry: Geometry;
+  source: SourceReader;
+  reader: RegionReader;
+  changer: RegionChanger;
+  status: RegionStatus;
+  onHint: CloneDeviceParts["onHint"];
+}
+
+/** A served clone. It does not own its devices; disposing of it only stops its timers. */
+export class CloneDevice implements ServedDevice {
+  readonly name: string;
+  readonly size: number;
+  readonly readOnly: boolean;
+  readonly blockSize: number;
+  readonly contexts: readonly StatusContext[];
+  readonly #destination: BlockDevice;
+  readonly #commits: CommitPipeline;
+  readonly #meter: ForegroundObserver;
+  readonly #discardPassdown: boolean;
+  readonly #inFlight = new InFlight();
+  readonly #stats = emptyStats();
+  /** Undefined once it is linear. A request that began before keeps what it had. */
+  #live: Live | undefined;
+
+  constructor(parts: CloneDeviceParts) {
+    const { geometry, exactSize, regions, destination, extents, commits, copier, clock, onHint } = parts;
+    this.name = destination.name;
+    this.size = exactSize;
+    this.readOnly = parts.readOnly;
+    this.blockSize = destination.blockSize;
+    this.#destination = destination;
+    this.#commits = commits;
+    this.#meter = parts.meter;
+    this.#discardPassdown = parts.discardPassdown;
+    const stats = this.#stats;
+    const inFlight = this.#inFlight;
+    const mostBytes = parts.writeBehindBytes ?? WRITE_BEHIND_BYTES;
+    const depth = parts.sourceDepth ?? SOURCE_DEPTH;
+    const source = new SourceReader({ source: parts.source, clock, timeoutMs: parts.sourceTimeoutMs, depth, stats });
+    const behind = new WriteBehind({ geometry, regions, destination, commits, clock, mostBytes, stats, inFlight });
+    const copies = new DemandCopies({ geometry, regions, copier, commits, stats, inFlight });
+    this.#live = {
+      regions,
+      geometry,
+      source,
+      reader: new RegionReader(
+        { geometry, exactSize, regions, source, destination, behind, onHint, stats },
+        parts.hydrateOnRead,
+      ),
+      changer: new RegionChanger({ geometry, exactSize, regions, source, copies, commits, stats }),
+      status: new RegionStatus({ geometry, regions, destination, extents, source }),
+      onHint,
+    };
+    this.contexts = [hydratedContext(() => this.#live?.status)];
+  }
+
+  /** What it has done so far; live, not a copy. */
+  get stats(): Readonly<CloneDeviceStats> {
+    return this.#stats;
+  }
+
+  /** Requests and copies under way. */
+  get inFlight(): number {
+    return this.#inFlight.count;
+  }
+
+  /** Whether requests go straight to the destination, for good. */
+  get isLinear(): boolean {
+    return this.#live === undefined;
+  }
+
+  get hydrateOnRead(): HydrateOnRead {
+    return this.#live?.reader.hydrateOnRead ?? "never";
+  }
+
+  set hydrateOnRead(value: HydrateOnRead) {
+    if (this.#live !== undefined) this.#live.reader.hydrateOnRead = value;
+  }
+
+  tryRead(offset: number, buffer: Uint8Array): boolean {
+    checkRange(this, offset, buffer.length);
+    const done = this.#live?.reader.tryRead(offset, buffer) ?? this.#destination.tryRead?.(offset, buffer) ?? false;
+    if (!done) return false;
+    this.#meter.touch();
+    this.#stats.reads++;
+    this.#stats.readBytes += buffer.length;
+    return true;
+  }
+
+  async read(offset: number, buffer: Uint8Array): Promise<void> {
+    checkRange(this, offset, buffer.length);
+    await this.#counted(() => this.#measured(() => (this.#live?.reader ?? this.#destination).read(offset, buffer)));
+    this.#stats.reads++;
+    this.#stats.readBytes += buffer.length;
+  }
+
+  tryWrite(offset: number, data: Uint8Array): boolean {
+    this.#checkChange(offset, data.length);
+    const live = this.#live;
+    if (live !== undefined && !isHydrated(live, offset, data.length)) return false;
+    if (this.#commits.failure !== undefined) throw this.#commits.failure;
+    if (this.#destination.tryWrite?.(offset, data) !== true) return false;
+    this.#meter.touch();
+    this.#stats.writes++;
+    this.#stats.writtenBytes += data.length;
+    return true;
+  }
+
+  async write(offset: number, data: Uint8Array, { fua = false }: { fua?: boolean } = {}): Promise<void> {
+    this.#checkChange(offset, data.length);
+    await this.#counted(async () => {
+      await this.#measured(() => this.#write(offset, data));
+      if (fua) await this.#makeDurable();
+    });
+    this.#stats.writes++;
+    this.#stats.writtenBytes += data.length;
+  }
+
+  /** Durable is what was answered before the call: data, and the bits that say where it lies. */
+  async flush(): Promise<void> {
+    await this.#counted(() => this.#commits.flush());
+    this.#stats.flushes++;
+  }
+
+  async zero(offset: number, length: number, options: ServedZeroOptions = {}): Promise<void> {
+    this.#checkChange(offset, length);
+    const { mayPunch = true, fua = false, fast = false } = options;
+    await this.#counted(async () => {
+      if (fast) await this.#refuseSlow(offset, length, mayPunch);
+      await this.#zero(offset, length, mayPunch);
+      if (fua) await this.#makeDurable();
+    });
+    this.#stats.zeroes++;
+    this.#stats.zeroedBytes += length;
+  }
+
+  async discard(offset: number, length: number, { fua = false }: { fua?: boolean } = {}): Promise<void> {
+    this.#checkChange(offset, length);
+    await this.#counted(async () => {
+      await this.#discard(offset, length);
+      if (fua) await this.#makeDurable();
+    });
+    this.#stats.discards++;
+    this.#stats.discardedBytes += length;
+  }
+
+  async extents(offset: number, length: number): Promise<Extent[]> {
+    checkRange(this, offset, length);
+    if (length === 0) return [];
+    return await this.#counted(() => (this.#live?.status ?? this.#destination).extents(offset, length));
+  }
+
+  /** Passed on from the first to the last region that is not hydrated. */
+  hint(offset: number, length: number): void {
+    this.#stats.hints++;
+    const live = this.#live;
+    if (live === undefined || length === 0) return;
+    const { start, end } = live.geometry.regionsTouching({ offset, length });
+    const first = live.regions.nextUnhydrated(start, end, 1)?.start;
+    if (first !== undefined) live.onHint({ start: first, end }, "asked");
+  }
+
+  /**
+   * From now on every request goes straight to the destination, and the maps may be forgotten. False, with nothing
+   * changed, as long as not everything is hydrated, committed, and at rest.
+   */
+  becomeLinear(): boolean {
+    const live = this.#live;
+    if (live === undefined) return true;
+    if (!this.#commits.complete || live.regions.hydratingCount > 0 || this.#commits.failure !== undefined) return false;
+    this.#commits.release();
+    this.#live = undefined;
+    live.source.close();
+    return true;
+  }
+
+  /** Resolves when no request, no copy that one waited for, and no write behind is under way. Nothing is refused. */
+  drain(): Promise<void> {
+    return this.#inFlight.idle();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#live?.source.close();
+  }
+
+  async #write(offset: number, data: Uint8Array): Promise<void> {
+    this.#commits.check();
+    const destination = this.#destination;
+    const live = this.#live;
+    if (live === undefined || isHydrated(live, offset, data.length)) return await destination.write(offset, data);
+    const write = (range: { offset: number; length: number }): Promise<void> => {
+      const start = range.offset - offset;
+      return destination.write(range.offset, data.subarray(start, start + range.length));
+    };
+    const width = WRITE_WIDTH;
+    await this.#change(live, offset, data.length, {
+      apply: write,
+      replace: write,
+      isHint: false,
+      width,
+      counter: "overwrittenRegions",
+    });
+  }
+
+  async #zero(offset: number, length: number, mayPunch: boolean): Promise<void> {
+    this.#commits.check();
+    const destination = this.#destination;
+    const live = this.#live;
+    if (live === undefined) return await destination.zero(offset, length, { mayPunch });
+    await this.#change(live, offset, length, {
+      apply: (range) => destination.zero(range.offset, range.length, { mayPunch }),
+      // What must be allocated is zeroed though it may show zeros already: a hole shows them too.
+      replace: (range) =>
+        mayPunch
+          ? showZeros(destination, range, { mayPunch })
+          : destination.zero(range.offset, range.length, { mayPunch }),
+      isHint: false,
+      width: ZERO_WIDTH,
+      counter: "zeroedRegions",
+    });
+  }
+
+  async #discard(offset: number, length: number): Promise<void> {
+    this.#commits.check();
+    const destination = this.#destination;
+    const passdown = this.#discardPassdown;
+    const live = this.#live;
+    const apply = async (range: { offset: number; length: number }): Promise<void> => {
+      if (passdown) await destination.discard(range.offset, range.length);
+    };
+    if (live === undefined) return await apply({ offset, length });
+    await this.#change(live, offset, length, {
+      apply,
+      // Not copied, but what an earlier life of the destination has left must not show through either.
+      replace: (range) => showZeros(destination, range, { mayPunch: passdown }),
+      isHint: true,
+      width: ZERO_WIDTH,
+      counter: "discardedRegions",
+    });
+  }
+
+  async #change(live: Live, offset: number, length: number, change: Change): Promise<void> {
+    await live.changer.change({ offset, length }, change);
+  }
+
+  /** @throws {DeviceError} ENOTSUP where zeroing would take longer than a discard */
+  async #refuseSlow(offset: number, length: number, mayPunch: boolean): Promise<void> {
+    const isFree = (): boolean => this.#live?.changer.isFree({ offset, length }) ?? true;
+    const isFast = isFree() && ((await this.#destination.canZeroFast?.({ mayPunch })) ?? false) && isFree();
+    if (isFast) return;
+    throw new DeviceError(`Cannot zero ${length} bytes at ${offset} of "${this.name}" fast: ENOTSUP`, {
+      errno: "ENOTSUP",
+      offset,
+      length,
+    });
+  }
+
+  async #makeDurable(): Promise<void> {
+    await this.#commits.flush();
+    this.#stats.durableChanges++;
+  }
+
+  #checkChange(offset: number, length: number): void {
+    checkRange(this, offset, length);
+    checkWritable(this);
+  }
+
+  /** For reads and writes, whose time says how busy the devices are; the time of a flush would say something else. */
+  async #measured(operation: () => Promise<void>): Promise<void> {
+    const token = this.#meter.begin();
+    try {
+      await operation();
+    } finally {
+      this.#meter.end(token);
+    }
+  }
+
+  /** Everything that takes time is counted, so that it can be waited for. */
+  async #counted<T>(operation: () => Promise<T>): Promise<T> {
+    this.#inFlight.begin();
+    try {
+      return await operation();
+    } catch (error) {
+      this.#stats.failures++;
+      throw error;
+    } finally {
+      this.#inFlight.end();
+    }
+  }
+}
+
+function isHydrated({ geometry, regions }: Live, offset: number, length: number): boolean {
+  const { regionSize } = geometry;
+  return regions.isHydrated(Math.floor(offset / regionSize), Math.ceil((offset + length) / regionSize));
+}

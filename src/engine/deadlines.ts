@@ -1,0 +1,95 @@
+/**
+ * One time limit for many: whoever has waited longer than `timeoutMs` is told. Since the limit is the same for all, the
+ * oldest is always the next to expire, so one sleeper serves any number of them, and one more costs an entry in a set.
+ */
+import type { Clock } from "../base/clock.ts";
+
+/** One that waits: what is called when its time is up. */
+export type Deadline = { readonly at: number; readonly expire: () => void };
+
+/** Tells those whose time is up. */
+export class Deadlines {
+  readonly timeoutMs: number;
+  readonly #clock: Clock;
+  /** Ascending by `at`: a set remembers the order of insertion. */
+  readonly #running = new Set<Deadline>();
+  #watch: AbortController | undefined;
+
+  /** `timeoutMs` Infinity: never. */
+  constructor(clock: Clock, timeoutMs: number) {
+    this.#clock = clock;
+    this.timeoutMs = timeoutMs;
+  }
+
+  /** Has `expire` called in `timeoutMs`, unless `end()` comes before. */
+  start(expire: () => void): Deadline {
+    const deadline = { at: this.#clock.now() + this.timeoutMs, expire };
+    if (this.timeoutMs === Infinity) return deadline;
+    this.#running.add(deadline);
+    if (this.#watch === undefined) {
+      this.#watch = new AbortController();
+      void this.#sleep(this.#watch.signal);
+    }
+    return deadline;
+  }
+
+  end(deadline: Deadline): void {
+    this.#running.delete(deadline);
+  }
+
+  /** Stops watching: nobody is told any more, and no timer keeps the process alive. */
+  close(): void {
+    this.#running.clear();
+    this.#watch?.abort();
+    this.#watch = undefined;
+  }
+
+  async #sleep(closed: AbortSignal): Promise<void> {
+    while (!closed.aborted) {
+      const [oldest] = this.#running;
+      if (oldest === undefined) {
+        this.#watch = undefined;
+        return;
+      }
+      const leftMs = oldest.at - this.#clock.now();
+      if (leftMs > 0) {
+        await this.#clock.sleep(leftMs, closed);
+        continue;
+      }
+      this.#running.delete(oldest);
+      oldest.expire();
+    }
+  }
+}
+
+/**
+ * The patience of one request: its time runs from the first thing that it waits for, over everything it waits for.
+ * `end()` must be called when the request ends.
+ */
+export class Patience {
+  readonly #deadlines: Deadlines;
+  readonly #error: () => Error;
+  #deadline: Deadline | undefined;
+  #expired: Promise<never> | undefined;
+
+  /** `error` is made when the time is up, and thrown by every `wait()` from then on. */
+  constructor(deadlines: Deadlines, error: () => Error) {
+    this.#deadlines = deadlines;
+    this.#error = error;
+  }
+
+  /** Settles as `promise` does, or rejects when the time is up. */
+  wait<T>(promise: Promise<T>): Promise<T> {
+    if (this.#expired === undefined) {
+      this.#expired = new Promise((_, reject) => {
+        this.#deadline = this.#deadlines.start(() => reject(this.#error()));
+      });
+      this.#expired.catch(() => {}); // those who wait hear of it by the race
+    }
+    return Promise.race([promise, this.#expired]);
+  }
+
+  end(): void {
+    if (this.#deadline !== undefined) this.#deadlines.end(this.#deadline);
+  }
+}

@@ -1,0 +1,54 @@
+import { CloneError } from "../base/errors.ts";
+import type { Geometry, Region } from "../base/geometry.ts";
+import type { CloneDeviceStats } from "./clone-device-stats.ts";
+import type { CommitPipeline } from "./commit-pipeline.ts";
+import type { InFlight } from "./in-flight.ts";
+import type { RegionCopier } from "./region-copier.ts";
+import type { Hydration, RegionMap } from "./region-map.ts";
+
+/** What they work on. */
+export interface DemandCopiesParts {
+  geometry: Geometry;
+  regions: RegionMap;
+  copier: RegionCopier;
+  commits: CommitPipeline;
+  stats: CloneDeviceStats;
+  inFlight: InFlight;
+}
+
+/**
+ * Copies of regions that somebody waits for. Each is a task of its own, so that who waits may give up, while the region
+ * stays in the table until the copy has really ended: it may still land.
+ */
+export class DemandCopies {
+  readonly #parts: DemandCopiesParts;
+  /** Nobody stops these: who closes the clone waits for them. */
+  readonly #never = new AbortController().signal;
+
+  constructor(parts: DemandCopiesParts) {
+    this.#parts = parts;
+  }
+
+  /** Enters an unhydrated region in the table and begins to copy it. Its `ended()` tells the copy's error. */
+  start(region: Region): Hydration {
+    const { regions, stats, inFlight } = this.#parts;
+    const hydration = regions.begin({ start: region, end: region + 1 });
+    stats.demandCopies++;
+    inFlight.begin();
+    void this.#copy(hydration);
+    return hydration;
+  }
+
+  async #copy(hydration: Hydration): Promise<void> {
+    const { geometry, regions, copier, commits, stats, inFlight } = this.#parts;
+    try {
+      await copier.copy(geometry.bytesOf(hydration), this.#never);
+      regions.complete(hydration);
+    } catch (error) {
+      stats.demandCopyFailures++;
+      regions.fail(hydration, error);
+      if (!(error instanceof CloneError)) commits.fail(error as Error); // a broken invariant: vouch for nothing more
+    }
+    inFlight.end();
+  }
+}

@@ -1,0 +1,154 @@
+/**
+ * Reads for clients: each run of regions from where its truth is, without ever waiting for a hydration.
+ *
+ *     hydrated                     the destination
+ *     unhydrated, and in the table the source: a write that is under way has not been answered, so the old bytes are right
+ *
+ * Hydration on read makes use of what the source has given: the regions are entered in the table before it is asked, and
+ * are written behind the reader's back. A partly read region is completed by reading a little more (`always`), or left
+ * to the background (`whole`).
+ */
+import type { Geometry, RegionRange } from "../base/geometry.ts";
+import type { BlockDevice } from "../device/block-device.ts";
+import type { CloneDeviceStats } from "./clone-device-stats.ts";
+import type { HintKind } from "./hint-queue.ts";
+import type { Hydration, RegionMap } from "./region-map.ts";
+import { runParts } from "./run-parts.ts";
+import { MOST_READ_AT_ONCE, type SourceReader } from "./source-reader.ts";
+import type { WriteBehind } from "./write-behind.ts";
+
+/** Which regions are hydrated by being read: all that a read touches, those that it covers, or none. */
+export type HydrateOnRead = "always" | "whole" | "never";
+
+/** What it works on. */
+export interface RegionReaderParts {
+  geometry: Geometry;
+  /** Bytes as clients see them; what lies behind reads as zeros. */
+  exactSize: number;
+  regions: RegionMap;
+  source: SourceReader;
+  destination: BlockDevice;
+  behind: WriteBehind;
+  onHint: (range: RegionRange, kind: HintKind) => void;
+  stats: CloneDeviceStats;
+}
+
+/** Parts of one request at work at once. */
+const WIDTH = 16;
+/** How far behind a read of the source more of it is expected to be wanted, bytes. */
+const HINT_AHEAD = 2 ** 20;
+
+/** A run of bytes of one read, from one device. */
+interface ReadPart {
+  fromSource: boolean;
+  offset: number;
+  buffer: Uint8Array;
+}
+
+/** Reads byte ranges of a clone. */
+export class RegionReader {
+  readonly #parts: RegionReaderParts;
+  readonly #hintAhead: number;
+  /** May be changed at any time. */
+  hydrateOnRead: HydrateOnRead;
+
+  constructor(parts: RegionReaderParts, hydrateOnRead: HydrateOnRead) {
+    this.#parts = parts;
+    this.hydrateOnRead = hydrateOnRead;
+    this.#hintAhead = Math.max(1, Math.floor(HINT_AHEAD / parts.geometry.regionSize));
+  }
+
+  /** Fills `buffer` if that needs no waiting, and no hydration is to come of it. @throws {DeviceError} */
+  tryRead(offset: number, buffer: Uint8Array): boolean {
+    const { geometry, regions, source, destination, stats } = this.#parts;
+    const start = Math.floor(offset / geometry.regionSize);
+    const end = Math.ceil((offset + buffer.length) / geometry.regionSize);
+    if (regions.isHydrated(start, end)) return destination.tryRead?.(offset, buffer) ?? false;
+    if (this.hydrateOnRead !== "never" || regions.sourceEnd(start, end) < end) return false;
+    if (!source.tryRead(offset, buffer)) return false;
+    stats.sourceServedBytes += buffer.length;
+    this.#hint(start, end);
+    return true;
+  }
+
+  /** Fills `buffer`. @throws {DeviceError} of either device, or with ETIMEDOUT where the source does not answer */
+  read(offset: number, buffer: Uint8Array): Promise<void> {
+    const { geometry, regions, destination } = this.#parts;
+    const start = Math.floor(offset / geometry.regionSize);
+    const end = Math.ceil((offset + buffer.length) / geometry.regionSize);
+    if (regions.isHydrated(start, end)) return destination.read(offset, buffer);
+    return runParts(this.#split(offset, buffer), WIDTH, (part) =>
+      part.fromSource ? this.#readSource(part) : destination.read(part.offset, part.buffer),
+    );
+  }
+
+  /** Runs of one place; those of the source cut where multiples of the most that is read at once lie. */
+  *#split(offset: number, buffer: Uint8Array): Generator<ReadPart> {
+    const { geometry, regions } = this.#parts;
+    const end = offset + buffer.length;
+    const lastRegion = Math.ceil(end / geometry.regionSize);
+    for (let position = offset; position < end; ) {
+      const region = geometry.regionAt(position);
+      const fromSource = regions.state(region) !== "hydrated";
+      const runEnd = fromSource ? regions.sourceEnd(region, lastRegion) : regions.stateEnd(region, lastRegion);
+      const cut = fromSource ? position - (position % MOST_READ_AT_ONCE) + MOST_READ_AT_ONCE : end;
+      const next = Math.min(end, cut, geometry.offsetOf(runEnd));
+      yield { fromSource, offset: position, buffer: buffer.subarray(position - offset, next - offset) };
+      position = next;
+    }
+  }
+
+  async #readSource({ offset, buffer }: ReadPart): Promise<void> {
+    const { geometry, source, stats } = this.#parts;
+    const touched = geometry.regionsTouching({ offset, length: buffer.length });
+    const hydrations = this.#beginHydrations(offset, offset + buffer.length, touched);
+    this.#hint(touched.start, touched.end);
+    if (hydrations.length === 0) {
+      await source.read({ range: { offset, length: buffer.length }, skip: 0, buffer });
+    } else {
+      const first = geometry.bytesOf(hydrations[0] as Hydration);
+      const last = geometry.bytesOf(hydrations.at(-1) as Hydration);
+      const from = Math.min(offset, first.offset);
+      const length = Math.max(offset + buffer.length, last.offset + last.length) - from;
+      const onEnd = (bytes: Uint8Array | undefined): void => void this.#land(hydrations, from, bytes);
+      await source.read({ range: { offset: from, length }, skip: offset - from, buffer, onEnd });
+    }
+    stats.sourceServedBytes += buffer.length;
+  }
+
+  /** Enters in the table what is to be hydrated by a read of `offset` … `end`; ascending. */
+  #beginHydrations(offset: number, end: number, touched: RegionRange): Hydration[] {
+    const { geometry, exactSize, regions, behind } = this.#parts;
+    const { regionSize } = geometry;
+    if (this.hydrateOnRead === "never" || regionSize > MOST_READ_AT_ONCE) return [];
+    const completes = this.hydrateOnRead === "always";
+    const start = completes || offset % regionSize === 0 ? touched.start : touched.start + 1;
+    const stop = completes || end % regionSize === 0 || end === exactSize ? touched.end : touched.end - 1;
+    const hydrations: Hydration[] = [];
+    for (let region = start; region < stop; ) {
+      const runEnd = regions.stateEnd(region, stop);
+      if (regions.state(region) === "unhydrated") {
+        const hydration = behind.begin({ start: region, end: runEnd });
+        if (hydration !== undefined) hydrations.push(hydration);
+      }
+      region = runEnd;
+    }
+    return hydrations;
+  }
+
+  async #land(hydrations: Hydration[], from: number, bytes: Uint8Array | undefined): Promise<void> {
+    const { geometry, source, behind } = this.#parts;
+    await Promise.all(
+      hydrations.map((hydration) => {
+        const { offset, length } = geometry.bytesOf(hydration);
+        return behind.land(hydration, bytes?.subarray(offset - from, offset - from + length));
+      }),
+    );
+    if (bytes !== undefined) source.release(bytes);
+  }
+
+  #hint(start: number, end: number): void {
+    const { regions, onHint } = this.#parts;
+    onHint({ start, end: Math.min(regions.regionCount, end + this.#hintAhead) }, "nearby");
+  }
+}

@@ -1,0 +1,108 @@
+/**
+ * Hydrates regions from bytes that a client has just read, when the client has its answer already.
+ *
+ *     begin()   before the source is read: the regions are in the table from there on, and a write or discard that covers
+ *               them whole may still cancel
+ *     land()    when the bytes are there: written to the destination, zeros by way of zeroing, then the bits
+ *
+ * What is under way is bounded in bytes, from `begin()` on; beyond that a read is only a read. A failure is nobody's error:
+ * the regions stay unhydrated. It rests for a second then, since a full destination would fail the next one too.
+ */
+import type { Clock } from "../base/clock.ts";
+import { CloneError } from "../base/errors.ts";
+import type { Geometry, RegionRange } from "../base/geometry.ts";
+import type { BlockDevice } from "../device/block-device.ts";
+import type { CloneDeviceStats } from "./clone-device-stats.ts";
+import type { CommitPipeline } from "./commit-pipeline.ts";
+import type { InFlight } from "./in-flight.ts";
+import type { Hydration, RegionMap } from "./region-map.ts";
+import { showZeros } from "./show-zeros.ts";
+
+/** What it works on. */
+export interface WriteBehindParts {
+  geometry: Geometry;
+  regions: RegionMap;
+  destination: BlockDevice;
+  commits: CommitPipeline;
+  clock: Clock;
+  /** Bytes under way at most. */
+  mostBytes: number;
+  stats: CloneDeviceStats;
+  inFlight: InFlight;
+}
+
+/** How long nothing is begun after a failure, ms. */
+const REST_MS = 1000;
+/** Zeros are looked for in units of this, or of a region: smaller ones would tatter the write, larger ones hide zeros. */
+const ZERO_UNIT = 65536;
+
+/** Regions on their way from a reader's buffer to the destination. */
+export class WriteBehind {
+  readonly #parts: WriteBehindParts;
+  readonly #zeros: Buffer;
+  #restsUntil = -Infinity;
+
+  constructor(parts: WriteBehindParts) {
+    this.#parts = parts;
+    this.#zeros = Buffer.alloc(Math.min(ZERO_UNIT, parts.geometry.regionSize));
+  }
+
+  /** Enters unhydrated regions in the table, if there is room for their bytes. `land()` must follow. */
+  begin(range: RegionRange): Hydration | undefined {
+    const { geometry, regions, commits, clock, mostBytes, stats, inFlight } = this.#parts;
+    const { length } = geometry.bytesOf(range);
+    if (stats.writeBehindBytes + length > mostBytes || commits.failure !== undefined) return undefined;
+    if (clock.now() < this.#restsUntil) return undefined;
+    const hydration = regions.begin(range, { cancellable: true });
+    stats.writeBehindBytes += length;
+    inFlight.begin();
+    return hydration;
+  }
+
+  /**
+   * Ends what `begin()` began. `bytes` are those of the regions, which must not change before this settles; undefined where
+   * they could not be read. Never rejects.
+   */
+  async land(hydration: Hydration, bytes: Uint8Array | undefined): Promise<void> {
+    const { geometry, regions, commits, clock, stats, inFlight } = this.#parts;
+    const { offset, length } = geometry.bytesOf(hydration);
+    if (!regions.land(hydration)) {
+      stats.writeBehindCancelled++;
+    } else if (bytes === undefined || commits.failure !== undefined) {
+      regions.fail(hydration);
+    } else {
+      try {
+        await this.#write(offset, Buffer.from(bytes.buffer, bytes.byteOffset, length));
+        if (regions.complete(hydration)) stats.hydratedOnReadBytes += length;
+      } catch (error) {
+        regions.fail(hydration);
+        stats.writeBehindFailures++;
+        this.#restsUntil = clock.now() + REST_MS;
+        if (!(error instanceof CloneError)) commits.fail(error as Error); // a broken invariant: vouch for nothing more
+      }
+    }
+    stats.writeBehindBytes -= length;
+    inFlight.end();
+  }
+
+  /** Writes runs of data, and makes zeros of runs of zeros. */
+  async #write(offset: number, bytes: Buffer): Promise<void> {
+    const { destination } = this.#parts;
+    for (let start = 0; start < bytes.length; ) {
+      const zero = this.#isZero(bytes, start);
+      let end = start + this.#zeros.length;
+      while (end < bytes.length && this.#isZero(bytes, end) === zero) end += this.#zeros.length;
+      end = Math.min(end, bytes.length);
+      const range = { offset: offset + start, length: end - start };
+      if (zero) await showZeros(destination, range, { mayPunch: true });
+      else await destination.write(range.offset, bytes.subarray(start, end));
+      start = end;
+    }
+  }
+
+  /** Whether the unit that begins at `start` is all zeros. */
+  #isZero(bytes: Buffer, start: number): boolean {
+    const end = Math.min(start + this.#zeros.length, bytes.length);
+    return bytes.compare(this.#zeros, 0, end - start, start, end) === 0;
+  }
+}
