@@ -6,9 +6,9 @@ import type { BlockDevice, Extent, ZeroOptions } from "./block-device.ts";
 import { blockDeviceZeroesFast, type FileIdentity, identify, statDescriptor } from "./file-identity.ts";
 import { FileIo } from "./file-io.ts";
 import { FileRanges } from "./file-ranges.ts";
+import { fileSystemKind } from "./file-system.ts";
 import { FlushQueue } from "./flush-queue.ts";
 import { ioError } from "./io-error.ts";
-import { fileSystemKind } from "./libc.ts";
 import { locateRange } from "./mapped-range.ts";
 import { type OpenedFile, type OpenFileOptions, openFile } from "./open-file.ts";
 import { checkRange, checkWritable } from "./range-check.ts";
@@ -156,7 +156,7 @@ export class FileDevice implements BlockDevice {
   }
 
   /**
-   * Tries it behind the end of a file, so it must not be asked while that is resized; of a block device sysfs tells. The
+   * For a file, punching is tried behind its end: not to be asked while it is resized. Of a block device sysfs tells. The
    * answer is kept.
    */
   async canZeroFast({ mayPunch }: { mayPunch: boolean }): Promise<boolean> {

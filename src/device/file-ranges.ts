@@ -6,6 +6,7 @@
  * range only (EINVAL). Anything else (ENOSPC, EIO) is an error of the device, and rises.
  */
 import type { Extent } from "./block-device.ts";
+import { hasZeroRange } from "./file-system.ts";
 import {
   blockDiscard,
   blockZeroOut,
@@ -31,7 +32,7 @@ export interface RangeCopy {
 
 type Ability = "punch" | "zero range" | "zero out" | "discard" | "allocate" | "seek data";
 
-/** Unit and length of what is zeroed to see whether that can be done: a multiple of every file system's block. Bytes. */
+/** Unit and length of what is punched to see whether that can be done: a multiple of every file system's block. Bytes. */
 const PROBE = 2 ** 16;
 
 /** Never to be had from this file or device. ENOTSUP is libuv's name for EOPNOTSUPP. */
@@ -67,18 +68,12 @@ export class FileRanges {
   }
 
   /**
-   * Whether `zero()` would find a way, asked by doing it behind the end of the file, at `end` or after, where there is
-   * nothing to lose and nothing to see. What that allocates is given back; where nothing can be, it is not tried.
+   * Whether `zero()` of a file finds a way. Punching is tried behind the end of the file, at `end` or after, where there
+   * is nothing to punch.
    */
   async canZeroFile(end: number, { mayPunch }: { mayPunch: boolean }): Promise<boolean> {
-    const probe = Math.ceil(end / PROBE) * PROBE;
-    if (!(await this.#probe(() => this.punch(probe, PROBE)))) return false;
-    if (mayPunch) return true;
-    const can = await this.#probe(() =>
-      this.#try("zero range", () => this.#fallocate(FALLOC_ZERO_RANGE, probe, PROBE)),
-    );
-    if (can) await this.punch(probe, PROBE);
-    return can;
+    if (mayPunch && (await this.#canPunch(Math.ceil(end / PROBE) * PROBE))) return true;
+    return !this.#missing.has("zero range") && (await hasZeroRange(this.#fd));
   }
 
   /** Says that the content is not needed; false where nobody wants to know. */
@@ -162,14 +157,11 @@ export class FileRanges {
     }
   }
 
-  /** Having no space for a new block says nothing about zeroing old ones; being at the largest offset there is, nothing. */
-  async #probe(ask: () => Promise<boolean>): Promise<boolean> {
+  async #canPunch(behindEnd: number): Promise<boolean> {
     try {
-      return await ask();
+      return await this.punch(behindEnd, PROBE);
     } catch (error) {
-      const errno = systemErrno(error) ?? "";
-      if (errno === "ENOSPC" || errno === "EDQUOT") return true;
-      if (errno === "EFBIG") return false;
+      if (systemErrno(error) === "EFBIG") return false; // no file ends there, so that it does not tell
       throw error;
     }
   }

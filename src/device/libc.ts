@@ -21,6 +21,7 @@ const BLKZEROOUT = 0x127f;
 const BLKSSZGET = 0x1268;
 const BLKPBSZGET = 0x127b;
 const BLKGETSIZE64 = 0x80081272;
+const FS_IOC_GETFLAGS = 0x80086601;
 const LOOP_GET_STATUS64 = 0x4c05;
 /** linkat(2). */
 const AT_FDCWD = -100;
@@ -160,46 +161,19 @@ export function linkDescriptor(fd: number, path: string): void {
   call("linkat", libc().linkat, AT_FDCWD, `/proc/self/fd/${fd}`, AT_FDCWD, path, AT_SYMLINK_FOLLOW);
 }
 
-/** Where a file lies: in memory alone (tmpfs, ramfs), behind a network or another process, or on a disk of this machine. */
-export type FileSystemKind = "tmpfs" | "remote" | "local";
-
-/**
- * On what kind of file system an open file lies (fstatfs(2)); what is not known counts as local. The node of a block device
- * may lie in memory while its bytes do not: not to be asked of one. @throws {SyscallError}
- */
-export async function fileSystemKind(fd: number): Promise<FileSystemKind> {
+/** What kind of file system an open file lies on (fstatfs(2)): its magic number. @throws {SyscallError} */
+export async function fileSystemType(fd: number): Promise<number> {
   const status = Buffer.alloc(SIZEOF_STATFS); // struct statfs begins with f_type, a long
   await callAsync("fstatfs", libc().fstatfs, fd, status);
-  const type = status.readUInt32LE(0);
-  if (MEMORY_FILE_SYSTEMS.has(type)) return "tmpfs";
-  return REMOTE_FILE_SYSTEMS.has(type) ? "remote" : "local";
+  return status.readUInt32LE(0);
 }
 
-/** linux/magic.h: tmpfs, ramfs. */
-const MEMORY_FILE_SYSTEMS = new Set([0x01021994, 0x858458f6]);
-/** linux/magic.h and statfs(2); cluster file systems count, since a read may wait for another machine's lock. */
-const REMOTE_FILE_SYSTEMS = new Set([
-  0x6969, // NFS
-  0x517b, // SMB
-  0xff534d42, // CIFS
-  0xfe534d42, // SMB2
-  0x65735546, // FUSE
-  0x01021997, // 9P
-  0x00c36400, // Ceph
-  0x5346414f, // OpenAFS
-  0x6b414653, // AFS of the kernel
-  0x73757245, // Coda
-  0x564c, // NCP
-  0x01161970, // GFS2
-  0x7461636f, // OCFS2
-  0x0bd00bd0, // Lustre
-  0x47504653, // GPFS
-  0x19830326, // BeeGFS
-  0xaad7aaea, // PanFS
-  0x20030528, // OrangeFS
-  0x786f4256, // VirtualBox's shared folders
-  0xbacbacbc, // VMware's
-]);
+/** The attributes of an inode (ioctl_iflags(2)). @throws {SyscallError} ENOTTY: it has none */
+export function inodeFlags(fd: number): number {
+  const flags = Buffer.alloc(8); // a long by its number, an int in fact
+  call("ioctl FS_IOC_GETFLAGS", libc().ioctl, fd, FS_IOC_GETFLAGS, flags);
+  return flags.readUInt32LE(0);
+}
 
 /**
  * Sends one datagram to a unix socket, as sd_notify(3) does; a path that begins with `@` is an abstract one.

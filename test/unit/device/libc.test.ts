@@ -1,3 +1,6 @@
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
+import { closeSync, readdirSync } from "node:fs";
 import { open, readFile, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { expect, test } from "vitest";
@@ -14,8 +17,9 @@ import {
   SEEK_DATA,
   SEEK_HOLE,
   seek,
+  sendDatagram,
 } from "../../../src/device/libc.ts";
-import { SyscallError, systemErrno } from "../../../src/device/syscall.ts";
+import { cLibrary, SyscallError, systemErrno } from "../../../src/device/syscall.ts";
 import { scratchDirectory } from "../../support/scratch.ts";
 
 test("an asynchronous call reports its own errno, however many fail otherwise at the same time", async () => {
@@ -71,6 +75,52 @@ test("a synchronous call reports its errno", async () => {
   expect(() => blockDeviceGeometry(file.fd)).toThrow(expect.objectContaining({ code: "ENOTTY" }));
 });
 
+test.each(["a path", "an abstract name"])("sendDatagram() sends one datagram to %s", async (where) => {
+  await using scratch = await scratchDirectory();
+  const path = where === "a path" ? join(scratch.path, "socket") : `@${scratch.path}`;
+  using receiver = receiveDatagrams(path);
+  sendDatagram(path, "READY=1\nSTATUS=größer");
+  sendDatagram(path, "STOPPING=1");
+  expect([receiver.receive(), receiver.receive()]).toEqual(["READY=1\nSTATUS=größer", "STOPPING=1"]);
+});
+
+test("sendDatagram() says why it could not, and keeps no descriptor", async () => {
+  await using scratch = await scratchDirectory();
+  const path = join(scratch.path, "socket");
+  const before = readdirSync("/proc/self/fd").length;
+  expect(() => sendDatagram(path, "x")).toThrow(expect.objectContaining({ code: "ENOENT" }));
+  expect(() => sendDatagram(`/${"x".repeat(107)}`, "x")).toThrow(expect.objectContaining({ code: "ENAMETOOLONG" }));
+  using _receiver = receiveDatagrams(path);
+  const untilFull = () => {
+    for (let count = 0; count < 100_000; count += 1) sendDatagram(path, "x".repeat(1000));
+  };
+  expect(untilFull).toThrow(expect.objectContaining({ code: "EAGAIN" }));
+  expect(readdirSync("/proc/self/fd").length).toBe(before + 1);
+});
+
+test("exitNow() ends the process though a thread hangs for ever, which process.exit() waits for", async () => {
+  await using scratch = await scratchDirectory();
+  const pipe = join(scratch.path, "pipe");
+  execFileSync("mkfifo", [pipe]); // opening it waits for a writer, on a thread of the pool
+  const libc = new URL("../../../dist/device/libc.js", import.meta.url);
+  const script = (exit: string) => `
+    import { open } from "node:fs";
+    import { exitNow } from "${libc.href}";
+    open("${pipe}", "r", () => {});
+    setTimeout(() => { console.log("now"); ${exit}(7); }, 50);`;
+  const run = (exit: string) => spawn(process.execPath, ["--input-type=module", "--eval", script(exit)]);
+  const [code] = await once(run("exitNow"), "exit");
+  expect(code).toBe(7);
+
+  const waiting = run("process.exit");
+  const ended = once(waiting, "exit");
+  await once(waiting.stdout, "data");
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  expect(waiting.exitCode).toBe(null); // or exitNow() is needed no more
+  waiting.kill("SIGKILL");
+  await ended;
+});
+
 test("systemErrno() knows what libuv has no name for", () => {
   const error = Object.assign(new Error("damaged"), { code: "Unknown system error -117", errno: -117 });
   expect(systemErrno(error)).toBe("EUCLEAN");
@@ -93,3 +143,22 @@ test.each([1, 512, 4096, 65536, 2 ** 21])("alignedBuffer() lies at a multiple of
 test("alignedBuffer() refuses an alignment that is no power of two", () => {
   for (const alignment of [0, 3, 1000, -4, 0.5]) expect(() => alignedBuffer(10, alignment)).toThrow(RangeError);
 });
+
+/** A unix datagram socket bound to a path (`@`: abstract). `receive` waits for nothing: what was sent is there. */
+function receiveDatagrams(path: string): Disposable & { receive(): string } {
+  const { library } = cLibrary();
+  const socket = library.func("int socket(int family, int type, int protocol)");
+  const bind = library.func("int bind(int fd, void *address, unsigned int length)");
+  const recv = library.func("int64_t recv(int fd, void *buffer, size_t length, int flags)");
+  const [AF_UNIX, SOCK_DGRAM, MSG_DONTWAIT] = [1, 2, 0x40];
+  const fd: number = socket(AF_UNIX, SOCK_DGRAM, 0);
+  const address = Buffer.concat([Buffer.from([AF_UNIX, 0]), Buffer.from(path.replace(/^@/, "\0"))]);
+  expect(bind(fd, address, address.length)).toBe(0);
+  return {
+    receive() {
+      const buffer = Buffer.alloc(4096);
+      return buffer.toString("utf8", 0, recv(fd, buffer, buffer.length, MSG_DONTWAIT));
+    },
+    [Symbol.dispose]: () => closeSync(fd),
+  };
+}
