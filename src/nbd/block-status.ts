@@ -1,0 +1,46 @@
+/** What NBD_CMD_BLOCK_STATUS answers: the runs of every context that a client selected. */
+import type { Extent } from "../device/block-device.ts";
+import type { ServedDevice } from "../device/served-device.ts";
+import type { SelectedContext } from "./meta-contexts.ts";
+import { AllocationFlag } from "./protocol.ts";
+import type { Descriptor } from "./transmission-codec.ts";
+
+/** Most bytes that one request is answered for: an answer may be short, and a device's map may be long. */
+export const STATUS_WINDOW = 512 * 2 ** 20;
+/** Most runs of one context in a reply. (Clients take 2^20; this many are 64 KiB.) */
+const MAX_RUNS = 8192;
+
+/** A context's id and its runs, at least one, from the request's offset on, together no longer than the request. */
+export interface ContextStatus {
+  id: number;
+  runs: readonly Descriptor[];
+}
+
+/** Asks the device. `length` is more than 0; with `one` no context has more than one run. @throws {DeviceError} */
+export async function blockStatus(
+  device: ServedDevice,
+  contexts: readonly SelectedContext[],
+  { offset, length, one }: { offset: number; length: number; one: boolean },
+): Promise<ContextStatus[]> {
+  const window = Math.min(length, STATUS_WINDOW);
+  const most = one ? 1 : MAX_RUNS;
+  const statuses: ContextStatus[] = [];
+  for (const { id, context } of contexts) {
+    const runs = context?.runs(offset, window, most) ?? allocationRuns(await device.extents(offset, window), most);
+    statuses.push({ id, runs });
+  }
+  return statuses;
+}
+
+/** Extents as `base:allocation` tells them, neighbours that are alike made one. */
+function allocationRuns(extents: readonly Extent[], most: number): Descriptor[] {
+  const runs: Descriptor[] = [];
+  for (const { length, hole, zero } of extents) {
+    const flags = (hole ? AllocationFlag.hole : 0) + (zero ? AllocationFlag.zero : 0);
+    const last = runs.at(-1);
+    if (last !== undefined && last.flags === flags) last.length += length;
+    else if (runs.length === most) break;
+    else runs.push({ length, flags });
+  }
+  return runs;
+}
