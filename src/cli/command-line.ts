@@ -1,7 +1,7 @@
 /** The command line: parses, runs one command, and turns what it throws into one line and an exit code. */
-import { readFileSync } from "node:fs";
 import yargs, { type Argv } from "yargs";
 import { CloneError, UsageError } from "../base/errors.ts";
+import { packageVersion } from "../clone/package-version.ts";
 import { firstWord, prepareArguments, refuseFlagValues } from "./arguments.ts";
 import type { CliContext, Command } from "./command.ts";
 import { ExitCode, exitCodeOf } from "./exit-codes.ts";
@@ -222,9 +222,4 @@ function optionsOf(parser: unknown): { key: Record<string, unknown>; boolean: st
 function inspectError(error: Error): string {
   const cause = error.cause instanceof Error ? `\ncaused by ${inspectError(error.cause)}` : "";
   return `${error.stack ?? error.message}${cause}`;
-}
-
-function packageVersion(): string {
-  const text = readFileSync(new URL("../../package.json", import.meta.url), "utf8");
-  return (JSON.parse(text) as { version: string }).version;
 }

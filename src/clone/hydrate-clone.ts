@@ -25,16 +25,36 @@ export interface HydrateRequest extends DeviceRequest, HydrationSettings {
   extents: boolean;
 }
 
-/** A hydration while it runs, for those who watch it. Counts are regions. */
+/** A hydration while it runs, for those who watch it, and for those who steer it. Counts are regions. */
 export interface RunningHydration {
   readonly counts: Readonly<CopyCounts>;
   readonly hydratedRegions: number;
   readonly hydratingRegions: number;
   readonly unreadableRegions: number;
+  /** The regions given up on so far, ascending and merged. */
+  readonly unreadable: RegionRange[];
   readonly threshold: number;
   readonly batchSize: number;
+  /** Bytes per second at most, or null. */
+  readonly rate: number | null;
+  /** Whether no new copies are begun. */
+  readonly paused: boolean;
+  /** What made it give up, as far as it knows already. */
+  readonly failure: Error | undefined;
   /** Whether the destination is written past the page cache. */
   readonly direct: boolean;
+  /** Changes what is given, at once; copies in flight end as they were begun. */
+  tune(changes: HydrationChanges): void;
+  /** Makes durable what is hydrated so far. @throws what the commit throws, which also ends the hydration */
+  commit(): Promise<void>;
+}
+
+/** Changes to a running hydration; what is absent stays. Null is unlimited, or automatic. */
+export interface HydrationChanges {
+  rate?: number | null;
+  threshold?: number | null;
+  batchSize?: number | null;
+  paused?: boolean;
 }
 
 /** What a hydration did. */
@@ -54,7 +74,7 @@ export interface HydrateReport {
 const PIECE_LENGTH = 2 ** 21;
 const PIECES_IN_FLIGHT = 8;
 /** Zeros are looked for in units of this, or of a region: smaller ones would tatter the copy, larger ones hide zeros. */
-const ZERO_UNIT = 65536;
+export const ZERO_UNIT = 65536;
 
 /**
  * Hydrates what is missing and commits as it goes; at the end everything that was copied is durable.
@@ -92,10 +112,7 @@ export async function hydrateClone(
   const commits = new CommitPipeline({
     metadata,
     destination: destination.view,
-    guard: async () => {
-      const change = await changeAsError(source);
-      if (change !== undefined) throw change;
-    },
+    guard: sourceGuard(source),
   });
   const known = clone.descriptor?.unreadable.ranges ?? [];
   const hydrator = new Hydrator(
@@ -120,9 +137,30 @@ export async function hydrateClone(
     get batchSize() {
       return hydrator.batchSize;
     },
+    get unreadable() {
+      return hydrator.unreadable;
+    },
+    get rate() {
+      return throttle.bytesPerSecond;
+    },
+    get paused() {
+      return hydrator.pace.paused;
+    },
+    get failure() {
+      return commits.failure;
+    },
     get direct() {
       return destination.device.direct;
     },
+    tune({ rate, threshold, batchSize, paused }) {
+      if (rate !== undefined) throttle.bytesPerSecond = rate;
+      hydrator.pace.tune({
+        ...(threshold !== undefined && { threshold }),
+        ...(batchSize !== undefined && { batchSize }),
+      });
+      if (paused !== undefined) hydrator.pace.paused = paused;
+    },
+    commit: () => commits.commit(),
   });
   const startedAt = performance.now();
   const periodic = new PeriodicCommits({ commits, clock: systemClock, onFailure: (error) => halt.abort(error) });
@@ -156,6 +194,14 @@ export async function hydrateClone(
     unreadable,
     firstReadError: outcome.firstReadError?.message,
     seconds: (performance.now() - startedAt) / 1000,
+  };
+}
+
+/** A commit's guard: what was copied is vouched for only as long as the source is what it was. */
+export function sourceGuard(source: AttachedSource): () => Promise<void> {
+  return async () => {
+    const change = await changeAsError(source);
+    if (change !== undefined) throw change;
   };
 }
 

@@ -25,6 +25,7 @@ const STATUS_SCHEMA: Record<string, "string" | "number" | "object" | "boolean" |
   regionSize: "number",
   regions: "number",
   hydratedRegions: "number",
+  committedRegions: "number",
   hydratingRegions: "number",
   unreadableRegions: "number",
   "hydration.enabled": "boolean",
@@ -39,6 +40,7 @@ const STATUS_SCHEMA: Record<string, "string" | "number" | "object" | "boolean" |
 interface Status {
   state: string;
   hydratedRegions: number;
+  committedRegions: number;
   [field: string]: unknown;
 }
 
@@ -274,9 +276,9 @@ describe("clone copy", () => {
     const bytes = await randomFile(join(cwd, "disk.img"), 8 * MIB);
     const args = ["copy", "disk.img", "copy.img", "--progress", "none"];
     const running = startClone([...args, "--rate", "2M"], { cwd });
-    await eventually("something is hydrated", async () => {
+    await eventually("something is committed", async () => {
       const run = await clone(["status", "copy.img", "--json"], { cwd });
-      return run.code === 0 && (JSON.parse(run.stdout) as Status).hydratedRegions > 0;
+      return run.code === 0 && (JSON.parse(run.stdout) as Status).committedRegions > 0;
     });
     running.child.kill("SIGKILL");
     expect((await running.done).signal).toBe("SIGKILL");

@@ -10,8 +10,8 @@ const SRC = fileURLToPath(new URL("../../src", import.meta.url));
 const LAYERS = ["base", "device", "persistent-data", "metadata", "engine", "nbd", "control", "clone", "cli"];
 const TERMINAL = /^(yargs|chalk|cli-progress|fastest-levenshtein)(\/|$)/;
 const FILE_SYSTEM = /^(node:)?fs(\/|$)/;
-/** Besides device and clone these read and write files, only such as belong to the package: its version, its help. */
-const OWN_FILES = new Set(["cli/main.ts", "cli/command-line.ts", "cli/write-help.ts"]);
+/** Besides device and clone these read and write files: the package's help. */
+const OWN_FILES = new Set(["cli/main.ts", "cli/write-help.ts"]);
 
 interface Import {
   /** Path below src. */

@@ -70,12 +70,13 @@ export async function runHydration(
   { progress, json, context }: { progress: ProgressStyle; json: boolean | undefined; context: CliContext },
 ): Promise<HydrateReport> {
   const { terminal, quiet, signal } = context;
-  const { hydrateClone } = await import("../../clone/hydrate-clone.ts");
+  const { hydrateLive } = await import("../../clone/live-hydration.ts");
   const { hydratedBytes } = await import("../../clone/clone-status.ts");
   const { withProgress } = await import("../progress.ts");
   return await withProgress({ style: progress, label: "Hydrating", quiet, jsonResult: json ?? false }, (show) =>
-    hydrateClone(clone, request, {
+    hydrateLive(clone, request, {
       signal,
+      onDetail: (line) => terminal.detail(line),
       onStart: (running) => {
         const { threshold, batchSize, direct } = running;
         terminal.detail(`threshold ${threshold}, batch size ${batchSize}, ${direct ? "direct" : "buffered"} writes`);
