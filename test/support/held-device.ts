@@ -54,6 +54,15 @@ export class HeldDevice extends FilterDevice {
     await super.discard(offset, length);
   }
 
+  /** Nothing goes past the gate. */
+  override tryRead(): boolean {
+    return false;
+  }
+
+  override tryWrite(): boolean {
+    return false;
+  }
+
   override async flush(): Promise<void> {
     await this.#pass("flush", 0, 0);
     await super.flush();
