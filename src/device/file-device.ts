@@ -111,9 +111,14 @@ export class FileDevice implements BlockDevice {
 
   async read(offset: number, buffer: Uint8Array): Promise<void> {
     checkRange(this, offset, buffer.length);
-    await this.#run("read", offset, buffer.length, async () => {
+    this.#enter(); // as `#run`, without its promises, which are a tenth of the time that a small read takes
+    try {
       if ((await this.#io.read(offset, buffer)) < buffer.length) await this.#refuseShort(offset, buffer.length);
-    });
+    } catch (error) {
+      this.#fail("read", offset, buffer.length, error);
+    } finally {
+      this.#leave();
+    }
   }
 
   async write(offset: number, data: Uint8Array, options: { fua?: boolean } = {}): Promise<void> {
@@ -297,16 +302,24 @@ export class FileDevice implements BlockDevice {
     length: number | undefined,
     operation: () => Promise<T>,
   ): Promise<T> {
-    this.#checkOpen();
-    this.#inFlight += 1;
+    this.#enter();
     try {
       return await operation();
     } catch (error) {
       return this.#fail(verb, offset, length, error);
     } finally {
-      this.#inFlight -= 1;
-      if (this.#inFlight === 0) this.#whenIdle?.();
+      this.#leave();
     }
+  }
+
+  #enter(): void {
+    this.#checkOpen();
+    this.#inFlight += 1;
+  }
+
+  #leave(): void {
+    this.#inFlight -= 1;
+    if (this.#inFlight === 0) this.#whenIdle?.();
   }
 
   #fail(verb: string, offset: number | undefined, length: number | undefined, cause: unknown): never {

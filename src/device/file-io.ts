@@ -81,7 +81,9 @@ export class FileIo {
   async read(offset: number, buffer: Uint8Array): Promise<number> {
     let done = 0;
     while (done < buffer.length) {
-      const count = await this.#readSome(offset + done, buffer.subarray(done, done + MAX_IO));
+      const part = done === 0 && buffer.length <= MAX_IO ? buffer : buffer.subarray(done, done + MAX_IO);
+      const direct = this.#options.directReads && this.#isAligned(offset + done, part);
+      const count = await (direct ? this.#readDirect(offset + done, part) : readFd(this.fd, part, offset + done));
       if (count === 0) break;
       done += count;
     }
@@ -143,12 +145,8 @@ export class FileIo {
     await closeFd(this.fd);
   }
 
-  async #readSome(offset: number, buffer: Uint8Array): Promise<number> {
-    if (this.#options.directReads && this.#isAligned(offset, buffer)) {
-      const count = await this.#directly((fd) => readFd(fd, buffer, offset));
-      if (count !== undefined) return count;
-    }
-    return await readFd(this.fd, buffer, offset);
+  async #readDirect(offset: number, buffer: Uint8Array): Promise<number> {
+    return (await this.#directly((fd) => readFd(fd, buffer, offset))) ?? (await readFd(this.fd, buffer, offset));
   }
 
   async #writeSome(offset: number, data: Uint8Array): Promise<number> {
