@@ -3,22 +3,14 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { constants } from "node:os";
 import { CloneError } from "../base/errors.ts";
 
-/** What the command finds in shell variables, under nbdkit's names. */
-export interface CaptiveVariables {
-  uri: string;
-  exportname: string;
-  unixsocket: string;
-  port: string;
-}
-
 /** A command in a shell, running. */
 export class CaptiveCommand {
   readonly #child: ChildProcess;
   /** Its exit status, as a shell tells it: 128 and the signal's number where one ended it. Rejects where no shell starts. */
   readonly ended: Promise<number>;
 
-  constructor(command: string, variables: CaptiveVariables) {
-    const environment: NodeJS.ProcessEnv = { ...process.env, ...variables, nbd: variables.uri };
+  constructor(command: string, server: { uris: readonly string[]; exportName: string }) {
+    const environment: NodeJS.ProcessEnv = { ...process.env, ...variables(server) };
     // NOTIFY_SOCKET is ours: the command is not the service.
     delete environment.NOTIFY_SOCKET;
     this.#child = spawn("/bin/sh", ["-c", command], { stdio: "inherit", env: environment });
@@ -36,4 +28,12 @@ export class CaptiveCommand {
   terminate(): void {
     this.#child.kill("SIGTERM");
   }
+}
+
+/** What the command finds in shell variables, under nbdkit's names. */
+function variables({ uris, exportName }: { uris: readonly string[]; exportName: string }): Record<string, string> {
+  const uri = uris[0] ?? "";
+  const parsed = new URL(uri);
+  const unixsocket = parsed.searchParams.get("socket") ?? "";
+  return { uri, nbd: uri, exportname: exportName, unixsocket, port: parsed.port };
 }

@@ -27,6 +27,11 @@ const COMMANDS: CommandEntry[] = [
     load: async () => (await import("./commands/hydrate.ts")).hydrateCommand,
   },
   {
+    signature: "serve <clone>",
+    description: "Serve it over NBD, all of it at once, and hydrate behind the clients",
+    load: async () => (await import("./commands/serve.ts")).serveCommand,
+  },
+  {
     signature: "status <clone>",
     description: "Show how far a clone is",
     load: async () => (await import("./commands/status.ts")).statusCommand,

@@ -1,7 +1,8 @@
 /** Certificates and keys from files, in the layout that qemu, nbdkit and libnbd share. */
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { CloneError, errnoOf, UsageError } from "../base/errors.ts";
+import { CloneError, errnoOf } from "../base/errors.ts";
+import { parsePskFile } from "../nbd/psk-file.ts";
 
 /** A server's certificate and key, and the authority that its clients are checked against; PEM texts. */
 export interface ServerCertificates {
@@ -24,21 +25,12 @@ export async function readServerCertificates(directory: string): Promise<ServerC
 }
 
 /**
- * Reads a file of pre-shared keys, a line `USER:HEXKEY` each, as GnuTLS's psktool(1) makes it.
+ * Reads a file of pre-shared keys, as psktool(1) of GnuTLS makes it: the key by the user's name.
  * @throws {CloneError} where it cannot be read
- * @throws {UsageError} where a line is something else; the line is not shown
+ * @throws {UsageError} where it is something else
  */
-export async function readPresharedKeys(path: string): Promise<Map<string, Buffer>> {
-  const text = (await readSecret(path)) as string;
-  const keys = new Map<string, Buffer>();
-  for (const [index, line] of text.split(/\r?\n/).entries()) {
-    if (line === "" || line.startsWith("#")) continue;
-    const match = /^([^:]+):((?:[0-9a-f]{2})+)$/i.exec(line);
-    if (match === null) throw new UsageError(`Cannot use "${path}": line ${index + 1} is not USER:HEXKEY`);
-    keys.set(match[1] as string, Buffer.from(match[2] as string, "hex"));
-  }
-  if (keys.size === 0) throw new UsageError(`Cannot use "${path}": it holds no key`);
-  return keys;
+export async function readPresharedKeys(path: string): Promise<Map<string, Uint8Array>> {
+  return parsePskFile((await readSecret(path)) as string, path);
 }
 
 async function readSecret(path: string, { optional = false } = {}): Promise<string | undefined> {

@@ -1,0 +1,170 @@
+import { UsageError } from "../../base/errors.ts";
+import type { Clone } from "../../clone/clone.ts";
+import type { ListenPlace } from "../../clone/listen-places.ts";
+import type { RunningServer, ServeRequest } from "../../clone/serve-clone.ts";
+import { CaptiveCommand } from "../captive-command.ts";
+import { type CliContext, defineCommand } from "../command.ts";
+import { ExitCode } from "../exit-codes.ts";
+import { countOf, deviceOptions, deviceRequest, hydrationOptions, rateOf } from "../options.ts";
+
+/** `clone serve CLONE` */
+export const serveCommand = defineCommand({
+  options: (yargs) =>
+    deviceOptions(hydrationOptions(yargs))
+      .positional("clone", {
+        type: "string",
+        demandOption: true,
+        describe: "The clone: its metadata, or its destination",
+      })
+      .option("socket", { type: "string", requiresArg: true, describe: "Unix socket to listen on" })
+      .option("listen", {
+        type: "string",
+        requiresArg: true,
+        describe: "HOST:PORT to listen on; port 0 is any free one",
+      })
+      .option("export", { type: "string", requiresArg: true, describe: "Name of the export [default: none]" })
+      .option("read-only", { type: "boolean", describe: "Clients may not write" })
+      .option("no-hydrate", { type: "boolean", describe: "Copy nothing in the background until told to" })
+      .option("hydrate-on-read", {
+        choices: ["auto", "on", "off"] as const,
+        default: "auto" as const,
+        describe: "Keep what was read from the source",
+      })
+      .option("no-discard-passdown", { type: "boolean", describe: "Do not pass discards on to the destination" })
+      .option("min-rate", {
+        type: "string",
+        requiresArg: true,
+        coerce: rateOf("--min-rate"),
+        describe: "Bytes per second that clients never take from the copying",
+      })
+      .option("source-timeout", {
+        type: "string",
+        requiresArg: true,
+        default: "30",
+        defaultDescription: "30",
+        coerce: countOf("--source-timeout", 1),
+        describe: "Seconds after which a request that the source does not answer fails",
+      })
+      .option("tls", {
+        choices: ["off", "on", "require"] as const,
+        describe: "Encryption: refused, offered, or required",
+      })
+      .option("tls-certificates", {
+        type: "string",
+        requiresArg: true,
+        describe: "Directory of ca-cert.pem, server-cert.pem and server-key.pem",
+      })
+      .option("tls-psk", { type: "string", requiresArg: true, describe: "File of pre-shared keys, USER:HEXKEY each" })
+      .option("tls-verify-peer", { type: "boolean", describe: "Clients must show a certificate of ca-cert.pem" })
+      .option("insecure", { type: "boolean", describe: "Listen beyond this machine without encryption" })
+      .option("max-connections", {
+        type: "string",
+        requiresArg: true,
+        default: "64",
+        defaultDescription: "64",
+        coerce: countOf("--max-connections", 1),
+        describe: "Clients at once",
+      })
+      .option("exit-when-hydrated", { type: "boolean", describe: "End when all is hydrated and no client is left" })
+      .option("finalize-when-hydrated", {
+        type: "boolean",
+        describe: "Finalize when all is hydrated; end when no client is left",
+      })
+      .option("run", {
+        type: "string",
+        requiresArg: true,
+        describe: "Run a shell command, $uri set, and end with it",
+      })
+      .option("pidfile", { type: "string", requiresArg: true, describe: "Write the process's pid there when ready" })
+      .conflicts("socket", "listen")
+      .conflicts("tls-certificates", "tls-psk"),
+  async run(options, context) {
+    const { Clone } = await import("../../clone/clone.ts");
+    const { serveClone } = await import("../../clone/serve-clone.ts");
+    const { parseListenAddress } = await import("../../clone/listen-address.ts");
+    const { signal, onWarning, terminal } = context;
+    const place: ListenPlace | undefined =
+      options.socket !== undefined
+        ? { socket: options.socket }
+        : options.listen !== undefined
+          ? parseListenAddress(options.listen)
+          : undefined;
+    const request: ServeRequest = {
+      ...deviceRequest(options),
+      place,
+      privateSocket: options.run !== undefined,
+      exportName: options.export ?? "",
+      readOnly: options["read-only"] ?? false,
+      hydrate: !options["no-hydrate"],
+      hydrateOnRead: options["hydrate-on-read"],
+      discardPassdown: !options["no-discard-passdown"],
+      sourceTimeoutMs: options["source-timeout"] * 1000,
+      tls: {
+        mode: options.tls,
+        certificates: options["tls-certificates"],
+        presharedKeys: options["tls-psk"],
+        verifyPeer: options["tls-verify-peer"] ?? false,
+      },
+      insecure: options.insecure ?? false,
+      maxConnections: options["max-connections"],
+      exitWhenHydrated: options["exit-when-hydrated"] ?? false,
+      finalizeWhenHydrated: options["finalize-when-hydrated"] ?? false,
+      pidFile: options.pidfile,
+      rate: options.rate ?? null,
+      minRate: options["min-rate"] ?? null,
+      threshold: options.threshold ?? null,
+      batchSize: options["batch-size"] ?? null,
+      retry: options.retry,
+      maxErrors: options["max-errors"],
+      onError: options["on-error"],
+      verify: options.verify ?? false,
+      extents: !options["no-extents"],
+    };
+    checkTogether(request);
+    const ending = new AbortController();
+    const stop = AbortSignal.any([signal, ending.signal]);
+    let exit: number = ExitCode.done;
+    let command: CaptiveCommand | undefined;
+    await using clone: Clone = await Clone.open({ name: options.clone, access: "exclusive", signal, onWarning });
+    await serveClone(clone, request, {
+      signal: stop,
+      onNote: (line) => terminal.note(line),
+      onDetail: (line) => terminal.detail(line),
+      onReady: (server) => {
+        if (options.run === undefined) announce(server, options.clone, context);
+        else {
+          command = new CaptiveCommand(options.run, server);
+          stop.addEventListener("abort", () => command?.terminate(), { once: true });
+          command.ended.then(
+            (status) => {
+              exit = status;
+              ending.abort();
+            },
+            (error: unknown) => ending.abort(error),
+          );
+        }
+      },
+    });
+    if (command !== undefined) exit = await command.ended;
+    return exit as ExitCode;
+  },
+});
+
+/** @throws {UsageError} for options that contradict each other */
+function checkTogether({ tls }: ServeRequest): void {
+  if (tls.verifyPeer && tls.certificates === undefined) {
+    throw new UsageError("Cannot use --tls-verify-peer: it needs --tls-certificates, whose ca-cert.pem is what counts");
+  }
+  if (
+    tls.mode !== undefined &&
+    tls.mode !== "off" &&
+    tls.certificates === undefined &&
+    tls.presharedKeys === undefined
+  ) {
+    throw new UsageError(`Cannot use --tls ${tls.mode}: it needs --tls-certificates or --tls-psk`);
+  }
+}
+
+function announce(server: RunningServer, name: string, { terminal }: CliContext): void {
+  for (const uri of server.uris) terminal.print(`Serving ${name} at ${uri}`);
+}

@@ -1,0 +1,492 @@
+/**
+ * A clone at work online: the engine put together over an open clone, for a server to show to clients.
+ *
+ *     online ──finalize()──► linear          the destination alone: no metadata, no source, no bitmaps
+ *        │                     │
+ *        └───────stop()────────┴──► stopped  drained, flushed, committed, the books closed
+ *
+ * A failed flush or commit ends hydration and writes, not reads: see `CloneDevice`.
+ */
+import { systemClock } from "../base/clock.ts";
+import { CloneError } from "../base/errors.ts";
+import type { RegionRange } from "../base/geometry.ts";
+import { RateMeter } from "../base/rate-meter.ts";
+import type { Tuning } from "../control/control-target.ts";
+import { AbsentDevice } from "../device/absent-device.ts";
+import { alignedBuffer } from "../device/aligned-buffer.ts";
+import { CloneDevice } from "../engine/clone-device.ts";
+import { CommitPipeline } from "../engine/commit-pipeline.ts";
+import { ExtentCache } from "../engine/extent-cache.ts";
+import { ForegroundMeter } from "../engine/foreground-meter.ts";
+import { Governor } from "../engine/governor.ts";
+import type { HydrationSettings } from "../engine/hydrator.ts";
+import { OnlineHydrator } from "../engine/online-hydrator.ts";
+import { PeriodicCommits } from "../engine/periodic-commits.ts";
+import { RegionCopier } from "../engine/region-copier.ts";
+import { type Hydration, RegionMap } from "../engine/region-map.ts";
+import { Throttle } from "../engine/throttle.ts";
+import type { AttachedDestination, AttachedSource, Clone, DeviceRequest } from "./clone.ts";
+import { hydratedBytes, type RunningState } from "./clone-status.ts";
+import {
+  type FinalizeReport,
+  type FinalizeRequest,
+  keepsMetadata,
+  recordFinalized,
+  refuseMissing,
+} from "./finalize-clone.ts";
+import { sourceGuard, ZERO_UNIT } from "./hydrate-clone.ts";
+import { removeMetadata } from "./metadata-file.ts";
+import { type HydrateOnReadPolicy, OnReadPolicy } from "./on-read-policy.ts";
+import { settleSource } from "./open-devices.ts";
+
+/** How a clone is put to work. */
+export interface LiveRequest extends DeviceRequest, Omit<HydrationSettings, "limit"> {
+  /** Clients may not write. */
+  readOnly: boolean;
+  hydrateOnRead: HydrateOnReadPolicy;
+  discardPassdown: boolean;
+  /** How long a client's request may wait for the source. */
+  sourceTimeoutMs: number;
+  /** Bytes per second at most, or null. */
+  rate: number | null;
+  /** Bytes per second that foreground I/O never takes from the background; null is the default. */
+  minRate: number | null;
+  /** Read back what was copied and compare. */
+  verify: boolean;
+  /** Trust the holes that the source reports. */
+  extents: boolean;
+}
+
+/** Who hears of what happens to a live clone. */
+export interface LiveEvents {
+  /** Everything is hydrated, and durably so; at once, where it was when it was opened. */
+  onHydrated: () => void;
+  /** Nothing is written any more. */
+  onFailed: (error: Error) => void;
+  /** Hydration makes no headway. */
+  onStall: (reason: string) => void;
+}
+
+/** Pieces of background copies in flight. */
+const PIECES_IN_FLIGHT = 8;
+const PIECE_LENGTH = 2 ** 21;
+/** A copy that a client waits for is a region, or as much of one as makes a good request. */
+const DEMAND_PIECE_LENGTH = 2 ** 20;
+const DEMAND_PIECES_IN_FLIGHT = 4;
+/** Zeros hydrated as one in the background are not so long that a client's write would have to wait for them long. */
+const MOST_ZEROS_AT_ONCE = 64 * 2 ** 20;
+/** What hangs at a device when the clone is stopped is waited for no longer than this. */
+const DRAIN_MS = 5000;
+/** How often the pace of hydration is looked at, ms. */
+const SAMPLE_INTERVAL_MS = 1000;
+
+/** A clone at work. Made by `open()`, put to work by `run()`, ended by `stop()`; the `Clone` stays the caller's, who disposes of it after that. */
+export class LiveClone {
+  /** What clients see. */
+  readonly device: CloneDevice;
+  readonly #clone: Clone;
+  readonly #engine: Engine;
+  #events: LiveEvents | undefined;
+  readonly #onRead: OnReadPolicy;
+  readonly #stopping = new AbortController();
+  #hydration: Promise<void> = Promise.resolve();
+  #finalized: Promise<FinalizeReport> | undefined;
+  /** The last that was known before the metadata was let go. */
+  #last: LiveCounts | undefined;
+  readonly #meter = new RateMeter();
+  readonly #sampling: NodeJS.Timeout;
+
+  private constructor(clone: Clone, devices: Devices, request: LiveRequest) {
+    this.#clone = clone;
+    const engine = assemble(clone, devices, request, () => this.#events);
+    this.#engine = engine;
+    this.device = engine.device;
+    this.#onRead = new OnReadPolicy(engine.device, engine.source?.device, request.hydrateOnRead);
+    this.#sample();
+    this.#sampling = setInterval(() => this.#sample(), SAMPLE_INTERVAL_MS);
+    this.#sampling.unref();
+  }
+
+  /**
+   * Opens the clone's devices and makes them ready to be written to.
+   * @throws {CloneError} where it is finalized, or its devices are not its own
+   */
+  static async open(clone: Clone, request: LiveRequest): Promise<LiveClone> {
+    if (clone.finalized !== null) {
+      throw new CloneError("failed", `Cannot serve "${clone.path}": it is finalized, the destination stands alone`, {
+        hint: "qemu-nbd or nbdkit serve a plain image.",
+      });
+    }
+    const destination = await clone.attachDestination(request, "read-write");
+    const source = await attachSourceIfNeeded(clone, request);
+    if (source !== undefined && request.extents) await settleSource(source.device);
+    await clone.beginWriting(request);
+    if (!request.readOnly) await clone.updateDescriptor({ served: true });
+    return new LiveClone(clone, { source, destination }, request);
+  }
+
+  /** Begins to hydrate, unless that is to wait, and to commit. */
+  run(events: LiveEvents, { hydrate }: { hydrate: boolean }): void {
+    const { hydrator, periodic, governor, commits } = this.#engine;
+    this.#events = events;
+    if (!hydrate) hydrator.pause();
+    periodic.start();
+    governor.start();
+    this.#hydration = hydrator.run(this.#stopping.signal).then(
+      (end) => {
+        if (end === "complete") events.onHydrated();
+      },
+      // The pipeline has told of its own failure; anything else shows a mistake, after which nothing is vouched for.
+      (error: unknown) => commits.fail(asError(error)),
+    );
+  }
+
+  /** What it is like at this moment, as a status tells it. */
+  get state(): Omit<RunningState, "server"> {
+    const { hydrator, governor, copier, commits } = this.#engine;
+    const { copied, reflinked, zeroed, skipped } = copier.counts;
+    const counts = this.#counts();
+    return {
+      ...counts,
+      failure: commits.failure,
+      finalized: this.device.isLinear,
+      paused: hydrator.paused || hydrator.threshold === 0,
+      hydrating: true,
+      stalled: hydrator.stalled?.reason,
+      rate: governor.rate,
+      minRate: governor.minRate,
+      threshold: hydrator.threshold,
+      batchSize: hydrator.batchSize,
+      hydrateOnRead: this.#onRead.policy,
+      bytesPerSecond: this.#meter.bytesPerSecond,
+      etaSeconds: hydrator.paused ? null : this.#meter.secondsLeft(this.#clone.geometry.size),
+      copiedBytes: copied,
+      reflinkedBytes: reflinked,
+      zeroedBytes: zeroed,
+      skippedBytes: skipped,
+    };
+  }
+
+  /** The hydrated regions, ascending; all of them once the destination stands alone. */
+  hydratedRanges(): Iterable<RegionRange> {
+    if (this.#last !== undefined) return [{ start: 0, end: this.#clone.geometry.regionCount }];
+    return this.#clone.metadata.hydratedRanges();
+  }
+
+  /** What was done since it was opened, for metrics: bytes and events by name, and seconds by quantile. */
+  metrics(): {
+    bytes: Record<string, number>;
+    events: Record<string, number>;
+    foregroundLatency: Record<string, number>;
+  } {
+    const { copier, meter } = this.#engine;
+    const bytes: Record<string, number> = { ...copier.counts };
+    const events: Record<string, number> = {};
+    for (const [name, count] of Object.entries(this.device.stats)) {
+      if (name.endsWith("Bytes")) bytes[name.slice(0, -"Bytes".length)] = count;
+      else events[name] = count;
+    }
+    const foregroundLatency = { "0.5": meter.latency(0.5) / 1000, "0.99": meter.latency(0.99) / 1000 };
+    return { bytes, events, foregroundLatency };
+  }
+
+  /** Changes what is given, at once. */
+  tune(changes: Tuning): void {
+    const { hydrator, governor } = this.#engine;
+    if (changes.rate !== undefined) governor.rate = changes.rate;
+    if (changes.minRate !== undefined) governor.minRate = changes.minRate;
+    if (changes.threshold !== undefined) hydrator.tune({ threshold: changes.threshold });
+    if (changes.batchSize !== undefined) hydrator.tune({ batchSize: changes.batchSize });
+    if (changes.hydrateOnRead !== undefined) this.#onRead.policy = changes.hydrateOnRead;
+    if (changes.paused === true) hydrator.pause();
+    if (changes.paused === false) hydrator.resume();
+  }
+
+  /** Makes everything durable that is hydrated or written so far. @throws {CloneError} */
+  async commit(): Promise<void> {
+    await this.#engine.commits.flush();
+  }
+
+  /**
+   * Makes the destination stand alone while clients go on using it; once, whoever asks.
+   * @throws {CloneError} where regions are missing, or a device fails
+   */
+  finalize(request: Pick<FinalizeRequest, "keepMetadata" | "acceptUnreadable">): Promise<FinalizeReport> {
+    this.#finalized ??= this.#finalize(request).catch((error: unknown) => {
+      this.#finalized = undefined;
+      throw error;
+    });
+    return this.#finalized;
+  }
+
+  /**
+   * Ends it: what is under way is finished, what is hydrated is made durable, and how things are left is recorded.
+   * @returns whether something still hangs at a device: then only leaving the process ends it
+   * @throws {CloneError} why the clone failed
+   */
+  async stop(): Promise<{ stuck: boolean }> {
+    const { device, periodic, governor, commits, hydrator, destination } = this.#engine;
+    clearInterval(this.#sampling);
+    this.#stopping.abort();
+    await this.#finalized?.catch(() => {}); // whoever asked for it hears of its error
+    const drained = Promise.all([this.#hydration, device.drain()]);
+    const stuck = !(await settlesWithin(drained, DRAIN_MS));
+    await governor.stop();
+    await periodic.stop();
+    await device[Symbol.asyncDispose]();
+    if (device.isLinear) {
+      await destination.view.flush();
+      return { stuck };
+    }
+    await commits.flush();
+    const ranges = hydrator.unreadable;
+    const complete = hydrator.triedAll;
+    const inexact = !complete && ranges.length > 0 && (this.#clone.descriptor?.unreadable.inexact ?? false);
+    await this.#clone.settle({ unreadable: { ranges, inexact, complete } });
+    return { stuck };
+  }
+
+  async #finalize(request: Pick<FinalizeRequest, "keepMetadata" | "acceptUnreadable">): Promise<FinalizeReport> {
+    const clone = this.#clone;
+    const { hydrator, commits, device, destination, periodic } = this.#engine;
+    commits.check();
+    const unreadable = { ranges: hydrator.unreadable, inexact: false, complete: hydrator.triedAll };
+    await clone.updateDescriptor({ unreadable });
+    refuseMissing(clone, request);
+    this.#stopping.abort();
+    await this.#hydration;
+    const missing = refuseMissing(clone, request);
+    const keeps = keepsMetadata(clone, request);
+    await this.#fillMissing(missing, async () => {
+      await recordFinalized(clone, destination, { missing, verified: false, keepsMetadata: keeps });
+    });
+    await commits.commit();
+    await periodic.stop();
+    // A client that wrote to what was missing may still have its region in hand for a moment.
+    for (; !device.becomeLinear(); await systemClock.sleep(1)) commits.check();
+    this.#last = this.#counts();
+    if (!keeps) await removeMetadata(clone.path);
+    await clone.releaseMetadata();
+    await clone.releaseSource();
+    return {
+      destination: destination.device.path,
+      size: clone.exactSize,
+      verified: false,
+      unreadable: missing,
+      metadata: keeps ? clone.path : null,
+    };
+  }
+
+  /**
+   * Gives regions that cannot be read zeros, and marks them hydrated when `record` has said so: zeros must never be taken
+   * for data that was read. Clients that write to them wait meanwhile.
+   */
+  async #fillMissing(missing: RegionRange[], record: () => Promise<void>): Promise<void> {
+    const { regions, destination } = this.#engine;
+    const claims: Hydration[] = [];
+    try {
+      for (const range of missing) {
+        for await (const claim of claimUnhydrated(regions, range)) {
+          claims.push(claim);
+          const { offset, length } = this.#clone.geometry.bytesOf(claim);
+          await destination.view.zero(offset, length);
+        }
+      }
+      await record();
+    } catch (error) {
+      for (const claim of claims) regions.fail(claim, error);
+      throw error;
+    }
+    for (const claim of claims) regions.complete(claim);
+  }
+
+  #counts(): LiveCounts {
+    if (this.#last !== undefined) return this.#last;
+    const { metadata } = this.#clone;
+    return {
+      hydratedRegions: metadata.hydratedCount,
+      committedRegions: metadata.committedCount,
+      hydratedBytes: hydratedBytes(this.#clone),
+      hydratingRegions: this.#engine.regions.hydratingCount,
+      unreadable: this.#engine.hydrator.unreadable,
+      usedBlocks: metadata.usedBlocks,
+      totalBlocks: metadata.totalBlocks,
+    };
+  }
+
+  #sample(): void {
+    const { copied, reflinked } = this.#engine.copier.counts;
+    this.#meter.add(systemClock.now(), { done: this.#counts().hydratedBytes, moved: copied + reflinked });
+  }
+}
+
+/** What the metadata tells of a live clone. */
+type LiveCounts = Pick<
+  RunningState,
+  | "hydratedRegions"
+  | "committedRegions"
+  | "hydratedBytes"
+  | "hydratingRegions"
+  | "unreadable"
+  | "usedBlocks"
+  | "totalBlocks"
+>;
+
+/** The parts of the engine, put together. */
+interface Engine {
+  device: CloneDevice;
+  regions: RegionMap;
+  commits: CommitPipeline;
+  periodic: PeriodicCommits;
+  hydrator: OnlineHydrator;
+  governor: Governor;
+  meter: ForegroundMeter;
+  /** Of the background. */
+  copier: RegionCopier;
+  source: AttachedSource | undefined;
+  destination: AttachedDestination;
+}
+
+/** Where it gets its bytes from and puts them. */
+
+interface Devices {
+  /** Undefined where the clone is complete and can do without. */
+  source: AttachedSource | undefined;
+  destination: AttachedDestination;
+}
+
+function assemble(
+  clone: Clone,
+  { source, destination }: Devices,
+  request: LiveRequest,
+  events: () => LiveEvents | undefined,
+): Engine {
+  const { geometry, metadata } = clone;
+  const clock = systemClock;
+  const halt = new AbortController();
+  const sourceView = source?.view ?? new AbsentDevice("the source", geometry.size);
+  const throttle = new Throttle(clock, request.rate);
+  const meter = new ForegroundMeter(clock);
+  const governor = new Governor({
+    meter,
+    clock,
+    throttle,
+    moved: () => copier.counts.copied + copier.counts.reflinked,
+    rate: request.rate,
+    minRate: request.minRate,
+  });
+  const extents = new ExtentCache(sourceView, { trusted: request.extents });
+  const copying = {
+    source: sourceView,
+    destination: destination.view,
+    extents,
+    zeroUnit: Math.min(ZERO_UNIT, geometry.regionSize),
+    allocate: (byteLength: number) => alignedBuffer(byteLength, destination.device.directAlignment),
+    verify: request.verify,
+    halt: halt.signal,
+  };
+  const copier = new RegionCopier({
+    ...copying,
+    throttle,
+    allowance: governor,
+    pieceLength: PIECE_LENGTH,
+    depth: PIECES_IN_FLIGHT,
+  });
+  const demandCopier = new RegionCopier({
+    ...copying,
+    throttle: new Throttle(clock, null),
+    pieceLength: Math.min(DEMAND_PIECE_LENGTH, Math.max(geometry.regionSize, ZERO_UNIT)),
+    depth: DEMAND_PIECES_IN_FLIGHT,
+  });
+  const regions = new RegionMap(metadata);
+  const commits = new CommitPipeline({
+    metadata,
+    destination: destination.view,
+    ...(source === undefined ? {} : { guard: sourceGuard(source) }),
+    onFailed: (error) => {
+      halt.abort(error);
+      events()?.onFailed(error);
+    },
+  });
+  const known = clone.descriptor?.unreadable.ranges ?? [];
+  const hydrator = new OnlineHydrator(
+    {
+      geometry,
+      metadata,
+      regions,
+      copier,
+      extents,
+      commits,
+      clock,
+      halt,
+      get copiesInFlight() {
+        return Math.min(PIECES_IN_FLIGHT, governor.depth);
+      },
+      zerosLength: MOST_ZEROS_AT_ONCE,
+      onStall: (stall) => events()?.onStall(stall.reason),
+    },
+    request,
+    known,
+  );
+  const device = new CloneDevice({
+    geometry,
+    exactSize: clone.exactSize,
+    regions,
+    source: sourceView,
+    destination: destination.view,
+    extents,
+    commits,
+    copier: demandCopier,
+    clock,
+    meter,
+    onHint: (range, kind) => hydrator.hint(range, kind),
+    hydrateOnRead: "never",
+    discardPassdown: request.discardPassdown,
+    readOnly: request.readOnly,
+    sourceTimeoutMs: request.sourceTimeoutMs,
+  });
+  const periodic = new PeriodicCommits({ commits, clock, onFailure: () => {} }); // the pipeline has told of it
+  return { device, regions, commits, periodic, hydrator, governor, meter, copier, source, destination };
+}
+
+/** A clone that is complete can do without its source, which may be gone by now. */
+async function attachSourceIfNeeded(clone: Clone, request: LiveRequest): Promise<AttachedSource | undefined> {
+  if (!clone.isComplete) return await clone.attachSource(request);
+  try {
+    return await clone.attachSource(request);
+  } catch (error) {
+    if (!(error instanceof CloneError) || request.source !== undefined) throw error;
+    return undefined;
+  }
+}
+
+/** Takes what of a range is not hydrated into the table, a run at a time; waits for what is in it already. */
+async function* claimUnhydrated(regions: RegionMap, { start, end }: RegionRange): AsyncGenerator<Hydration> {
+  for (let from = start; from < end; ) {
+    const running = regions.hydrationAt(from);
+    if (running !== undefined) {
+      await regions.ended(running);
+      continue;
+    }
+    const runEnd = regions.stateEnd(from, end);
+    if (!regions.isHydrated(from, runEnd)) yield regions.begin({ start: from, end: runEnd });
+    from = runEnd;
+  }
+}
+
+/** Resolves to whether a promise settles in time. Its error is somebody else's to hear. */
+async function settlesWithin(promise: Promise<unknown>, timeoutMs: number): Promise<boolean> {
+  const waiting = new AbortController();
+  const settled = promise.then(
+    () => true,
+    () => true,
+  );
+  const timeout = systemClock.sleep(timeoutMs, waiting.signal).then(() => false);
+  const inTime = await Promise.race([settled, timeout]);
+  waiting.abort();
+  return inTime;
+}
+
+function asError(error: unknown): Error {
+  return error instanceof Error ? error : new Error(String(error));
+}

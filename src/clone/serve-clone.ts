@@ -1,0 +1,255 @@
+/**
+ * `clone serve`: a live clone behind an NBD server, with a control socket beside it, until it is told to end.
+ *
+ *     start    devices ─► engine ─► listeners ─► control socket ─► pid file ─► READY
+ *     end      STOPPING ─► clients (what is under way is answered) ─► engine (flush, commit, books) ─► sockets, pid file
+ *
+ * It ends by a signal, by the control socket, and by itself: where it was asked to when everything is hydrated, and once the
+ * destination stands alone, both when no client is left.
+ */
+import { systemClock } from "../base/clock.ts";
+import { formatSize } from "../base/units.ts";
+import type { ControlTarget, Tuning } from "../control/control-target.ts";
+import { exitNow } from "../device/libc.ts";
+import { NbdServer, type NbdServerOptions } from "../nbd/server.ts";
+import type { Clone } from "./clone.ts";
+import { type CloneStatus, statusOf } from "./clone-status.ts";
+import type { FinalizeReport } from "./finalize-clone.ts";
+import { type ListenPlace, type ListenTarget, listenPlaces } from "./listen-places.ts";
+import { LiveClone, type LiveRequest } from "./live-clone.ts";
+import { firstRegions } from "./live-regions.ts";
+import { openLiveSocket } from "./live-socket.ts";
+import { displayUri } from "./location.ts";
+import { packageVersion } from "./package-version.ts";
+import { PidFile } from "./pid-file.ts";
+import { readPresharedKeys, readServerCertificates } from "./tls-files.ts";
+
+/** How clients must protect what they send. */
+export interface TlsRequest {
+  /** Undefined: required where there are certificates or keys, else off. */
+  mode: "off" | "on" | "require" | undefined;
+  /** Directory of `server-cert.pem`, `server-key.pem` and `ca-cert.pem`. */
+  certificates: string | undefined;
+  /** File of pre-shared keys. */
+  presharedKeys: string | undefined;
+  verifyPeer: boolean;
+}
+
+/** How a clone is served. */
+export interface ServeRequest extends LiveRequest {
+  /** Undefined: on the sockets that systemd hands over, or on a private one. */
+  place: ListenPlace | undefined;
+  /** Where there is neither, make a socket that only we know. */
+  privateSocket: boolean;
+  exportName: string;
+  tls: TlsRequest;
+  /** Listen beyond this machine without encryption. */
+  insecure: boolean;
+  /** Whether hydration in the background begins at once. */
+  hydrate: boolean;
+  maxConnections: number;
+  exitWhenHydrated: boolean;
+  finalizeWhenHydrated: boolean;
+  pidFile: string | undefined;
+}
+
+/** A server that clients can connect to. */
+export interface RunningServer {
+  /** What they are to open, one for each place. */
+  uris: string[];
+  exportName: string;
+}
+
+/** Who hears of what a server does. */
+export interface ServeListener {
+  /** Aborts when the server is to end. */
+  signal: AbortSignal;
+  onReady: (server: RunningServer) => void;
+  /** A line about what is going on. */
+  onNote: (line: string) => void;
+  /** A line that only the curious want. */
+  onDetail: (line: string) => void;
+}
+
+/** How long requests under way at the end may take, ms. */
+const SHUTDOWN_MS = 10_000;
+/** How often the service manager is told how far it is, ms. */
+const STATUS_INTERVAL_MS = 5000;
+
+/**
+ * Serves an open clone until it is told to end; then everything is committed. Afterwards the clone should only be closed.
+ * Where a device hangs for good, the process is left at the end, since nothing else would end it.
+ * @throws {UsageError} where it would be open to others without protection, or nothing says where to listen
+ * @throws {CloneError} where a device, a socket or a commit fails
+ */
+export async function serveClone(clone: Clone, request: ServeRequest, listener: ServeListener): Promise<void> {
+  const tls = await tlsOptions(request.tls);
+  const inherited: number[] = [];
+  await using places = await listenPlaces({ ...request, inherited, encrypted: tls.mode === "require" });
+  const live = await LiveClone.open(clone, request);
+  const served = new ServedClone(clone, live, request, tls, listener);
+  let stuck = false;
+  try {
+    await served.listen(places.targets);
+    await using _control = await openLiveSocket(clone, served, listener.onDetail);
+    await using _pidFile = request.pidFile === undefined ? undefined : await PidFile.write(request.pidFile);
+    await served.run();
+  } finally {
+    ({ stuck } = await served.close());
+  }
+  if (!stuck) return;
+  await places[Symbol.asyncDispose]();
+  clone.warn("A device hangs and is left behind; everything that it has answered is committed");
+  exitNow(0);
+}
+
+/** A clone while it is served, and what its control socket steers. */
+class ServedClone implements ControlTarget {
+  readonly #clone: Clone;
+  readonly #request: ServeRequest;
+  readonly #listener: ServeListener;
+  readonly #live: LiveClone;
+  readonly #nbd: NbdServer;
+  readonly #ending = new AbortController();
+  #isHydrated = false;
+
+  constructor(clone: Clone, live: LiveClone, request: ServeRequest, tls: ServerTls, listener: ServeListener) {
+    this.#clone = clone;
+    this.#live = live;
+    this.#request = request;
+    this.#listener = listener;
+    const { exportName: name, readOnly, maxConnections } = request;
+    this.#nbd = new NbdServer({
+      exports: [{ name, device: live.device, readOnly, description: `clone of ${sourceName(clone)}` }],
+      tls,
+      limits: { connections: maxConnections },
+      onWarning: listener.onDetail,
+      onConnections: () => this.#endIfDone(),
+    });
+  }
+
+  /** Lets clients in. @throws {CloneError} where it cannot listen in one of the places */
+  async listen(targets: readonly ListenTarget[]): Promise<void> {
+    for (const target of targets) await this.#nbd.listen(target);
+  }
+
+  /** Works until it is to end. */
+  async run(): Promise<void> {
+    const { signal, onReady } = this.#listener;
+    const end = AbortSignal.any([signal, this.#ending.signal]);
+    this.#live.run(
+      {
+        onHydrated: () => this.#hydrated(),
+        onFailed: (error) => this.#clone.warn(`Nothing more is written, the clone has failed. ${error.message}`),
+        onStall: (reason) => this.#clone.warn(`Nothing is copied for now. ${reason}`),
+      },
+      this.#request,
+    );
+    onReady({ uris: this.#uris(), exportName: this.#request.exportName });
+    while (!end.aborted) await systemClock.sleep(STATUS_INTERVAL_MS, end);
+  }
+
+  /** Ends it: what clients have under way is answered, and everything is committed. @throws {CloneError} where it is not */
+  async close(): Promise<{ stuck: boolean }> {
+    await this.#nbd.shutdown({ graceMs: SHUTDOWN_MS });
+    return await this.#live.stop();
+  }
+
+  status(): CloneStatus {
+    return statusOf(this.#clone, {
+      ...this.#live.state,
+      server: { pid: process.pid, uri: this.#uris()[0] ?? "", connections: this.#nbd.connections },
+    });
+  }
+
+  regions(most: number): ReturnType<ControlTarget["regions"]> {
+    return firstRegions(this.#live.hydratedRanges(), this.#live.state.unreadable, most);
+  }
+
+  tune(changes: Tuning): void {
+    this.#live.tune(changes);
+  }
+
+  async commit(): Promise<void> {
+    await this.#live.commit();
+  }
+
+  async finalize(asked: { keepMetadata: boolean; acceptUnreadable: boolean }): Promise<FinalizeReport> {
+    const report = await this.#live.finalize(asked);
+    this.#listener.onNote(
+      `Finalized ${report.destination}: ${formatSize(report.size)}, it stands alone now; served until its clients leave.`,
+    );
+    // After the answer, which is on its way when this has returned.
+    setImmediate(() => this.#endIfDone());
+    return report;
+  }
+
+  async stop(): Promise<void> {
+    setImmediate(() => this.#ending.abort());
+  }
+
+  async metrics(): Promise<{ contentType: string; text: string }> {
+    const { renderMetrics } = await import("../control/metrics.ts");
+    const { bytes, events, foregroundLatency } = this.#live.metrics();
+    const { commands, unknown, connections, connectionsRefused, connectionsDropped } = this.#nbd.counters;
+    const byCommand = Object.entries({ ...commands, unknown });
+    return await renderMetrics({
+      version: packageVersion(),
+      status: this.status(),
+      bytes,
+      events: { ...events, connectionsRefused, connectionsDropped },
+      nbd: {
+        connections: this.#nbd.connections,
+        connectionsTotal: connections,
+        requests: Object.fromEntries(byCommand.map(([name, { requests, errors }]) => [name, requests - errors])),
+        failures: Object.fromEntries(byCommand.map(([name, { errors }]) => [name, errors])),
+        bytes: { read: commands.read.bytes, write: commands.write.bytes },
+      },
+      foregroundLatency,
+    });
+  }
+
+  #hydrated(): void {
+    this.#isHydrated = true;
+    if (!this.#request.finalizeWhenHydrated) {
+      this.#listener.onNote(
+        `Hydrated: the source is not needed any more. \`clone finalize ${this.#clone.path}\` makes the destination stand alone.`,
+      );
+      this.#endIfDone();
+      return;
+    }
+    this.finalize({ keepMetadata: false, acceptUnreadable: false }).catch((error: Error) =>
+      this.#clone.warn(error.message),
+    );
+  }
+
+  /** Ends the server where it has done what it was there for, and nobody uses it. */
+  #endIfDone(): void {
+    if (this.#nbd.connections > 0) return;
+    if (this.#live.device.isLinear || (this.#isHydrated && this.#request.exitWhenHydrated)) this.#ending.abort();
+  }
+
+  #uris(): string[] {
+    return this.#nbd.uris(this.#request.exportName);
+  }
+}
+
+/** What the server is to be as to encryption. */
+type ServerTls = NonNullable<NbdServerOptions["tls"]>;
+
+async function tlsOptions({ mode, certificates, presharedKeys, verifyPeer }: TlsRequest): Promise<ServerTls> {
+  if (mode === "off" || (certificates === undefined && presharedKeys === undefined)) return { mode: "off" };
+  if (presharedKeys !== undefined) {
+    const keys = await readPresharedKeys(presharedKeys);
+    return { mode: mode ?? "require", credentials: { kind: "psk", keyOf: (user) => keys.get(user) } };
+  }
+  const { certificate, key, authority } = await readServerCertificates(certificates as string);
+  const authorities = authority === undefined ? {} : { authorities: authority };
+  const credentials = { kind: "certificates", certificate, key, ...authorities, verifyPeer } as const;
+  return { mode: mode ?? "require", credentials };
+}
+
+function sourceName(clone: Clone): string {
+  const uri = clone.descriptor?.source.uri;
+  return uri === undefined ? "an unnamed source" : displayUri(uri);
+}
