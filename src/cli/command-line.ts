@@ -37,6 +37,11 @@ const COMMANDS: CommandEntry[] = [
     load: async () => (await import("./commands/status.ts")).statusCommand,
   },
   {
+    signature: "tune <clone> [message] [value] [ignored..]",
+    description: "Change a running hydration at once",
+    load: async () => (await import("./commands/tune.ts")).tuneCommand,
+  },
+  {
     signature: "check <metadata>",
     description: "Read every block of the metadata and say what is wrong with it",
     load: async () => (await import("./commands/check.ts")).checkCommand,
@@ -83,7 +88,7 @@ export async function runCommandLine(given: string[]): Promise<void> {
   const parser = buildParser(args);
   addCommands(parser, async (command, options) => {
     refuseFlagValues(args, optionsOf(parser).boolean);
-    context = await newContext(options as unknown as Verbosity); // every command has these, see buildParser
+    context = await newContext(options as unknown as Verbosity, args); // every command has these, see buildParser
     exit = await command.run(options, context);
   });
   try {
@@ -152,11 +157,12 @@ function buildParser(args: string[]): Argv {
     .group(["verbose", "quiet", "version", "help"], "Everywhere:");
 }
 
-async function newContext({ verbose, quiet }: Verbosity): Promise<CliContext> {
+async function newContext({ verbose, quiet }: Verbosity, args: string[]): Promise<CliContext> {
   const terminal = await newTerminal({ verbose, quiet });
   const interruption = new Interruption();
   const onWarning = (warning: string): void => terminal.warn(warning);
-  return { terminal, verbose, quiet, interruption, signal: interruption.signal, onWarning };
+  const isGiven = (option: string): boolean => args.some((arg) => arg.replace(/=.*/s, "") === `--${option}`);
+  return { terminal, verbose, quiet, interruption, signal: interruption.signal, isGiven, onWarning };
 }
 
 /** Loaded late, with its colours: --help needs neither. */

@@ -12,6 +12,8 @@ export interface CliContext {
   interruption: Interruption;
   /** Aborts on Ctrl-C or SIGTERM. */
   signal: AbortSignal;
+  /** Whether a long option stands on the command line: not all without one are undefined, some have a default. */
+  isGiven: (option: string) => boolean;
   /** For whatever finds something odd but bearable. */
   onWarning: (warning: string) => void;
 }

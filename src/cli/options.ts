@@ -155,6 +155,6 @@ export function hydrationOptions<T>(yargs: Argv<T>) {
 }
 
 /** `auto` (null), or what `parse` makes of the text. */
-function autoOr(parse: (text: string) => number): (text: string) => number | null {
+export function autoOr(parse: (text: string) => number): (text: string) => number | null {
   return (text) => (text === "auto" ? null : parse(text));
 }

@@ -30,6 +30,8 @@ export interface CloneStatus {
   /** Bytes that are hydrated. */
   hydratedBytes: number;
   hydration: HydrationStatus;
+  /** Why it is `failed`; a sentence, else null. */
+  failure: string | null;
   /** Null where no clients are served. */
   server: ServerStatus | null;
   /** Process that has the clone locked, or null. */
@@ -75,7 +77,7 @@ export interface RunningState extends Omit<HydrationStatus, "enabled" | "stalled
   finalized: boolean;
   /** Hydration in the background rests. */
   paused: boolean;
-  /** Hydration in the background goes on, or would if it were not paused. */
+  /** Regions are hydrated in the background, or will be by themselves: false where only unreadable ones are left. */
   hydrating: boolean;
   stalled: string | undefined;
   hydratedRegions: number;
@@ -221,6 +223,7 @@ export function statusOf(
       zeroedBytes: now.zeroedBytes,
       skippedBytes: now.skippedBytes,
     },
+    failure: now.failure?.message ?? null,
     server: now.server,
     lockedBy: process.pid,
   };

@@ -87,7 +87,7 @@ export class LiveHydration implements ControlTarget {
     this.#refuseEnded();
     for (const name of ["minRate", "hydrateOnRead"] as const) {
       if (changes[name] === undefined) continue;
-      throw new UsageError(`Cannot change ${name} of "${this.#clone.path}": it is hydrated, and no clients are served`);
+      throw new UsageError(`Cannot change ${name} of "${this.#clone.path}": it is for clients, and none are served`);
     }
     this.#running.tune(changes);
   }

@@ -3,10 +3,12 @@
  * this user's, root's, or, for root, that of the metadata's owner; and only if whoever answers has this very metadata open.
  */
 import { lstat, realpath, stat } from "node:fs/promises";
-import { errnoOf } from "../base/errors.ts";
+import { CloneError, errnoOf } from "../base/errors.ts";
 import { type ControlClient, ControlError } from "../control/control-client.ts";
 import { controlPaths, fitsSocket, metadataId } from "../control/control-path.ts";
 import { deviceNumber } from "../device/file-identity.ts";
+import { describeHolder, lockHolder } from "../device/lock.ts";
+import { Clone } from "./clone.ts";
 import type { CloneStatus } from "./clone-status.ts";
 import { parseLocation } from "./location.ts";
 import { defaultMetadataPath, findMetadata } from "./metadata-file.ts";
@@ -50,6 +52,33 @@ export async function findLivePeer(name: string, signal?: AbortSignal): Promise<
     }
   }
   return { peer: undefined, unanswered };
+}
+
+/**
+ * The process that has a clone open, which there must be.
+ * @throws {CloneError} where there is none, or it does not answer; what `Clone.open` throws where there is no clone
+ */
+export async function requireLivePeer(name: string, signal?: AbortSignal): Promise<LivePeer> {
+  const { peer, unanswered } = await findLivePeer(name, signal);
+  if (peer !== undefined) return peer;
+  await using clone = await Clone.open({ name, access: "any", signal });
+  if (unanswered !== undefined) throw unanswered;
+  const holder = await lockHolder(clone.metadataDevice);
+  if (holder !== undefined) {
+    throw new CloneError(
+      "failed",
+      `Cannot tune "${name}": ${describeHolder(holder)} has it open, and no control socket`,
+    );
+  }
+  throw new CloneError("failed", `Cannot tune "${name}": nothing hydrates or serves it at the moment`, {
+    hint: `\`clone hydrate ${name}\` hydrates it; \`clone serve\` serves it to clients meanwhile.`,
+  });
+}
+
+/** The process that serves a clone to clients, if there is one. */
+export async function findServer(name: string, signal?: AbortSignal): Promise<LivePeer | undefined> {
+  const { peer } = await findLivePeer(name, signal);
+  return peer === undefined || peer.status.server === null ? undefined : peer;
 }
 
 /** The places where a socket stands that may be believed. */

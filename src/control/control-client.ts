@@ -61,6 +61,11 @@ export class ControlClient {
     return this.#quick({ method: "GET", path: "/status", signal });
   }
 
+  /** The status when its state has changed, the server ends, or `waitMs` are over. */
+  nextStatus(waitMs: number, signal?: AbortSignal): Promise<object> {
+    return this.#ask({ method: "GET", path: `/status?wait=${waitMs}`, timeoutMs: waitMs + this.#timeoutMs, signal });
+  }
+
   /** At most `most` ranges of regions. */
   async regions(most: number, signal?: AbortSignal): Promise<RegionsTold> {
     return (await this.#quick({ method: "GET", path: `/regions?most=${most}`, signal })) as RegionsTold;

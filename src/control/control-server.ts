@@ -9,8 +9,10 @@
  * An error is answered as `{"error": message, "code": code of the CloneError, "hint": hint or null}`.
  */
 import { AssertionError } from "node:assert";
+import { setMaxListeners } from "node:events";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { Socket } from "node:net";
+import { systemClock } from "../base/clock.ts";
 import { CloneError, UsageError } from "../base/errors.ts";
 import { type ErrorBody, HttpError, statusOf } from "./control-error.ts";
 import type { ControlTarget } from "./control-target.ts";
@@ -25,6 +27,9 @@ const MOST_BODY_BYTES = 4096;
 const REQUEST_TIMEOUT_MS = 5000;
 /** Answers under way when the server closes have this long to arrive, ms. */
 const CLOSE_TIMEOUT_MS = 1000;
+/** How long an answer may be put off until the state changes, and how often that is looked at, ms. */
+const LONGEST_WAIT_MS = 10_000;
+const LOOK_INTERVAL_MS = 100;
 /** Ranges of regions in one answer. */
 const DEFAULT_RANGES = 4096;
 const MOST_RANGES = 65536;
@@ -44,6 +49,8 @@ interface Asked {
   query: URLSearchParams;
   /** The body as JSON; `{}` where there is none. */
   body: unknown;
+  /** Aborts when the server closes. */
+  closing: AbortSignal;
 }
 
 interface Route {
@@ -58,12 +65,19 @@ const ROUTES: Record<string, Route> = {
     answer: () => json(200, { requests: descriptions() }),
   },
   "GET /status": {
-    description: "What `clone status --json` prints",
-    answer: ({ target }) => json(200, target.status()),
+    description: `What \`clone status --json\` prints; ?wait=MS: when the state has changed, or after so many milliseconds (at most ${LONGEST_WAIT_MS})`,
+    async answer({ target, query, closing }) {
+      const waitMs = countAsked(query, "wait", { least: 0, most: LONGEST_WAIT_MS, otherwise: 0 });
+      await stateChange(target, waitMs, closing);
+      return json(200, target.status());
+    },
   },
   "GET /regions": {
     description: `Ranges of hydrated and unreadable regions, half-open; ?most=N of them (${DEFAULT_RANGES}, at most ${MOST_RANGES})`,
-    answer: ({ target, query }) => json(200, target.regions(rangesAsked(query))),
+    answer({ target, query }) {
+      const most = countAsked(query, "most", { least: 1, most: MOST_RANGES, otherwise: DEFAULT_RANGES });
+      return json(200, target.regions(most));
+    },
   },
   "GET /metrics": {
     description: "Metrics as Prometheus reads them",
@@ -123,6 +137,7 @@ export class ControlServer {
   /** Connections that have had their request. */
   readonly #served = new WeakSet<Socket>();
   readonly #requestTimeoutMs: number;
+  readonly #closing = new AbortController();
 
   constructor(target: ControlTarget, { requestTimeoutMs = REQUEST_TIMEOUT_MS }: { requestTimeoutMs?: number } = {}) {
     this.#target = target;
@@ -136,6 +151,7 @@ export class ControlServer {
       },
       (request, response) => void this.#serve(request, response),
     );
+    setMaxListeners(0, this.#closing.signal); // every answer that is put off listens
     this.#server.maxConnections = MOST_CONNECTIONS;
     this.#server.timeout = requestTimeoutMs; // nothing sent, and nothing taken, for so long
     this.#server.on("clientError", refuse);
@@ -165,6 +181,7 @@ export class ControlServer {
 
   /** Takes no more requests; answers under way have a moment to arrive. Any number of times. */
   async close(): Promise<void> {
+    this.#closing.abort();
     if (!this.#server.listening) return;
     const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()));
     const impatience = setTimeout(() => this.#server.closeAllConnections(), CLOSE_TIMEOUT_MS);
@@ -192,7 +209,7 @@ export class ControlServer {
     if (route === undefined) throw unknownRequest(request.method ?? "", pathname);
     const body = method === "POST" ? await readJson(request) : {};
     request.socket.setTimeout(0); // from here on it is the clone that takes its time
-    return await route.answer({ target: this.#target, query: searchParams, body });
+    return await route.answer({ target: this.#target, query: searchParams, body, closing: this.#closing.signal });
   }
 }
 
@@ -238,12 +255,28 @@ function descriptions(): Record<string, string> {
   return Object.fromEntries(Object.entries(ROUTES).map(([name, { description }]) => [name, description]));
 }
 
-function rangesAsked(query: URLSearchParams): number {
-  const text = query.get("most");
-  if (text === null) return DEFAULT_RANGES;
-  const most = /^\d{1,9}$/.test(text) ? Number(text) : 0;
-  if (most >= 1 && most <= MOST_RANGES) return most;
-  throw new UsageError(`Cannot use the request: most has to be a whole number from 1 to ${MOST_RANGES}`);
+function countAsked(
+  query: URLSearchParams,
+  name: string,
+  { least, most, otherwise }: { least: number; most: number; otherwise: number },
+): number {
+  const text = query.get(name);
+  if (text === null) return otherwise;
+  const count = /^\d{1,9}$/.test(text) ? Number(text) : -1;
+  if (count >= least && count <= most) return count;
+  throw new UsageError(`Cannot use the request: ${name} has to be a whole number from ${least} to ${most}`);
+}
+
+/**
+ * Resolves when the target's state is another one, when `waitMs` are over, or when the server closes: so that whoever follows
+ * a clone to its end hears of the end, although the process ends with it.
+ */
+async function stateChange(target: ControlTarget, waitMs: number, closing: AbortSignal): Promise<void> {
+  const stateNow = (): unknown => (target.status() as { state?: unknown }).state;
+  const before = stateNow();
+  for (let leftMs = waitMs; leftMs > 0 && !closing.aborted && stateNow() === before; leftMs -= LOOK_INTERVAL_MS) {
+    await systemClock.sleep(Math.min(leftMs, LOOK_INTERVAL_MS), closing);
+  }
 }
 
 /** @throws {HttpError} for a body that is no JSON */

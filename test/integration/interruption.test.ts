@@ -16,8 +16,8 @@ import { hasProgram, run, scratchDirectory } from "../support/scratch.ts";
 const MIB = 1024 * 1024;
 const { CLONE_TEST_KILL_SIZE: killSize = "256M" } = process.env;
 
-async function hydratedRegions(cwd: string): Promise<number> {
-  return oneJson<{ hydratedRegions: number }>(await cloneOk(["status", "copy.img", "--json"], { cwd })).hydratedRegions;
+async function committedRegions(cwd: string): Promise<number> {
+  return oneJson<{ committedRegions: number }>(await cloneOk(["status", "copy.img", "--json"], { cwd })).committedRegions;
 }
 
 /** A throttled hydration of 16 MiB that has copied something already. */
@@ -43,7 +43,7 @@ describe.each([
     expect(run.stderr).toMatch(/clone hydrate copy\.img.* goes on/);
     const stopped = /(\d+) of 256 regions hydrated/.exec(run.stdout);
     expect(stopped, run.stdout).not.toBeNull();
-    expect(await hydratedRegions(cwd)).toBe(Number(stopped?.[1])); // all that it had copied is committed
+    expect(await committedRegions(cwd)).toBe(Number(stopped?.[1])); // all that it had copied is committed
     expect(Number(stopped?.[1])).toBeGreaterThan(0);
     await cloneOk(["check", "copy.img.clone"], { cwd });
     await cloneOk(["hydrate", "copy.img"], { cwd });
@@ -166,7 +166,7 @@ async function makeImage(cwd: string, size: number): Promise<boolean> {
 
 /** Waits until a hydration has committed something, seen in the metadata as anybody sees it. */
 async function committedMore(cwd: string, before: number): Promise<void> {
-  await eventually("more regions are committed", async () => (await hydratedRegions(cwd)) > before);
+  await eventually("more regions are committed", async () => (await committedRegions(cwd)) > before);
 }
 
 /** `check` is clean, and whatever `dump` calls hydrated equals the source. Resolves to the number of hydrated regions. */

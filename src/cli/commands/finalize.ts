@@ -1,6 +1,9 @@
+import { BusyError, UsageError } from "../../base/errors.ts";
 import { formatSize } from "../../base/units.ts";
 import type { Clone } from "../../clone/clone.ts";
 import type { FinalizeReport, FinalizeRequest } from "../../clone/finalize-clone.ts";
+import type { LivePeer } from "../../clone/live-peer.ts";
+import type { FinalizeAsked } from "../../control/tuning.ts";
 import { type CliContext, defineCommand } from "../command.ts";
 import { ExitCode } from "../exit-codes.ts";
 import { deviceOptions, deviceRequest, jsonOption, progressOption } from "../options.ts";
@@ -36,19 +39,59 @@ export const finalizeCommand = defineCommand({
       terminal.print(await linearTable(clone, deviceRequest(options)));
       return ExitCode.done;
     }
-    await using clone = await Clone.open({ name: options.clone, access: "exclusive", signal, onWarning });
-    const request = {
-      ...deviceRequest(options),
-      verify: options.verify ?? false,
+    const asked = {
       keepMetadata: options["keep-metadata"] ?? false,
       acceptUnreadable: options["accept-unreadable"] ?? false,
     };
-    const report = await runFinalize(clone, request, { ...options, context });
+    let report: FinalizeReport;
+    try {
+      await using clone = await Clone.open({ name: options.clone, access: "exclusive", signal, onWarning });
+      const request = { ...deviceRequest(options), ...asked, verify: options.verify ?? false };
+      report = await runFinalize(clone, request, { ...options, context });
+    } catch (error) {
+      if (!(error instanceof BusyError)) throw error;
+      const { findServer } = await import("../../clone/live-peer.ts");
+      const server = await findServer(options.clone, signal);
+      if (server === undefined) throw error;
+      report = await finalizeServed(server, options.clone, asked, context);
+    }
     if (options.json) terminal.print(JSON.stringify(finalizeJson(report)));
     else printFinalized(report, context);
     return report.unreadable.length > 0 ? ExitCode.unreadable : ExitCode.done;
   },
 });
+
+/**
+ * Has the server of a clone finalize it. Who stops waiting does not stop the server.
+ * @throws {UsageError} for what a server cannot do
+ */
+async function finalizeServed(
+  { client, status }: LivePeer,
+  name: string,
+  asked: FinalizeAsked,
+  { isGiven, signal, terminal }: CliContext,
+): Promise<FinalizeReport> {
+  for (const option of ["verify", "source", "destination", "accept-changed-source"]) {
+    if (!isGiven(option)) continue;
+    const reason =
+      option === "verify"
+        ? "what its clients have written differs from the source by right"
+        : "its server has its devices open already";
+    throw new UsageError(`Cannot use --${option}: "${name}" is served by process ${status.lockedBy}, and ${reason}`);
+  }
+  try {
+    return reportOf(await client.finalize(asked, signal));
+  } catch (error) {
+    if (signal.aborted) terminal.note(`Process ${status.lockedBy} goes on with what it was asked for.`);
+    throw error;
+  }
+}
+
+/** A server's answer, which has ranges of regions as JSON does. */
+function reportOf(answer: object): FinalizeReport {
+  const report = answer as Omit<FinalizeReport, "unreadable"> & { unreadable: [number, number][] };
+  return { ...report, unreadable: report.unreadable.map(([start, end]) => ({ start, end })) };
+}
 
 /** Finalizes with progress on display. */
 export async function runFinalize(

@@ -1,6 +1,8 @@
+import { BusyError } from "../../base/errors.ts";
 import { formatElapsed, formatSize } from "../../base/units.ts";
 import type { Clone } from "../../clone/clone.ts";
 import type { HydrateReport, HydrateRequest } from "../../clone/hydrate-clone.ts";
+import type { LivePeer } from "../../clone/live-peer.ts";
 import { type CliContext, defineCommand } from "../command.ts";
 import { ExitCode } from "../exit-codes.ts";
 import { deviceOptions, hydrationOptions, jsonOption, progressOption, sizeOf } from "../options.ts";
@@ -25,13 +27,54 @@ export const hydrateCommand = defineCommand({
   async run(options, context) {
     const { Clone } = await import("../../clone/clone.ts");
     const { signal, onWarning } = context;
-    await using clone = await Clone.open({ name: options.clone, access: "exclusive", signal, onWarning });
-    const request = { ...hydrateRequest(options), limit: options.limit ?? null };
-    const report = await runHydration(clone, request, { ...options, context });
-    printReport(report, { json: options.json, goOn: `clone hydrate ${options.clone}`, context });
-    return exitCodeOfReport(report, context);
+    try {
+      await using clone = await Clone.open({ name: options.clone, access: "exclusive", signal, onWarning });
+      const request = { ...hydrateRequest(options), limit: options.limit ?? null };
+      const report = await runHydration(clone, request, { ...options, context });
+      printReport(report, { json: options.json, goOn: `clone hydrate ${options.clone}`, context });
+      return exitCodeOfReport(report, context);
+    } catch (error) {
+      if (!(error instanceof BusyError)) throw error;
+      const { findServer } = await import("../../clone/live-peer.ts");
+      const server = await findServer(options.clone, signal);
+      if (server === undefined) throw error;
+      return await follow(server, options, context);
+    }
   },
 });
+
+/** Has the server of a clone hydrate it, and follows. */
+async function follow(
+  server: LivePeer,
+  options: {
+    clone: string;
+    rate: number | null | undefined;
+    threshold: number | null | undefined;
+    "batch-size": number | null | undefined;
+    progress: ProgressStyle;
+    json: boolean | undefined;
+  },
+  context: CliContext,
+): Promise<ExitCode> {
+  const { followHydration, refuseOptionsOfItsOwn } = await import("../follow-hydration.ts");
+  refuseOptionsOfItsOwn(options.clone, server, context.isGiven);
+  const { rate, threshold, "batch-size": batchSize } = options;
+  const changes = {
+    ...(rate !== undefined && { rate }),
+    ...(threshold !== undefined && { threshold }),
+    ...(batchSize !== undefined && { batchSize }),
+  };
+  const { end, status, ...rest } = await followHydration(server, options.clone, changes, { ...options, context });
+  const { regions, hydratedRegions } = status;
+  const report = { end, regions, hydratedRegions, firstReadError: undefined, ...rest };
+  const goOn = `clone hydrate ${options.clone}`;
+  if (end !== "stopped") printReport(report, { json: options.json, goOn, context });
+  else {
+    if (options.json) context.terminal.print(JSON.stringify(reportJson(report, status.state)));
+    context.terminal.note(`Process ${status.lockedBy} goes on hydrating; \`${goOn}\` follows it again.`);
+  }
+  return exitCodeOfReport(report, context);
+}
 
 /** The request that the options of `hydrate` and `copy` make. */
 export function hydrateRequest(options: {
@@ -100,19 +143,7 @@ export function printReport(
   const { terminal } = context;
   const { counts, regions, hydratedRegions, unreadable, seconds } = report;
   if (json) {
-    terminal.print(
-      JSON.stringify({
-        state: hydratedRegions === regions ? "hydrated" : "idle",
-        regions,
-        hydratedRegions,
-        copiedBytes: counts.copied,
-        reflinkedBytes: counts.reflinked,
-        zeroedBytes: counts.zeroed,
-        skippedBytes: counts.skipped,
-        unreadable: unreadable.map(({ start, end }) => [start, end]),
-        seconds,
-      }),
-    );
+    terminal.print(JSON.stringify(reportJson(report, hydratedRegions === regions ? "hydrated" : "idle")));
   } else {
     const parts = [
       ...(counts.copied > 0 ? [`${formatSize(counts.copied)} copied`] : []),
@@ -132,6 +163,20 @@ export function printReport(
   } else if (report.end === "stopped" || report.end === "limit") {
     terminal.note(`\`${goOn}\` goes on where this stopped.`);
   }
+}
+
+function reportJson({ regions, hydratedRegions, counts, unreadable, seconds }: HydrateReport, state: string): object {
+  return {
+    state,
+    regions,
+    hydratedRegions,
+    copiedBytes: counts.copied,
+    reflinkedBytes: counts.reflinked,
+    zeroedBytes: counts.zeroed,
+    skippedBytes: counts.skipped,
+    unreadable: unreadable.map(({ start, end }) => [start, end]),
+    seconds,
+  };
 }
 
 function headline({ end, regions, hydratedRegions }: HydrateReport): string {
