@@ -45,7 +45,7 @@ function portOf(text: string | undefined, refuse: (why: string) => never): numbe
  * @throws {CloneError} where its name has none
  */
 export async function resolveHost(host: string): Promise<string[]> {
-  if (host === "") return ["::"];
+  if (host === "") return ["::", "0.0.0.0"];
   if (isIP(host) !== 0) return [host];
   try {
     const found = await lookup(host, { all: true });

@@ -15,6 +15,32 @@ export type ListenTarget = { path: string } | { host: string; port: number } | {
 /** Places to listen in; disposing of them removes what was made for them. */
 export interface ListenPlaces extends AsyncDisposable {
   targets: ListenTarget[];
+  /**
+   * `all` of them; those that are `available`, of a name with addresses of a protocol that may be switched off here; or the
+   * `first` that can be had.
+   */
+  need: "all" | "available" | "first";
+}
+
+/** Listens in as many of the places as are needed. @throws what `listen` throws */
+export async function listenIn(
+  { targets, need }: ListenPlaces,
+  listen: (target: ListenTarget) => Promise<void>,
+): Promise<void> {
+  let listening = 0;
+  let missing: unknown;
+  for (const target of targets) {
+    try {
+      await listen(target);
+      listening++;
+      if (need === "first") break;
+    } catch (error) {
+      const errno = error instanceof Error ? errnoOf(error.cause) : undefined;
+      if (need === "all" || (errno !== "EADDRNOTAVAIL" && errno !== "EAFNOSUPPORT")) throw error;
+      missing ??= error;
+    }
+  }
+  if (listening === 0) throw missing;
 }
 
 /** What is asked for. */
@@ -42,7 +68,7 @@ export async function listenPlaces(request: PlacesRequest): Promise<ListenPlaces
   if (place !== undefined && "socket" in place) {
     const path = resolve(place.socket);
     await makeFree(path);
-    return { targets: [{ path }], [Symbol.asyncDispose]: nothing };
+    return { targets: [{ path }], need: "all", [Symbol.asyncDispose]: nothing };
   }
   if (place !== undefined) {
     const hosts = await resolveHost(place.host);
@@ -53,10 +79,10 @@ export async function listenPlaces(request: PlacesRequest): Promise<ListenPlaces
       });
     }
     const targets = hosts.map((host) => ({ host, port: place.port }));
-    return { targets, [Symbol.asyncDispose]: nothing };
+    return { targets, need: place.host === "" ? "first" : "available", [Symbol.asyncDispose]: nothing };
   }
   if (inherited.length > 0) {
-    return { targets: inherited.map((fd) => ({ fd })), [Symbol.asyncDispose]: nothing };
+    return { targets: inherited.map((fd) => ({ fd })), need: "all", [Symbol.asyncDispose]: nothing };
   }
   if (!privateSocket) {
     throw new UsageError("Cannot serve: nothing says where to listen", {
@@ -66,6 +92,7 @@ export async function listenPlaces(request: PlacesRequest): Promise<ListenPlaces
   const directory = await mkdtemp(join(tmpdir(), "clone-"));
   return {
     targets: [{ path: join(directory, "socket") }],
+    need: "all",
     [Symbol.asyncDispose]: () => rm(directory, { recursive: true, force: true }),
   };
 }

@@ -15,7 +15,7 @@ import { NbdServer, type NbdServerOptions } from "../nbd/server.ts";
 import type { Clone } from "./clone.ts";
 import { type CloneStatus, statusOf } from "./clone-status.ts";
 import type { FinalizeReport } from "./finalize-clone.ts";
-import { type ListenPlace, type ListenTarget, listenPlaces } from "./listen-places.ts";
+import { type ListenPlace, type ListenTarget, listenIn, listenPlaces } from "./listen-places.ts";
 import { LiveClone, type LiveRequest } from "./live-clone.ts";
 import { firstRegions } from "./live-regions.ts";
 import { openLiveSocket } from "./live-socket.ts";
@@ -90,7 +90,7 @@ export async function serveClone(clone: Clone, request: ServeRequest, listener: 
   const served = new ServedClone(clone, live, request, tls, listener);
   let stuck = false;
   try {
-    await served.listen(places.targets);
+    await listenIn(places, (target) => served.listen(target));
     await using _control = await openLiveSocket(clone, served, listener.onDetail);
     await using _pidFile = request.pidFile === undefined ? undefined : await PidFile.write(request.pidFile);
     await served.run();
@@ -128,9 +128,9 @@ class ServedClone implements ControlTarget {
     });
   }
 
-  /** Lets clients in. @throws {CloneError} where it cannot listen in one of the places */
-  async listen(targets: readonly ListenTarget[]): Promise<void> {
-    for (const target of targets) await this.#nbd.listen(target);
+  /** Lets clients in. @throws {CloneError} where it cannot listen there */
+  async listen(target: ListenTarget): Promise<void> {
+    await this.#nbd.listen(target);
   }
 
   /** Works until it is to end. */

@@ -35,7 +35,7 @@ describe("isLoopback()", () => {
 
 test("resolveHost() takes an address as it is, and no host as all addresses", async () => {
   expect(await resolveHost("::1")).toEqual(["::1"]);
-  expect(await resolveHost("")).toEqual(["::"]);
+  expect(await resolveHost("")).toEqual(["::", "0.0.0.0"]);
   expect((await resolveHost("localhost")).every(isLoopback)).toBe(true);
 });
 
