@@ -1,0 +1,280 @@
+/**
+ * Keeps background hydration out of the foreground's way: as fast as it can go while nobody asks for anything, and while
+ * somebody does, as fast as the foreground's 99th percentile bears. (dm-clone stops dead for a second instead, and starves
+ * under steady I/O.)
+ *
+ *     quiet ──a request──► busy: small pieces, few at once, bytes/s limited ──250 ms without one──► quiet: no limit
+ *
+ * While busy, work and short rests take turns, and after each rest the foreground's p99 of both is compared:
+ *
+ *     ┌────────────────────── work, 850 ms ──────────────────────┐┌ rest, 150 ms ┐┌── work …
+ *
+ *     below 1.5 x alone    faster: twice as fast far below what was too much last, by a tenth near it
+ *     above 2 x alone      slower: to 0.6 of what was moved, to 0.3 where it is far above, and the rest begins at once
+ *
+ * So nothing has to be known about clients, devices and processors, nor do others on the same machine confuse it: what
+ * they do is there in work and rest alike. Never is it slower than `minRate`, in rests neither: hydration always gets on.
+ *
+ * The limit alone is not enough. Pieces are small because one of 2 MiB keeps a thread, a disk or the event loop busy for
+ * longer than a request takes; and there is one at a time, since on machines with few processors each takes one away. Only
+ * where so few would not reach the limit, as with a source far away, there are more.
+ */
+import type { Clock } from "../base/clock.ts";
+import type { ForegroundMeter } from "./foreground-meter.ts";
+import type { CopyAllowance } from "./region-copier.ts";
+import type { Throttle } from "./throttle.ts";
+
+/** What it governs by what. */
+export interface GovernorParts {
+  clock: Clock;
+  meter: Pick<ForegroundMeter, "pressure" | "quietMs" | "measuring">;
+  /** The background's; its rate is the governor's to set from now on. */
+  throttle: Throttle;
+  /** Bytes that the background has moved so far. */
+  moved: () => number;
+  /** Bytes per second at most that somebody set, or null. */
+  rate: number | null;
+  /** Bytes per second that the foreground never takes away; null for the default. */
+  minRate: number | null;
+}
+
+const MIB = 2 ** 20;
+/** Bytes per second that are left to the background, unless somebody says otherwise. */
+export const DEFAULT_MIN_RATE = MIB;
+
+/** How often it looks, ms. */
+const TICK_MS = 50;
+/** Nobody has asked for anything for this long: nobody is there. */
+const QUIET_MS = 250;
+const BUSY_PIECE = 128 * 1024;
+const BUSY_SHARE = MIB;
+const QUIET_SHARE = 16 * MIB;
+/** Where even that many at a time do not reach the limit, more would not either. */
+const MOST_BUSY_COPIES = 8;
+/** Faster than this it takes no second piece in flight: then they wait for processors, not for devices. Bytes per second. */
+const FAST = 256 * MIB;
+/** Where it begins with a foreground it does not know yet, bytes per second. */
+const FIRST_LIMIT = 64 * MIB;
+
+const WORK_MS = 850;
+const REST_MS = 100;
+/** What was begun before is let come to its end, ms. */
+const SETTLE_MS = 50;
+/** "Alone" is the median of as many rests. */
+const RESTS_KEPT = 5;
+/** The foreground's p99 at work, as a multiple of what it is alone. */
+const FASTER_BELOW = 1.5;
+const SLOWER_ABOVE = 2;
+const FAR_ABOVE = 4;
+/** What nobody notices, ms, however many times as long it is. */
+const UNNOTICED_MS = 0.05;
+/** Requests that say something about a 99th percentile; fewer are waited for, but not for longer than this, ms. */
+const ENOUGH_REQUESTS = 200;
+const LONGEST_WINDOW_MS = 1000;
+/** With fewer in such a window there is no foreground to speak of. */
+const FEW_REQUESTS = 20;
+
+/** Sets how much background copies may do, as a throttle's rate and a copier's allowance. */
+export class Governor implements CopyAllowance {
+  readonly #parts: GovernorParts;
+  #rate: number | null;
+  #minRate: number;
+  readonly #stop = new AbortController();
+  #running: Promise<void> | undefined;
+  #busy = false;
+  #resting = false;
+  /** What was begun under another limit is still under way. */
+  #settling = false;
+  /** When the work, the rest, or the settling before it began. */
+  #began = -Infinity;
+  #movedBefore = 0;
+  /** Bytes per second while busy, and what was too much last. */
+  #limit = FIRST_LIMIT;
+  #ceiling = Infinity;
+  #copies = 1;
+  /** The foreground at the last work, and in the last rests, the latest last. */
+  #work: Window = { p99: undefined, bytesPerSecond: 0 };
+  readonly #alone: number[] = [];
+
+  constructor(parts: GovernorParts) {
+    this.#parts = parts;
+    this.#rate = parts.rate;
+    this.#minRate = parts.minRate ?? DEFAULT_MIN_RATE;
+  }
+
+  /** Begins to govern; until then there is no limit but the rate. */
+  start(): void {
+    this.#parts.meter.measuring = true;
+    this.#running ??= this.#run();
+  }
+
+  /** Leaves the throttle at the rate that was set. */
+  async stop(): Promise<void> {
+    this.#stop.abort();
+    await this.#running;
+    this.#parts.meter.measuring = false;
+    this.#busy = false;
+    this.#apply();
+  }
+
+  /** Bytes per second at most that somebody set, or null. Takes effect at once. */
+  get rate(): number | null {
+    return this.#rate;
+  }
+
+  set rate(rate: number | null) {
+    this.#rate = rate;
+    this.#apply();
+  }
+
+  /** Bytes per second that the foreground never takes away. Takes effect at once. */
+  get minRate(): number {
+    return this.#minRate;
+  }
+
+  set minRate(rate: number | null) {
+    this.#minRate = rate ?? DEFAULT_MIN_RATE;
+    this.#apply();
+  }
+
+  /** Whether somebody asks for something, so that the background holds back. */
+  get busy(): boolean {
+    this.#look();
+    return this.#busy;
+  }
+
+  /** What the background may move at this moment, bytes per second; null is unlimited. */
+  get bytesPerSecond(): number | null {
+    return this.#parts.throttle.bytesPerSecond;
+  }
+
+  /** The foreground's p99 beside copies of late, and alone, ms; undefined where they are not known. */
+  get p99(): { nowMs: number | undefined; aloneMs: number | undefined } {
+    return { nowMs: this.#work.p99, aloneMs: this.#aloneMs };
+  }
+
+  get pieceLength(): number {
+    return this.busy ? BUSY_PIECE : Infinity;
+  }
+
+  get depth(): number {
+    return this.busy ? this.#copies : Infinity;
+  }
+
+  get shareLength(): number {
+    return this.busy ? BUSY_SHARE : QUIET_SHARE;
+  }
+
+  async #run(): Promise<void> {
+    while (!this.#stop.signal.aborted) {
+      await this.#parts.clock.sleep(TICK_MS, this.#stop.signal);
+      this.#look();
+      if (this.#busy) this.#tick();
+    }
+  }
+
+  /** Whether somebody is there is looked at before each piece, not only at a tick. */
+  #look(): void {
+    const governs = this.#running !== undefined && !this.#stop.signal.aborted;
+    const busy = governs && this.#parts.meter.quietMs < QUIET_MS;
+    if (busy === this.#busy) return;
+    this.#busy = busy;
+    this.#begin({ resting: busy && this.#alone.length === 0, settling: true });
+  }
+
+  #begin({ resting, settling }: { resting: boolean; settling: boolean }): void {
+    this.#resting = resting;
+    this.#settling = settling;
+    this.#parts.meter.pressure.clear();
+    this.#began = this.#parts.clock.now();
+    this.#movedBefore = this.#parts.moved();
+    this.#apply();
+  }
+
+  #tick(): void {
+    const ms = this.#parts.clock.now() - this.#began;
+    if (this.#settling) {
+      if (ms >= SETTLE_MS) this.#begin({ resting: this.#resting, settling: false });
+      return;
+    }
+    const { count } = this.#parts.meter.pressure;
+    const enough = count >= ENOUGH_REQUESTS || ms >= LONGEST_WINDOW_MS;
+    if (this.#resting) {
+      if (ms >= REST_MS && enough) this.#endRest();
+    } else if (enough && (ms >= WORK_MS || this.#isFarAbove())) this.#endWork(ms);
+  }
+
+  /** So far above that the foreground should not have to bear it for the rest of the work. */
+  #isFarAbove(): boolean {
+    const alone = this.#aloneMs ?? Infinity;
+    return this.#parts.meter.pressure.quantile(0.99) > Math.max(FAR_ABOVE * alone, alone + UNNOTICED_MS);
+  }
+
+  #endWork(ms: number): void {
+    const { meter, moved } = this.#parts;
+    const p99 = meter.pressure.count < FEW_REQUESTS ? undefined : meter.pressure.quantile(0.99);
+    this.#work = { p99, bytesPerSecond: ((moved() - this.#movedBefore) * 1000) / ms };
+    if (p99 === undefined) {
+      this.#adjust(1);
+      this.#begin({ resting: false, settling: false });
+    } else if (this.#work.bytesPerSecond <= 1.5 * this.#floor) {
+      this.#endRest(); // it was as good as one
+    } else {
+      this.#begin({ resting: true, settling: true });
+    }
+  }
+
+  #endRest(): void {
+    const { pressure } = this.#parts.meter;
+    if (pressure.count >= FEW_REQUESTS) {
+      const now = pressure.quantile(0.99);
+      this.#alone.push(now);
+      if (this.#alone.length > RESTS_KEPT) this.#alone.shift();
+      const alone = Math.max(now, this.#aloneMs ?? now);
+      const p99 = this.#work.p99 ?? alone;
+      this.#adjust(p99 - alone < UNNOTICED_MS ? 1 : p99 / alone);
+    }
+    this.#begin({ resting: false, settling: false });
+  }
+
+  /** Goes faster or slower. `ratio`: the foreground's p99 at work to what it is alone. */
+  #adjust(ratio: number): void {
+    const { bytesPerSecond } = this.#work;
+    const reached = bytesPerSecond >= 0.7 * this.#limit;
+    if (ratio > SLOWER_ABOVE) {
+      this.#ceiling = Math.min(this.#limit, bytesPerSecond);
+      this.#limit = this.#ceiling * (ratio > FAR_ABOVE ? 0.3 : 0.6);
+      this.#copies = Math.ceil(this.#copies / 2);
+    } else if (ratio < FASTER_BELOW && reached) {
+      this.#limit *= this.#limit < 0.4 * this.#ceiling ? 2 : 1.1;
+      this.#ceiling = Math.max(this.#ceiling, this.#limit);
+    }
+    const tooFew = bytesPerSecond < 0.9 * this.#floor || (ratio < FASTER_BELOW && !reached && bytesPerSecond < FAST);
+    if (tooFew && bytesPerSecond > 0) this.#copies = Math.min(MOST_BUSY_COPIES, this.#copies + 1);
+    this.#limit = Math.max(this.#limit, this.#floor);
+  }
+
+  /** The foreground's p99 when left alone, ms. */
+  get #aloneMs(): number | undefined {
+    const sorted = [...this.#alone].sort((a, b) => a - b);
+    return sorted[Math.floor((sorted.length - 1) / 2)];
+  }
+
+  get #floor(): number {
+    return Math.min(this.#minRate, this.#rate ?? Infinity);
+  }
+
+  #apply(): void {
+    const { throttle } = this.#parts;
+    const limit = !this.#busy ? Infinity : this.#resting ? this.#floor : Math.max(this.#limit, this.#floor);
+    const rate = Math.min(limit, this.#rate ?? Infinity);
+    const bytesPerSecond = rate === Infinity ? null : rate;
+    if (throttle.bytesPerSecond !== bytesPerSecond) throttle.bytesPerSecond = bytesPerSecond;
+  }
+}
+
+/** What work was like: the foreground's p99, ms, where it was there, and how fast the background went. */
+interface Window {
+  p99: number | undefined;
+  bytesPerSecond: number;
+}
