@@ -35,6 +35,11 @@ import {
 const LARGEST_IN_PLACE = 32 * 1024;
 /** A read up to this long is answered in the batch; a longer one in its own buffer. Bytes. */
 const LARGEST_IN_BATCH = 64 * 1024;
+/**
+ * Replies that go out together while there are more requests at hand. All of them in one write would be the fewest
+ * system calls, but then client and server would only ever take turns.
+ */
+const BATCHED_REPLIES = 6;
 /** A reply up to this long that comes later is copied to the batch rather than sent alone. Bytes. */
 const LARGEST_COPY = 16 * 1024;
 
@@ -148,7 +153,7 @@ export class Transmission implements Consumer {
 
   consume(bytes: Buffer, start: number, end: number): number {
     let at = start;
-    while (!this.#closed && !this.#disconnected) {
+    for (let replies = 1; !this.#closed && !this.#disconnected; replies++) {
       if (this.#afterSkip !== undefined) {
         at = this.#skip(at, end);
         if (this.#afterSkip !== undefined) break;
@@ -161,6 +166,7 @@ export class Transmission implements Consumer {
       const taken = this.#take(bytes, at, end);
       if (taken === 0) break;
       at += taken;
+      if (replies % BATCHED_REPLIES === 0) this.#writer.flush();
     }
     this.#writer.flush();
     return at;
