@@ -33,6 +33,7 @@ async function fio(uri: string, ...options: (readonly string[])[]): Promise<FioR
     "--group_reporting=0",
     "--name=clone",
     "--verify=crc32c",
+    "--verify_state_save=0",
     "--verify_fatal=1",
     ...options.flat(),
   );

@@ -2,7 +2,7 @@
  * What a disk may hold, told from the requests it was given and has answered: a plain disk in memory that knows, for each
  * sector, the writes that a read may find there (`now`), and those that may be there after a crash (`crash`).
  *
- * - A write that is under way may be found, or what was there before. When it is answered it alone is there, or one of those
+ * - A write that is under way may be found, or what was there before, or some words of each. When it is answered it alone is there, or one of those
  *   that overlapped it in time.
  * - A discarded sector holds what it held or zeros.
  * - A flush that is answered makes durable what had been answered when it was sent, whichever connection it came over. A
@@ -11,7 +11,7 @@
  *
  * Every set is too large rather than too small: what is not in it is a fault of the disk.
  */
-import { SECTOR, stampOf, ZEROS } from "./stamped-sectors.ts";
+import { isMixture, SECTOR, stampOf, ZEROS } from "./stamped-sectors.ts";
 
 /** One write, or several of which any may be there. Never changed, only replaced. */
 type Stamps = number | ReadonlySet<number>;
@@ -111,12 +111,14 @@ export class DiskModel {
       const stamp = stampOf(bytes, index * SECTOR, sector);
       const later = read.later.filter((write) => covers(write, sector));
       const may = later.reduce((stamps, write) => union(stamps, write.stamp), before);
-      if (stamp === undefined || !has(may, stamp)) {
+      const atRest = later.length === 0 && !read.rivals.some((write) => covers(write, sector));
+      // A page cache may show a write half done.
+      const torn = () => !atRest && isMixture(bytes, index * SECTOR, sector, allOf(may));
+      if ((stamp === undefined || !has(may, stamp)) && !torn()) {
         return { sector, why: `holds ${stamp ?? "what nobody has written"}, not ${shown(may)}` };
       }
       // It was one of several and nothing was being done to it meanwhile: from now on it is known.
-      const known = later.length === 0 && !read.rivals.some((write) => covers(write, sector));
-      if (typeof before !== "number" && known) this.#now[sector] = stamp;
+      if (typeof before !== "number" && atRest && stamp !== undefined) this.#now[sector] = stamp;
     }
     return undefined;
   }
@@ -196,12 +198,16 @@ function union(stamps: Stamps, stamp: number): Stamps {
 }
 
 function intersection(one: Stamps, other: Stamps): Stamps {
-  const common = (typeof one === "number" ? [one] : [...one]).filter((stamp) => has(other, stamp));
+  const common = allOf(one).filter((stamp) => has(other, stamp));
   const [first] = common;
   if (first === undefined) throw new Error("the model contradicts itself");
   return common.length === 1 ? first : new Set(common);
 }
 
+function allOf(stamps: Stamps): number[] {
+  return typeof stamps === "number" ? [stamps] : [...stamps];
+}
+
 function shown(stamps: Stamps): string {
-  return typeof stamps === "number" ? String(stamps) : [...stamps].join(" or ");
+  return allOf(stamps).join(" or ");
 }

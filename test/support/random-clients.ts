@@ -40,9 +40,9 @@ export class RandomClients {
     this.note(0, this.#model.sectors, "connected");
   }
 
-  /** Does `count` requests. @throws {Error} for an answer that cannot be right */
+  /** Does `count` requests, or what of them comes before the end is expected. @throws {Error} for a wrong answer */
   async run(count: number): Promise<void> {
-    for (let done = 0; done < count; done++) {
+    for (let done = 0; done < count && !this.#ending; done++) {
       const client = this.#random.integer(0, CLIENTS - 1);
       const inFlight = this.#inFlight[client] as Set<Promise<void>>;
       while (inFlight.size >= DEPTH) await Promise.race(inFlight);

@@ -25,6 +25,18 @@ export function stampOf(bytes: Buffer, at: number, sector: number): number | und
   return words.every((word, index) => word === expected[index]) ? stamp : undefined;
 }
 
+/** Whether each word of the sector at `at` of `bytes` comes from one of these writes: what a read in the middle of them may find. */
+export function isMixture(bytes: Buffer, at: number, sector: number, stamps: readonly number[]): boolean {
+  const candidates = stamps.map((stamp) => {
+    const words = new Uint32Array(WORDS);
+    if (stamp !== ZEROS) stampSector(words, 0, sector, stamp);
+    return words;
+  });
+  return wordsOf(bytes.subarray(at, at + SECTOR)).every((word, index) =>
+    candidates.some((candidate) => candidate[index] === word),
+  );
+}
+
 function stampSector(words: Uint32Array, at: number, sector: number, stamp: number): void {
   words[at] = stamp;
   words[at + 1] = sector;
