@@ -103,7 +103,7 @@ function peakMemory(pid) {
  * @param {readonly T[]} items
  * @returns {T[]}
  */
-function shuffled(items) {
+export function shuffled(items) {
   return items
     .map((item) => ({ item, key: Math.random() }))
     .sort((a, b) => a.key - b.key)

@@ -19,6 +19,7 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { assertSame, findProgram, makeImage, mountFileSystem } from "./images.mjs";
 import { compete, printResults, printTable, run } from "./measure.mjs";
+import { fail, parseSize, parseTables, positive } from "./options.mjs";
 
 /** @typedef {import("./measure.mjs").Contender} Contender */
 
@@ -44,8 +45,7 @@ const zeros = Number(options.zeros);
 if (!(zeros >= 0 && zeros <= 1)) fail(`--zeros is a share from 0 to 1, not ${options.zeros}`);
 const root = process.getuid?.() === 0;
 if (options.cold && !root) fail("--cold needs root: only root may drop the page cache");
-const tables = options.only.split(",");
-for (const table of tables) if (!TABLES.includes(table)) fail(`--only knows ${TABLES.join(", ")}, not ${table}`);
+const tables = parseTables(options.only, TABLES);
 const cloneFile = resolve(options.clone);
 
 const stop = new AbortController();
@@ -265,33 +265,4 @@ function shell(script, ...args) {
  */
 function skip(what, why) {
   process.stdout.write(`\nSkipped ${what}: ${why}\n`);
-}
-
-/**
- * @param {string} name
- * @param {string} text
- */
-function positive(name, text) {
-  const value = Number(text);
-  if (!Number.isSafeInteger(value) || value < 1) fail(`--${name} is a positive integer, not ${text}`);
-  return value;
-}
-
-/**
- * Bytes of a size such as 512M or 2G (powers of 1024).
- * @param {string} text
- */
-function parseSize(text) {
-  const match = /^(\d+)([KMG]?)$/.exec(text);
-  if (match === null) fail(`--size is a number with K, M or G, not ${text}`);
-  return positive("size", match[1] ?? "") * 1024 ** " KMG".indexOf(match[2] || " ");
-}
-
-/**
- * @param {string} message
- * @returns {never}
- */
-function fail(message) {
-  process.stderr.write(`offline: ${message}\n`);
-  process.exit(2);
 }

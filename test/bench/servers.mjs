@@ -1,0 +1,78 @@
+// @ts-check
+/** NBD servers that are measured against each other: each in a process of its own, on a unix socket. */
+import { spawn } from "node:child_process";
+import { readFileSync, rmSync } from "node:fs";
+import { connect } from "node:net";
+
+const START_MS = 20_000;
+const STOP_MS = 20_000;
+
+/**
+ * @typedef {object} Server
+ * @property {string} uri
+ * @property {number} pid
+ * @property {() => Promise<void>} stop asks it to end and waits until it has
+ */
+
+/**
+ * Starts a server and waits until it takes connections.
+ * @param {string} socket path that `command` listens on
+ * @param {string[]} command program and arguments
+ * @param {{ signal: AbortSignal, env?: Record<string, string> }} options `env` is added to the environment
+ * @returns {Promise<Server>}
+ * @throws {Error} with what it said, when it ends instead
+ */
+export async function startServer(socket, command, { signal, env = {} }) {
+  const [program = "", ...args] = command;
+  rmSync(socket, { force: true });
+  const child = spawn(program, args, { stdio: ["ignore", "ignore", "pipe"], env: { ...process.env, ...env }, signal });
+  let complaint = "";
+  child.stderr.setEncoding("utf8").on("data", (text) => {
+    complaint = (complaint + text).slice(-2000);
+  });
+  /** @type {Promise<void>} */
+  const ended = new Promise((resolve) => child.on("error", () => resolve()).on("close", () => resolve()));
+  const failed = () => new Error(`${command.join(" ")} ended with ${child.exitCode ?? child.signalCode}\n${complaint}`);
+  const deadline = performance.now() + START_MS;
+  while (!(await accepts(socket))) {
+    if (child.exitCode !== null || child.signalCode !== null || child.pid === undefined) throw failed();
+    if (performance.now() > deadline) {
+      child.kill("SIGKILL");
+      throw new Error(`${command.join(" ")} does not listen on ${socket}\n${complaint}`);
+    }
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+  return {
+    uri: `nbd+unix:///?socket=${socket}`,
+    pid: /** @type {number} */ (child.pid),
+    async stop() {
+      child.kill("SIGTERM");
+      const timer = setTimeout(() => child.kill("SIGKILL"), STOP_MS);
+      await ended;
+      clearTimeout(timer);
+    },
+  };
+}
+
+/** @param {string} path */
+function accepts(path) {
+  return new Promise((resolve) => {
+    const socket = connect(path);
+    socket.on("connect", () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.on("error", () => resolve(false));
+  });
+}
+
+/**
+ * Memory of a process that is resident now, and the most that ever was. Bytes.
+ * @param {number} pid
+ */
+export function memoryOf(pid) {
+  const status = readFileSync(`/proc/${pid}/status`, "utf8");
+  const field = (/** @type {string} */ name) =>
+    Number(new RegExp(`^${name}:\\s+(\\d+) kB$`, "m").exec(status)?.[1] ?? Number.NaN) * 1024;
+  return { resident: field("VmRSS"), peak: field("VmHWM") };
+}
