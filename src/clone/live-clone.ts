@@ -151,7 +151,7 @@ export class LiveClone {
       failure: commits.failure,
       finalized: this.device.isLinear,
       paused: hydrator.paused || hydrator.threshold === 0,
-      hydrating: true,
+      hydrating: hydrator.working,
       stalled: hydrator.stalled?.reason,
       rate: governor.rate,
       minRate: governor.minRate,

@@ -1,6 +1,7 @@
 /** A hydration that can be asked and steered while it runs: `hydrateClone` with a control socket beside it. */
 
 import { CloneError, UsageError } from "../base/errors.ts";
+import type { RegionRange } from "../base/geometry.ts";
 import { RateMeter, type RateSample } from "../base/rate-meter.ts";
 import type { ControlTarget, Tuning } from "../control/control-target.ts";
 import { unhydratedParts } from "../engine/unreadable-regions.ts";
@@ -8,6 +9,7 @@ import { normalizeRanges } from "../metadata/unreadable-ranges.ts";
 import type { Clone } from "./clone.ts";
 import { hydratedBytes, type RunningState, statusOf } from "./clone-status.ts";
 import { type HydrateReport, type HydrateRequest, hydrateClone, type RunningHydration } from "./hydrate-clone.ts";
+import { firstRegions } from "./live-regions.ts";
 import { type LiveSocket, openLiveSocket } from "./live-socket.ts";
 import { packageVersion } from "./package-version.ts";
 
@@ -72,15 +74,7 @@ export class LiveHydration implements ControlTarget {
   }
 
   regions(most: number): ReturnType<ControlTarget["regions"]> {
-    const unreadable = this.#unreadable();
-    const hydrated: [number, number][] = [];
-    let complete = unreadable.length <= most;
-    for (const { start, end } of this.#clone.metadata.hydratedRanges()) {
-      complete &&= hydrated.length < most;
-      if (hydrated.length === most) break;
-      hydrated.push([start, end]);
-    }
-    return { hydrated, unreadable: unreadable.slice(0, most).map(({ start, end }) => [start, end]), complete };
+    return firstRegions(this.#clone.metadata.hydratedRanges(), this.#unreadable(), most);
   }
 
   tune(changes: Tuning): void {
@@ -145,7 +139,7 @@ export class LiveHydration implements ControlTarget {
   }
 
   /** Those of this run and of earlier ones, less what has been hydrated since. */
-  #unreadable() {
+  #unreadable(): RegionRange[] {
     const known = this.#clone.descriptor?.unreadable.ranges ?? [];
     return unhydratedParts(this.#clone.metadata, normalizeRanges([...known, ...this.#running.unreadable]));
   }

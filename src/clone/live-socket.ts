@@ -13,7 +13,6 @@ import assert from "node:assert";
 import { randomBytes } from "node:crypto";
 import { lstatSync, renameSync } from "node:fs";
 import { lstat, mkdir, realpath, unlink } from "node:fs/promises";
-import { connect } from "node:net";
 import { dirname, join } from "node:path";
 import { CloneError, errnoOf } from "../base/errors.ts";
 import { controlPaths, fitsSocket } from "../control/control-path.ts";
@@ -21,11 +20,10 @@ import type { ControlServer } from "../control/control-server.ts";
 import type { ControlTarget } from "../control/control-target.ts";
 import { isSameFile } from "../device/file-identity.ts";
 import type { Clone } from "./clone.ts";
+import { lookAtSocket } from "./socket-path.ts";
 
 /** Permissions that let others put something in our place. */
 const WRITABLE_BY_OTHERS = 0o022;
-/** How long a socket that stands in our place may take to accept, ms. */
-const PROBE_TIMEOUT_MS = 1000;
 
 /** An open control socket. */
 export interface LiveSocket extends AsyncDisposable {
@@ -90,24 +88,9 @@ async function makePrivateDirectory(path: string, uid: number): Promise<void> {
 
 /** @throws {CloneError} where something stands at the path that is no leftover */
 async function refuseTaken(path: string): Promise<void> {
-  const stats = await lstat(path).catch(absent);
-  if (stats === undefined) return;
-  if (!stats.isSocket()) throw new CloneError("failed", "something else stands there");
-  if (await isAnswered(path)) throw new CloneError("failed", "another process answers there");
-}
-
-/** Whether anybody listens at a socket. */
-function isAnswered(path: string): Promise<boolean> {
-  return new Promise((resolve) => {
-    const socket = connect(path);
-    const end = (answered: boolean): void => {
-      socket.destroy();
-      resolve(answered);
-    };
-    socket.setTimeout(PROBE_TIMEOUT_MS, () => end(true));
-    socket.on("connect", () => end(true));
-    socket.on("error", (error) => end(!["ECONNREFUSED", "ENOENT"].includes(errnoOf(error) ?? "")));
-  });
+  const found = await lookAtSocket(path);
+  if (found === "other") throw new CloneError("failed", "something else stands there");
+  if (found === "answered") throw new CloneError("failed", "another process answers there");
 }
 
 function absent(error: unknown): undefined {

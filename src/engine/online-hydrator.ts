@@ -85,6 +85,11 @@ export class OnlineHydrator {
     return this.#pace.paused;
   }
 
+  /** Whether it hydrates, or would if it were not paused: not while it has stalled, nor where only unreadable regions are left. */
+  get working(): boolean {
+    return this.#run !== undefined;
+  }
+
   /** Why it makes no headway, or undefined where it does. */
   get stalled(): Stall | undefined {
     return this.#run !== undefined && this.#run.hydratedRegions > 0 ? undefined : this.#stall;

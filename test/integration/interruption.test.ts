@@ -17,7 +17,8 @@ const MIB = 1024 * 1024;
 const { CLONE_TEST_KILL_SIZE: killSize = "256M" } = process.env;
 
 async function committedRegions(cwd: string): Promise<number> {
-  return oneJson<{ committedRegions: number }>(await cloneOk(["status", "copy.img", "--json"], { cwd })).committedRegions;
+  return oneJson<{ committedRegions: number }>(await cloneOk(["status", "copy.img", "--json"], { cwd }))
+    .committedRegions;
 }
 
 /** A throttled hydration of 16 MiB that has copied something already. */
