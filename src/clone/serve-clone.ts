@@ -10,6 +10,7 @@
 import { systemClock } from "../base/clock.ts";
 import { formatSize } from "../base/units.ts";
 import type { ControlTarget, Tuning } from "../control/control-target.ts";
+import { listenDescriptors, ServiceNotifier } from "../control/sd-notify.ts";
 import { exitNow } from "../device/libc.ts";
 import { NbdServer, type NbdServerOptions } from "../nbd/server.ts";
 import type { Clone } from "./clone.ts";
@@ -84,7 +85,7 @@ const STATUS_INTERVAL_MS = 5000;
  */
 export async function serveClone(clone: Clone, request: ServeRequest, listener: ServeListener): Promise<void> {
   const tls = await tlsOptions(request.tls);
-  const inherited: number[] = [];
+  const inherited = listenDescriptors();
   await using places = await listenPlaces({ ...request, inherited, encrypted: tls.mode === "require" });
   const live = await LiveClone.open(clone, request);
   const served = new ServedClone(clone, live, request, tls, listener);
@@ -110,6 +111,7 @@ class ServedClone implements ControlTarget {
   readonly #listener: ServeListener;
   readonly #live: LiveClone;
   readonly #nbd: NbdServer;
+  readonly #services = new ServiceNotifier();
   readonly #ending = new AbortController();
   #isHydrated = false;
 
@@ -146,13 +148,20 @@ class ServedClone implements ControlTarget {
       this.#request,
     );
     onReady({ uris: this.#uris(), exportName: this.#request.exportName });
-    while (!end.aborted) await systemClock.sleep(STATUS_INTERVAL_MS, end);
+    this.#services.ready(this.#summary());
+    while (!end.aborted) {
+      await systemClock.sleep(STATUS_INTERVAL_MS, end);
+      this.#services.status(this.#summary());
+    }
+    this.#services.stopping("stopping");
   }
 
   /** Ends it: what clients have under way is answered, and everything is committed. @throws {CloneError} where it is not */
   async close(): Promise<{ stuck: boolean }> {
     await this.#nbd.shutdown({ graceMs: SHUTDOWN_MS });
-    return await this.#live.stop();
+    const report = await this.#live.stop();
+    this.#services[Symbol.dispose]();
+    return report;
   }
 
   status(): CloneStatus {
@@ -231,6 +240,13 @@ class ServedClone implements ControlTarget {
 
   #uris(): string[] {
     return this.#nbd.uris(this.#request.exportName);
+  }
+
+  /** One line for a service manager. */
+  #summary(): string {
+    const { state, hydratedBytes: hydrated, size, hydration } = this.status();
+    const pace = state === "hydrating" ? `, ${formatSize(hydration.bytesPerSecond)}/s` : "";
+    return `${state}, ${Math.floor((hydrated / size) * 100)} % of ${formatSize(size)} hydrated${pace}`;
   }
 }
 
