@@ -57,6 +57,7 @@ describe.each(FILE_SYSTEMS)("an $type file system", ({ type, size, mkfs, fsck })
       await cloneOk(["create", source.path, "copy.img"], { cwd });
 
       let files: Map<string, string>;
+      let beforeTrim: number;
       {
         await using server = await startServe({ clone: "copy.img", cwd, args: ["--no-hydrate"] });
         {
@@ -67,6 +68,8 @@ describe.each(FILE_SYSTEMS)("an $type file system", ({ type, size, mkfs, fsck })
           files = await change(mounted.path, original);
           await rm(join(mounted.path, "doomed"));
           await run("sync", "-f", mounted.path);
+          // What the kernel has read ahead until then is not held against anybody.
+          beforeTrim = source.reads().length;
           await run("fstrim", mounted.path);
           expect(await hashesBelow(mounted.path)).toEqual(files);
           // It goes on being used while the rest is copied.
@@ -78,9 +81,9 @@ describe.each(FILE_SYSTEMS)("an $type file system", ({ type, size, mkfs, fsck })
         await stopServe(server);
       }
       const reads = source.reads();
-      expect(doomed.map((range) => bytesWithin(reads, range))).toEqual(doomed.map(() => 0));
+      expect(doomed.map((range) => bytesWithin(reads.slice(beforeTrim), range))).toEqual(doomed.map(() => 0));
       // But for what was trimmed or written, all of the source was read.
-      expect(bytesWithin(reads, { start: 0, end: size })).toBeLessThan(size - bytesOf(doomed));
+      expect(bytesWithin(reads.slice(beforeTrim), { start: 0, end: size })).toBeLessThan(size - bytesOf(doomed));
       expect(bytesWithin(reads, { start: 0, end: size })).toBeGreaterThan(BALLAST);
 
       await cloneOk(["finalize", "copy.img"], { cwd });
