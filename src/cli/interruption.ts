@@ -1,4 +1,5 @@
 /** Ctrl-C and SIGTERM: the first asks to stop between regions, the second stops at once, which is as safe as a power cut. */
+import { isIgnored } from "../device/ignored-signals.ts";
 import { ExitCode } from "./exit-codes.ts";
 
 /** Listens from its making until it is disposed of. */
@@ -11,6 +12,11 @@ export class Interruption implements Disposable {
   constructor() {
     process.on("SIGINT", this.#onInterrupt);
     process.on("SIGTERM", this.#onTerminate);
+  }
+
+  /** A terminal that is closed counts too from now on, unless the process was started to outlive it. */
+  heedHangup(): void {
+    if (!isIgnored("SIGHUP")) process.on("SIGHUP", this.#onTerminate);
   }
 
   /** Aborts at the first signal. */
@@ -26,6 +32,7 @@ export class Interruption implements Disposable {
   [Symbol.dispose](): void {
     process.off("SIGINT", this.#onInterrupt);
     process.off("SIGTERM", this.#onTerminate);
+    process.off("SIGHUP", this.#onTerminate);
   }
 
   #arrived(exitCode: typeof ExitCode.interrupted | typeof ExitCode.terminated): void {

@@ -82,7 +82,8 @@ export const serveCommand = defineCommand({
     const { Clone } = await import("../../clone/clone.ts");
     const { serveClone } = await import("../../clone/serve-clone.ts");
     const { parseListenAddress } = await import("../../clone/listen-address.ts");
-    const { signal, onWarning, terminal } = context;
+    const { signal, onWarning, terminal, interruption } = context;
+    interruption.heedHangup();
     const place: ListenPlace | undefined =
       options.socket !== undefined
         ? { socket: options.socket }
