@@ -159,6 +159,7 @@ export class OnlineHydrator {
       for (let pauseMs = FIRST_PAUSE_MS; !signal.aborted && !halt.signal.aborted; ) {
         if (this.#allHydrated) {
           await commits.commit();
+          this.#stall = undefined; // clients may have hydrated what it could not
           return "complete";
         }
         if (!this.#hasWork()) {

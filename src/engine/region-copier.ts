@@ -40,7 +40,7 @@ export interface CopyAllowance {
   readonly pieceLength: number;
   /** Most pieces in flight at once, at least 1. */
   readonly depth: number;
-  /** Most bytes shared by one call: whoever waits for one region waits for all of them. */
+  /** Most bytes shared or zeroed by one call, which may keep the file to itself meanwhile. */
   readonly shareLength: number;
 }
 
@@ -246,7 +246,7 @@ export class RegionCopier {
       // zeroes without writing.
       const slot = await this.#buffers.acquire();
       try {
-        const piece = alignDown(Math.min(ZERO_LENGTH, this.#parts.throttle.pieceLength), 4096);
+        const piece = alignDown(Math.min(ZERO_LENGTH, this.#shareLength), 4096);
         const part = Math.min(most, piece);
         await this.#parts.throttle.take(part, signal);
         signal.throwIfAborted();

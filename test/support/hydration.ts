@@ -5,8 +5,9 @@ import { MemoryDevice } from "../../src/device/memory-device.ts";
 import { CommitPipeline } from "../../src/engine/commit-pipeline.ts";
 import { ExtentCache } from "../../src/engine/extent-cache.ts";
 import { type HydrationSettings, Hydrator } from "../../src/engine/hydrator.ts";
+import { OnlineHydrator, type Stall } from "../../src/engine/online-hydrator.ts";
 import { PeriodicCommits } from "../../src/engine/periodic-commits.ts";
-import { RegionCopier } from "../../src/engine/region-copier.ts";
+import { type CopyAllowance, RegionCopier } from "../../src/engine/region-copier.ts";
 import { RegionMap } from "../../src/engine/region-map.ts";
 import { Throttle } from "../../src/engine/throttle.ts";
 import { CloneMetadata } from "../../src/metadata/clone-metadata.ts";
@@ -36,6 +37,8 @@ export interface HydrationOptions {
   depth?: number;
   zeroUnit?: number;
   copiesInFlight?: number;
+  zerosLength?: number;
+  allowance?: CopyAllowance;
   guard?: () => Promise<void>;
 }
 
@@ -48,7 +51,7 @@ export async function formattedStore(size: number, regionSize: number): Promise<
 
 /** Everything that a hydration needs, and the hydrator over it. */
 export async function makeHydration(options: HydrationOptions = {}) {
-  const { size = 64 * 4096, regionSize = 4096, clock = new VirtualClock(), settings = {} } = options;
+  const { size = 64 * 4096, regionSize = 4096, clock = new VirtualClock() } = options;
   const source = options.source ?? new MemoryDevice({ name: "source", size, content: noise(size, 1) });
   const destination = options.destination ?? new MemoryDevice({ name: "destination", size });
   const store = options.store ?? (await formattedStore(size, regionSize));
@@ -67,13 +70,14 @@ export async function makeHydration(options: HydrationOptions = {}) {
     zeroUnit: options.zeroUnit ?? Math.min(65536, regionSize),
     allocate: (byteLength) => new Uint8Array(byteLength),
     verify: options.verify ?? false,
+    ...(options.allowance && { allowance: options.allowance }),
     halt: halt.signal,
   });
   const regions = new RegionMap(metadata);
   const commits = new CommitPipeline({ metadata, destination, ...(options.guard && { guard: options.guard }) });
   const hydrator = new Hydrator(
     { geometry, regions, copier, extents, commits, clock, halt, copiesInFlight: options.copiesInFlight ?? 4 },
-    { threshold: null, batchSize: null, retry: 3, maxErrors: 1000, onError: "skip", limit: null, ...settings },
+    settingsOf(options),
     options.lastTime,
   );
   const run = async (signal: AbortSignal = new AbortController().signal) => {
@@ -97,6 +101,38 @@ export async function makeHydration(options: HydrationOptions = {}) {
     hydrator,
     run,
   };
+}
+
+/** The same, hydrated beside clients. `began` has the batches in the order they entered the table. */
+export async function makeOnlineHydration(options: HydrationOptions & { onStall?: (stall: Stall) => void } = {}) {
+  const h = await makeHydration(options);
+  const began: RegionRange[] = [];
+  const begin = h.regions.begin.bind(h.regions);
+  h.regions.begin = (range, ...rest) => {
+    began.push({ start: range.start, end: range.end });
+    return begin(range, ...rest);
+  };
+  const { limit: _, ...settings } = settingsOf(options);
+  const { copiesInFlight = 4, zerosLength, allowance, onStall } = options;
+  const optional = {
+    ...(zerosLength && { zerosLength }),
+    ...(allowance && { allowance }),
+    ...(onStall && { onStall }),
+  };
+  const parts = { ...h, copiesInFlight, ...optional };
+  const hydrator = new OnlineHydrator(parts, settings, options.lastTime ?? []);
+  const periodic = new PeriodicCommits({ ...h, onFailure: (error) => h.halt.abort(error) });
+  const stop = new AbortController();
+  /** Runs it to its end, with commits by the clock. */
+  const run = async () => {
+    periodic.start();
+    return await hydrator.run(stop.signal).finally(() => periodic.stop());
+  };
+  return { ...h, hydrator, began, stop, run };
+}
+
+function settingsOf({ settings = {} }: HydrationOptions): HydrationSettings {
+  return { threshold: null, batchSize: null, retry: 3, maxErrors: 1000, onError: "skip", limit: null, ...settings };
 }
 
 /** The regions that metadata on a device, opened anew, calls hydrated. */
