@@ -17,6 +17,7 @@ import { spawn } from "node:child_process";
  * @property {number} bytesPerSecond
  * @property {number} p99 99th percentile of a request's time, seconds
  * @property {number} seconds what it took
+ * @property {number} requests how many there were
  */
 
 /**
@@ -61,5 +62,6 @@ export async function fio(uri, { rw, blockSize, depth, size, seconds }, signal) 
     bytesPerSecond: side.bw_bytes,
     p99: side.clat_ns.percentile["99.000000"] / 1e9,
     seconds: side.runtime / 1000,
+    requests: side.total_ios,
   };
 }

@@ -1,7 +1,8 @@
 // @ts-check
 /**
  * How fast `clone serve` is, next to other NBD servers of the same files. fio loads them over one connection each, in
- * interleaved rounds; medians and ratios are printed. The files lie in memory, so that the servers are measured and no disk.
+ * interleaved rounds; medians and ratios are printed, and the processor time of the server, which says more on a machine that
+ * others use too. The files lie in memory, so that the servers are measured and no disk.
  *
  *     node test/bench/serve.mjs [--rounds N] [--seconds N] [--size SIZE] [--dir DIR]
  *                               [--only hydrated,unhydrated,foreground,memory] [--clone FILE]
@@ -17,11 +18,12 @@ import { fio } from "./fio.mjs";
 import { assertSame, findProgram, makeImage } from "./images.mjs";
 import { median, printTable, shuffled } from "./measure.mjs";
 import { fail, parseSize, parseTables, positive } from "./options.mjs";
-import { memoryOf } from "./servers.mjs";
+import { memoryOf, processorTimeOf } from "./servers.mjs";
 
 /** @typedef {import("./contenders.mjs").Contender} Contender */
 /** @typedef {import("./fio.mjs").Load} Load */
-/** @typedef {import("./fio.mjs").Measured} Measured */
+/** @typedef {import("./fio.mjs").Measured & { processorTime: number }} Measured seconds of the server, in all */
+/** @typedef {import("./servers.mjs").Server} Server */
 
 const MIB = 2 ** 20;
 const KIB = 1024;
@@ -94,7 +96,7 @@ async function benchHydrated() {
     },
   ];
   for (const { title, load, aim } of loads) {
-    const results = await inRounds(all, ({ name }) => fio(servers.get(name).uri, load, stop.signal));
+    const results = await inRounds(all, ({ name }) => measure(servers.get(name), load));
     const [unit, value] = aim === "iops" ? ["kIOPS", kiloIops] : ["MiB/s", mebibytesPerSecond];
     printRatios(`Hydrated: ${title}`, results, /** @type {string} */ (unit), /** @type {typeof kiloIops} */ (value));
   }
@@ -107,7 +109,7 @@ async function benchUnhydrated() {
   const own = contenders.unhydratedClone("on");
   const results = await inRounds([own, contenders.nbdkitCow(), contenders.qemuCopyOnRead()], async ({ start }) => {
     const server = await start();
-    const measured = await fio(server.uri, load, stop.signal);
+    const measured = await measure(server, load);
     await server.stop();
     return measured;
   });
@@ -130,10 +132,10 @@ async function benchForeground() {
   for (let round = 0; round < rounds; round++) {
     const { start, destination } = contenders.unhydratedClone("off");
     const server = await start();
-    const idle = await fio(server.uri, load, stop.signal);
+    const idle = await measure(server, load);
     const before = statusOf(destination).hydratedRegions;
     contenders.clone("tune", destination, "--resume");
-    const busy = await fio(server.uri, load, stop.signal);
+    const busy = await measure(server, load);
     const { hydratedRegions, regions, regionSize } = statusOf(destination);
     if (hydratedRegions === regions)
       throw new Error("hydrated before fio was done: a larger --size, or fewer --seconds");
@@ -171,7 +173,7 @@ async function benchMemory() {
       [256 * KIB, 16],
       [4 * MIB, 8],
     ])) {
-      await fio(server.uri, { rw, blockSize, depth, size, seconds }, stop.signal);
+      await measure(server, { rw, blockSize, depth, size, seconds });
     }
   }
   rows.push(["the most under load", mebibytes(memoryOf(server.pid).peak)]);
@@ -181,15 +183,26 @@ async function benchMemory() {
 }
 
 /**
+ * @param {Server} server
+ * @param {Load} load
+ * @returns {Promise<Measured>}
+ */
+async function measure({ uri, pid }, load) {
+  const before = processorTimeOf(pid);
+  const measured = await fio(uri, load, stop.signal);
+  return { ...measured, processorTime: processorTimeOf(pid) - before };
+}
+
+/**
  * Every contender once a round, each round in another order: see `measure.mjs`.
  * @param {Contender[]} all
- * @param {(contender: Contender) => Promise<Measured>} measure
+ * @param {(contender: Contender) => Promise<Measured>} measureOne
  * @returns {Promise<Map<string, Measured[]>>} by name
  */
-async function inRounds(all, measure) {
+async function inRounds(all, measureOne) {
   const results = new Map(all.map(({ name }) => [name, /** @type {Measured[]} */ ([])]));
   for (let round = 0; round < rounds; round++) {
-    for (const contender of shuffled(all)) results.get(contender.name)?.push(await measure(contender));
+    for (const contender of shuffled(all)) results.get(contender.name)?.push(await measureOne(contender));
     progress(round);
   }
   return results;
@@ -211,17 +224,23 @@ function statusOf(destination) {
  * @param {(measured: Measured) => number} value the more, the better
  */
 function printRatios(title, results, unit, value) {
-  const rows = [...results].map(([name, each]) => ({ name, values: each.map(value), p99: each.map(({ p99 }) => p99) }));
+  const rows = [...results].map(([name, each]) => ({
+    name,
+    values: each.map(value),
+    p99: median(each.map(({ p99 }) => p99)),
+    processor: median(each.map(({ processorTime, requests }) => processorTime / requests)),
+  }));
   const own = median(rows[0]?.values ?? []);
   printTable(
     title,
-    ["", unit, "min", "max", "p99", "clone to it"],
-    rows.map(({ name, values, p99 }) => [
+    ["", unit, "min", "max", "p99", "processor", "clone to it"],
+    rows.map(({ name, values, p99, processor }) => [
       name,
       median(values).toFixed(1),
       Math.min(...values).toFixed(1),
       Math.max(...values).toFixed(1),
-      microseconds(median(p99)),
+      microseconds(p99),
+      microseconds(processor),
       (own / median(values)).toFixed(2),
     ]),
   );
@@ -239,7 +258,7 @@ function mebibytesPerSecond({ bytesPerSecond }) {
 
 /** @param {number} value seconds */
 function microseconds(value) {
-  return `${(value * 1e6).toFixed(0)} us`;
+  return `${(value * 1e6).toFixed(value < 1e-4 ? 1 : 0)} us`;
 }
 
 /** @param {number} bytes */

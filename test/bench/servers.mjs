@@ -6,6 +6,8 @@ import { connect } from "node:net";
 
 const START_MS = 20_000;
 const STOP_MS = 20_000;
+/** USER_HZ, which Linux shows to programs on every architecture that Node runs on. */
+const TICKS_PER_SECOND = 100;
 
 /**
  * @typedef {object} Server
@@ -64,6 +66,16 @@ function accepts(path) {
     });
     socket.on("error", () => resolve(false));
   });
+}
+
+/**
+ * Processor time that a process has used so far, in itself and in the kernel. Seconds.
+ * @param {number} pid
+ */
+export function processorTimeOf(pid) {
+  const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+  const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" "); // from the third on; the second may hold anything
+  return (Number(fields[11]) + Number(fields[12])) / TICKS_PER_SECOND;
 }
 
 /**
