@@ -99,7 +99,7 @@ export class Connection {
 
   /** Bytes that its requests and replies hold. */
   get bytesHeld(): number {
-    return this.#allowance.held + this.#writer.queued;
+    return this.#allowance.held + this.#writer.uncharged;
   }
 
   /** Ends it once what is in flight is answered. The server says by then that it is shutting down. */

@@ -77,7 +77,7 @@ export class Listener {
   }
 
   /** Listens no more; a socket file of its own is gone then. Those who are connected stay so. */
-  async close(): Promise<void> {
+  close(): void {
     this.#server.close();
   }
 }

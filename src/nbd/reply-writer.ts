@@ -34,6 +34,7 @@ export class ReplyWriter {
   #batch: Buffer | undefined;
   #used = 0;
   #queued = 0;
+  #charged = 0;
   #flushing: NodeJS.Immediate | undefined;
   /** Grows whenever the client takes something. */
   progress = 0;
@@ -50,7 +51,12 @@ export class ReplyWriter {
     return this.#queued + this.#used;
   }
 
-  /** The batch with room for `length` more bytes, at `position`, which count once `advance()` is called. */
+  /** Of those, the bytes that no allowance is charged for. */
+  get uncharged(): number {
+    return this.queued - this.#charged;
+  }
+
+  /** The batch, with room for `length` more bytes at `position`; they count once `advance()` is called. */
   room(length: number): Buffer {
     if (this.#used + length > BATCH_SIZE) this.flush();
     this.#batch ??= this.#buffers.take(BATCH_SIZE);
@@ -96,6 +102,7 @@ export class ReplyWriter {
 
   #write(buffer: Buffer, bytes: number, charge: number): void {
     this.#queued += bytes;
+    if (charge > 0) this.#charged += bytes;
     this.#leases.push({ buffer, bytes, charge });
     this.#socket.write(buffer.subarray(0, bytes), this.#whenWritten);
   }
@@ -105,6 +112,7 @@ export class ReplyWriter {
     const lease = this.#leases.shift();
     if (lease === undefined) return;
     this.#queued -= lease.bytes;
+    if (lease.charge > 0) this.#charged -= lease.bytes;
     this.progress++;
     this.#buffers.give(lease.buffer);
     this.#onWritten(lease.charge);

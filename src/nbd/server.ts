@@ -111,12 +111,13 @@ export class NbdServer {
   async shutdown({ graceMs }: { graceMs: number }): Promise<void> {
     this.#shuttingDown = true;
     this.#stopped.abort();
-    await Promise.all(this.#listeners.splice(0).map((listener) => listener.close()));
-    for (const connection of this.#connections) connection.shutDown();
-    if (this.#isIdle) return;
     const timeout = new AbortController();
+    const grace = this.#clock.sleep(graceMs, timeout.signal);
     const idle = new Promise<void>((resolve) => this.#waiting.push(resolve));
-    await Promise.race([idle, this.#clock.sleep(graceMs, timeout.signal)]);
+    for (const listener of this.#listeners.splice(0)) listener.close();
+    for (const connection of this.#connections) connection.shutDown();
+    this.#settle();
+    await Promise.race([idle, grace]);
     timeout.abort();
     for (const connection of [...this.#connections]) connection.destroy();
   }

@@ -70,7 +70,9 @@ export class NbdClient implements AsyncDisposable {
   flags = 0;
   infos: Info[] = [];
   readonly #reads = new Map<number, { offset: number; length: number }>();
-  #buffer: Buffer = Buffer.alloc(0);
+  /** What came and was not taken yet. */
+  #chunks: Buffer[] = [];
+  #there = 0;
   #ended = false;
   #wake: () => void = () => {};
   #cookie = 1;
@@ -122,7 +124,8 @@ export class NbdClient implements AsyncDisposable {
   /** Takes TLS on: what is on the old stream from now on is no concern of ours. */
   replaceStream(stream: Duplex): void {
     this.socket = stream;
-    this.#buffer = Buffer.alloc(0);
+    this.#chunks = [];
+    this.#there = 0;
     this.#attach();
   }
 
@@ -207,15 +210,18 @@ export class NbdClient implements AsyncDisposable {
 
   /** Reads exactly `length` bytes. Rejects where the stream ends before. */
   async take(length: number): Promise<Buffer> {
-    while (this.#buffer.length < length) {
-      if (this.#ended) throw new Error(`the connection ended ${length - this.#buffer.length} bytes early`);
+    while (this.#there < length) {
+      if (this.#ended) throw new Error(`the connection ended ${length - this.#there} bytes early`);
       await new Promise<void>((resolve) => {
         this.#wake = resolve;
       });
     }
-    const taken = this.#buffer.subarray(0, length);
-    this.#buffer = this.#buffer.subarray(length);
-    return taken;
+    if ((this.#chunks[0]?.length ?? 0) < length) this.#chunks = [Buffer.concat(this.#chunks)];
+    const [first = Buffer.alloc(0)] = this.#chunks;
+    this.#there -= length;
+    if (first.length === length) this.#chunks.shift();
+    else this.#chunks[0] = first.subarray(length);
+    return first.subarray(0, length);
   }
 
   /** Resolves when the server has closed, with what it said before. */
@@ -225,7 +231,7 @@ export class NbdClient implements AsyncDisposable {
         this.#wake = resolve;
       });
     }
-    return this.#buffer;
+    return Buffer.concat(this.#chunks);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -241,9 +247,11 @@ export class NbdClient implements AsyncDisposable {
       this.#wake();
     };
     this.socket.on("data", (chunk: Buffer) => {
-      this.#buffer = this.#buffer.length === 0 ? chunk : Buffer.concat([this.#buffer, chunk]);
+      this.#chunks.push(chunk);
+      this.#there += chunk.length;
       this.#wake();
     });
+    this.socket.resume();
     this.socket.on("end", end);
     this.socket.on("close", end);
     this.socket.on("error", () => {}); // "close" follows
