@@ -68,21 +68,30 @@ export class Deadlines {
  */
 export class Patience {
   readonly #deadlines: Deadlines;
-  readonly #error: () => Error;
+  readonly #makeError: () => Error;
   #deadline: Deadline | undefined;
   #expired: Promise<never> | undefined;
+  #error: Error | undefined;
 
-  /** `error` is made when the time is up, and thrown by every `wait()` from then on. */
-  constructor(deadlines: Deadlines, error: () => Error) {
+  /** `makeError` is called when the time is up; what it makes is thrown by every `wait()` from then on. */
+  constructor(deadlines: Deadlines, makeError: () => Error) {
     this.#deadlines = deadlines;
-    this.#error = error;
+    this.#makeError = makeError;
+  }
+
+  /** What `wait()` throws; undefined as long as the time is not up. */
+  get error(): Error | undefined {
+    return this.#error;
   }
 
   /** Settles as `promise` does, or rejects when the time is up. */
   wait<T>(promise: Promise<T>): Promise<T> {
     if (this.#expired === undefined) {
       this.#expired = new Promise((_, reject) => {
-        this.#deadline = this.#deadlines.start(() => reject(this.#error()));
+        this.#deadline = this.#deadlines.start(() => {
+          this.#error = this.#makeError();
+          reject(this.#error);
+        });
       });
       this.#expired.catch(() => {}); // those who wait hear of it by the race
     }

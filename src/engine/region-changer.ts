@@ -77,12 +77,12 @@ export class RegionChanger {
    */
   async change(range: ByteRange, change: Change): Promise<void> {
     const { source, stats } = this.#parts;
-    const patience = new Patience(source.deadlines, () => {
-      stats.timeouts++;
-      return source.timeoutError(range);
-    });
+    const patience = new Patience(source.deadlines, () => source.timeoutError(range));
     try {
       await runParts(this.#split(range, change), change.width, (part) => this.#run(part, change, patience));
+    } catch (error) {
+      if (error === patience.error) stats.timeouts++;
+      throw error;
     } finally {
       patience.end();
     }
@@ -142,12 +142,13 @@ export class RegionChanger {
     const whole = part.kind === "busy" && part.whole;
     const hydration = part.kind === "busy" ? part.hydration : copies.start(part.region);
     if (!whole || !regions.cancel(hydration)) {
-      const error = await patience.wait(regions.ended(hydration)).catch((timeout: unknown) => {
-        if (change.isHint) return LEAVE;
-        throw timeout;
-      });
-      if (error === LEAVE) return;
-      if (error !== undefined && !whole) throw error;
+      try {
+        const error = await patience.wait(regions.ended(hydration));
+        if (error !== undefined && !whole) throw error;
+      } catch (error) {
+        if (change.isHint) return; // left undone
+        throw error;
+      }
     }
     // The world has changed: look again.
     for (const again of this.#split(part, change)) await this.#run(again, change, patience);
@@ -169,6 +170,3 @@ export class RegionChanger {
     stats[change.counter] += range.end - range.start;
   }
 }
-
-/** Said of a part that stays as it is. */
-const LEAVE = Symbol("leave");
