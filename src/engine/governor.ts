@@ -9,11 +9,13 @@
  *
  *     ┌────────────────────── work, 850 ms ──────────────────────┐┌ rest, 150 ms ┐┌── work …
  *
- *     below 1.5 x alone    faster: twice as fast far below what was too much last, by a tenth near it
+ *     below 1.75 x alone   faster: twice as fast far below what was too much last, by a tenth near it
  *     above 2 x alone      slower: to 0.6 of what was moved, to 0.3 where it is far above, and the rest begins at once
  *
  * So nothing has to be known about clients, devices and processors, nor do others on the same machine confuse it: what
- * they do is there in work and rest alike. Never is it slower than `minRate`, in rests neither: hydration always gets on.
+ * they do is there in work and rest alike. But what copies leave behind, as a disk that is still writing, is there in a
+ * short rest too: so every 30 s a rest is long, and "alone" is at most a quarter more than it was in those. Never is it
+ * slower than `minRate`, in rests neither: hydration always gets on.
  *
  * The limit alone is not enough. Pieces are small because one of 2 MiB keeps a thread, a disk or the event loop busy for
  * longer than a request takes; and there is one at a time, since on machines with few processors each takes one away. Only
@@ -57,13 +59,20 @@ const FAST = 256 * MIB;
 const FIRST_LIMIT = 64 * MIB;
 
 const WORK_MS = 850;
-const REST_MS = 100;
-/** What was begun before is let come to its end, ms. */
-const SETTLE_MS = 50;
-/** "Alone" is the median of as many rests. */
-const RESTS_KEPT = 5;
+/** What was begun before is let come to its end for `settleMs`, and then it is measured for `ms`; the median of `kept`. */
+const REST = {
+  short: { settleMs: 50, ms: 100, kept: 5 },
+  long: { settleMs: 600, ms: 300, kept: 3 },
+};
+/** As long after the quiet, in which there was no limit. */
+const SETTLE_MS = 600;
+const LONG_REST_EVERY_MS = 30_000;
+/** Sooner where short rests say that the foreground became slower by itself. */
+const LONG_REST_SOON_MS = 5000;
+/** "Alone" by the short rests, at most as a multiple of what it is by the long ones. */
+const TRUSTED = 1.25;
 /** The foreground's p99 at work, as a multiple of what it is alone. */
-const FASTER_BELOW = 1.5;
+const FASTER_BELOW = 1.75;
 const SLOWER_ABOVE = 2;
 const FAR_ABOVE = 4;
 /** What nobody notices, ms, however many times as long it is. */
@@ -82,7 +91,7 @@ export class Governor implements CopyAllowance {
   readonly #stop = new AbortController();
   #running: Promise<void> | undefined;
   #busy = false;
-  #resting = false;
+  #resting: keyof typeof REST | undefined;
   /** What was begun under another limit is still under way. */
   #settling = false;
   /** When the work, the rest, or the settling before it began. */
@@ -92,9 +101,10 @@ export class Governor implements CopyAllowance {
   #limit = FIRST_LIMIT;
   #ceiling = Infinity;
   #copies = 1;
-  /** The foreground at the last work, and in the last rests, the latest last. */
+  /** The foreground at the last work, and its p99 in the last rests, ms, the latest last. */
   #work: Window = { p99: undefined, bytesPerSecond: 0 };
-  readonly #alone: number[] = [];
+  readonly #rests: Record<keyof typeof REST, number[]> = { short: [], long: [] };
+  #longRestAt = -Infinity;
 
   constructor(parts: GovernorParts) {
     this.#parts = parts;
@@ -150,7 +160,7 @@ export class Governor implements CopyAllowance {
 
   /** The foreground's p99 beside copies of late, and alone, ms; undefined where they are not known. */
   get p99(): { nowMs: number | undefined; aloneMs: number | undefined } {
-    return { nowMs: this.#work.p99, aloneMs: this.#aloneMs };
+    return { nowMs: this.#work.p99, aloneMs: this.#alone };
   }
 
   get pieceLength(): number {
@@ -179,10 +189,16 @@ export class Governor implements CopyAllowance {
     const busy = governs && this.#parts.meter.quietMs < QUIET_MS;
     if (busy === this.#busy) return;
     this.#busy = busy;
-    this.#begin({ resting: busy && this.#alone.length === 0, settling: true });
+    if (busy && this.#rests.long.length === 0) this.#rest("long");
+    else this.#begin(undefined, true);
   }
 
-  #begin({ resting, settling }: { resting: boolean; settling: boolean }): void {
+  #rest(kind: keyof typeof REST): void {
+    if (kind === "long") this.#longRestAt = this.#parts.clock.now();
+    this.#begin(kind, true);
+  }
+
+  #begin(resting: keyof typeof REST | undefined, settling = false): void {
     this.#resting = resting;
     this.#settling = settling;
     this.#parts.meter.pressure.clear();
@@ -194,47 +210,58 @@ export class Governor implements CopyAllowance {
   #tick(): void {
     const ms = this.#parts.clock.now() - this.#began;
     if (this.#settling) {
-      if (ms >= SETTLE_MS) this.#begin({ resting: this.#resting, settling: false });
+      const settleMs = this.#resting === undefined ? SETTLE_MS : REST[this.#resting].settleMs;
+      if (ms >= settleMs) this.#begin(this.#resting);
       return;
     }
-    const { count } = this.#parts.meter.pressure;
-    const enough = count >= ENOUGH_REQUESTS || ms >= LONGEST_WINDOW_MS;
-    if (this.#resting) {
-      if (ms >= REST_MS && enough) this.#endRest();
-    } else if (enough && (ms >= WORK_MS || this.#isFarAbove())) this.#endWork(ms);
+    const enough = this.#parts.meter.pressure.count >= ENOUGH_REQUESTS || ms >= LONGEST_WINDOW_MS;
+    if (!enough) return;
+    if (this.#resting !== undefined) {
+      if (ms >= REST[this.#resting].ms) this.#endRest(this.#resting);
+    } else if (ms >= WORK_MS || this.#isFarAbove()) this.#endWork(ms);
   }
 
   /** So far above that the foreground should not have to bear it for the rest of the work. */
   #isFarAbove(): boolean {
-    const alone = this.#aloneMs ?? Infinity;
+    const alone = this.#alone ?? Infinity;
     return this.#parts.meter.pressure.quantile(0.99) > Math.max(FAR_ABOVE * alone, alone + UNNOTICED_MS);
   }
 
   #endWork(ms: number): void {
-    const { meter, moved } = this.#parts;
+    const { meter, moved, clock } = this.#parts;
     const p99 = meter.pressure.count < FEW_REQUESTS ? undefined : meter.pressure.quantile(0.99);
     this.#work = { p99, bytesPerSecond: ((moved() - this.#movedBefore) * 1000) / ms };
     if (p99 === undefined) {
       this.#adjust(1);
-      this.#begin({ resting: false, settling: false });
+      this.#begin(undefined);
+    } else if (clock.now() - this.#longRestAt >= LONG_REST_EVERY_MS) {
+      this.#rest("long");
     } else if (this.#work.bytesPerSecond <= 1.5 * this.#floor) {
-      this.#endRest(); // it was as good as one
+      this.#endRest("short"); // it was as good as one
     } else {
-      this.#begin({ resting: true, settling: true });
+      this.#rest("short");
     }
   }
 
-  #endRest(): void {
-    const { pressure } = this.#parts.meter;
-    if (pressure.count >= FEW_REQUESTS) {
-      const now = pressure.quantile(0.99);
-      this.#alone.push(now);
-      if (this.#alone.length > RESTS_KEPT) this.#alone.shift();
-      const alone = Math.max(now, this.#aloneMs ?? now);
-      const p99 = this.#work.p99 ?? alone;
-      this.#adjust(p99 - alone < UNNOTICED_MS ? 1 : p99 / alone);
+  #endRest(kind: keyof typeof REST): void {
+    const { meter, clock } = this.#parts;
+    if (meter.pressure.count < FEW_REQUESTS) {
+      this.#begin(undefined);
+      return;
     }
-    this.#begin({ resting: false, settling: false });
+    const now = meter.pressure.quantile(0.99);
+    this.#rests[kind].push(now);
+    if (this.#rests[kind].length > REST[kind].kept) this.#rests[kind].shift();
+
+    const byLong = median(this.#rests.long) ?? now;
+    const byShort = Math.max(now, median(this.#rests.short) ?? now);
+    const alone = Math.min(byShort, TRUSTED * byLong);
+    const p99 = this.#work.p99 ?? alone;
+    const ratio = p99 - alone < UNNOTICED_MS ? 1 : p99 / alone;
+    this.#adjust(ratio);
+    const doubtful = ratio > SLOWER_ABOVE && byShort > alone;
+    if (doubtful && clock.now() - this.#longRestAt >= LONG_REST_SOON_MS) this.#rest("long");
+    else this.#begin(undefined);
   }
 
   /** Goes faster or slower. `ratio`: the foreground's p99 at work to what it is alone. */
@@ -255,9 +282,9 @@ export class Governor implements CopyAllowance {
   }
 
   /** The foreground's p99 when left alone, ms. */
-  get #aloneMs(): number | undefined {
-    const sorted = [...this.#alone].sort((a, b) => a - b);
-    return sorted[Math.floor((sorted.length - 1) / 2)];
+  get #alone(): number | undefined {
+    const byLong = median(this.#rests.long);
+    return byLong && Math.min(median(this.#rests.short) ?? byLong, TRUSTED * byLong);
   }
 
   get #floor(): number {
@@ -266,7 +293,11 @@ export class Governor implements CopyAllowance {
 
   #apply(): void {
     const { throttle } = this.#parts;
-    const limit = !this.#busy ? Infinity : this.#resting ? this.#floor : Math.max(this.#limit, this.#floor);
+    const limit = !this.#busy
+      ? Infinity
+      : this.#resting !== undefined
+        ? this.#floor
+        : Math.max(this.#limit, this.#floor);
     const rate = Math.min(limit, this.#rate ?? Infinity);
     const bytesPerSecond = rate === Infinity ? null : rate;
     if (throttle.bytesPerSecond !== bytesPerSecond) throttle.bytesPerSecond = bytesPerSecond;
@@ -277,4 +308,9 @@ export class Governor implements CopyAllowance {
 interface Window {
   p99: number | undefined;
   bytesPerSecond: number;
+}
+
+/** Of two the greater. */
+function median(values: readonly number[]): number | undefined {
+  return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)];
 }
