@@ -87,14 +87,14 @@ export async function followHydration(
       for (;;) {
         if (isComplete(status)) return "complete";
         if (signal.aborted) return "stopped";
-        const verdict = headway.verdict(status, name);
-        if (verdict !== undefined) return verdict;
         try {
           status = (await client.nextStatus(POLL_MS, signal)) as CloneStatus;
         } catch (error) {
           if (signal.aborted) return "stopped";
           status = await afterServer(error, status, name);
         }
+        // Not of the first status: the server has been told to go on, and has not begun to.
+        if (headway.isOver(status, name)) return "partial";
       }
     },
   );
@@ -126,9 +126,10 @@ class Headway {
     this.#hydratedRegions = hydratedRegions;
   }
 
-  /** Undefined as long as it may go on. @throws {CloneError} where it has failed, or stands */
-  verdict(status: CloneStatus, name: string): "partial" | undefined {
+  /** Whether only unreadable regions are left. @throws {CloneError} where it has failed, or stands */
+  isOver(status: CloneStatus, name: string): boolean {
     const { state, regions, hydratedRegions, unreadableRegions, hydration } = status;
+    if (isComplete(status)) return false;
     if (state === "failed") {
       throw new CloneError("failed", `Cannot hydrate "${name}": ${status.failure ?? "its server has failed"}`);
     }
@@ -136,10 +137,10 @@ class Headway {
     if (hydratedRegions > this.#hydratedRegions || !rests) {
       this.#hydratedRegions = hydratedRegions;
       this.#since = systemClock.now();
-      return undefined;
+      return false;
     }
-    if (hydration.stalled === null && hydratedRegions + unreadableRegions >= regions) return "partial";
-    if (systemClock.now() - this.#since < PATIENCE_MS) return undefined;
+    if (hydration.stalled === null && hydratedRegions + unreadableRegions >= regions) return true;
+    if (systemClock.now() - this.#since < PATIENCE_MS) return false;
     throw new CloneError("failed", `Cannot hydrate "${name}": ${hydration.stalled ?? "its server does not"}`, {
       hint: "Its server goes on serving, and tries again; `clone status` shows whether it gets on.",
     });
