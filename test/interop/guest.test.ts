@@ -8,6 +8,7 @@ import { hashesBelow, hashOf } from "../support/file-hashes.ts";
 import { GUEST_PROGRAMS, guestKernel, runGuest } from "../support/guest.ts";
 import { mountedDevice } from "../support/nbd-loop.ts";
 import { testWith } from "../support/needs.ts";
+import { recipe } from "../support/recipes.ts";
 import { cloneOk } from "../support/run-clone.ts";
 import { loopDevice, noLoopDevices, run, scratchDirectory } from "../support/scratch.ts";
 import { startServe, stopServe } from "../support/serve.ts";
@@ -65,17 +66,15 @@ describe("a Linux guest", () => {
       let shown: string;
       {
         // Hydration takes about as long as the guest.
-        await using server = await startServe({ clone: "copy.img", cwd, args: ["--rate", "6M"] });
+        await using server = await startServe({ clone: "copy.img", cwd, socket: "disk.sock", args: ["--rate", "6M"] });
         const checksums = [...original].map(([name, hash]) => `${hash}  ${name}\n`).join("");
         shown = await runGuest({
           place: cwd,
           modules: ["virtio_pci", "virtio_blk", "ext4"],
           files: { checksums },
           script: SCRIPT,
-          qemu: [
-            ...["-blockdev", `driver=nbd,node-name=disk,discard=unmap,server.type=unix,server.path=${server.socket}`],
-            ...["-device", "virtio-blk-pci,drive=disk"],
-          ],
+          qemu: recipe("clone-serve.1", "A virtual machine in QEMU").join("\n"),
+          cwd,
           longestMs: LONGEST_MS,
         });
         await server.tune("--rate", "max");

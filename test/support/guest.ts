@@ -35,8 +35,10 @@ export interface GuestRequest {
   files?: Record<string, string>;
   /** busybox shell; a command that fails ends it. The guest is powered off afterwards. */
   script: string;
-  /** Options that give it disks. */
-  qemu: readonly string[];
+  /** Shell command that starts QEMU with its disks; it is given further options. */
+  qemu: string;
+  /** Where the command runs. */
+  cwd: string;
   longestMs: number;
 }
 
@@ -45,8 +47,9 @@ export async function runGuest(request: GuestRequest): Promise<string> {
   if (guestKernel === undefined) throw new Error("there is no kernel to boot: see test/setup.sh");
   const initramfs = await makeInitramfs(request, guestKernel);
   const qemu = spawn(
-    "qemu-system-x86_64",
+    "sh",
     [
+      ...["-c", `exec ${request.qemu.trim()} "$@"`, "sh"],
       ...[
         "-accel",
         "tcg",
@@ -63,9 +66,8 @@ export async function runGuest(request: GuestRequest): Promise<string> {
       ...["-serial", "stdio", "-nic", "none"],
       ...["-kernel", `/boot/vmlinuz-${guestKernel}`, "-initrd", initramfs],
       ...["-append", "console=ttyS0 panic=-1 quiet random.trust_cpu=on"],
-      ...request.qemu,
     ],
-    { stdio: ["ignore", "pipe", "pipe"] },
+    { cwd: request.cwd, stdio: ["ignore", "pipe", "pipe"] },
   );
   let shown = "";
   for (const stream of [qemu.stdout, qemu.stderr]) {

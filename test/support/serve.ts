@@ -1,7 +1,7 @@
 /** `clone serve` as its clients meet it: a process of its own behind a socket, which can be stopped, or killed. */
 import { existsSync } from "node:fs";
 import { rm } from "node:fs/promises";
-import { join } from "node:path";
+import { join, resolve } from "node:path";
 import { expect } from "vitest";
 import { type CloneRun, cloneOk, eventually, oneJson, type StartedClone, startClone } from "./run-clone.ts";
 
@@ -16,7 +16,7 @@ export interface ServeRequest {
   exportName?: string;
   /** `HOST:PORT` instead of a unix socket. */
   listen?: string;
-  /** Path of the unix socket; one in `cwd` by default. */
+  /** Path of the unix socket, from `cwd`; a new one there by default. */
   socket?: string;
   env?: Record<string, string | undefined>;
   /** Ends a server that hangs. */
@@ -57,7 +57,7 @@ let servers = 0;
 export async function startServe(request: ServeRequest): Promise<Server> {
   const { cwd, clone, exportName = "", listen, env } = request;
   servers += 1;
-  const socket = listen === undefined ? (request.socket ?? join(cwd, `nbd${servers}.sock`)) : "";
+  const socket = listen === undefined ? resolve(cwd, request.socket ?? `nbd${servers}.sock`) : "";
   const pidfile = join(cwd, `serve${servers}.pid`);
   await rm(pidfile, { force: true });
   const where = listen === undefined ? ["--socket", socket] : ["--listen", listen];
