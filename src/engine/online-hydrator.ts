@@ -143,7 +143,7 @@ export class OnlineHydrator {
     const end = Math.min(range.end, regions.regionCount);
     if (range.start >= end || regions.nextUnhydrated(range.start, end, 1) === undefined) return;
     this.#hints.add({ start: range.start, end }, kind);
-    this.#pace.changed.wake();
+    if (!this.#pace.paused) this.#pace.changed.wake(); // the end of a pause wakes too, and each read is a hint
   }
 
   /**

@@ -94,8 +94,9 @@ export class WriteBehind {
       while (end < bytes.length && this.#isZero(bytes, end) === zero) end += this.#zeros.length;
       end = Math.min(end, bytes.length);
       const range = { offset: offset + start, length: end - start };
+      const data = bytes.subarray(start, end);
       if (zero) await showZeros(destination, range, { mayPunch: true });
-      else await destination.write(range.offset, bytes.subarray(start, end));
+      else if (destination.tryWrite?.(range.offset, data) !== true) await destination.write(range.offset, data);
       start = end;
     }
   }
