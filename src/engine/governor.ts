@@ -9,7 +9,7 @@
  *
  *     ┌────────────────────── work, 850 ms ──────────────────────┐┌ rest, 150 ms ┐┌── work …
  *
- *     below 1.75 x alone   faster: twice as fast far below what was too much last, by a tenth near it
+ *     below 1.75 x alone   faster: twice as fast far below what was too much last, by a tenth near that
  *     above 2 x alone      slower: to 0.6 of what was moved, to 0.3 where it is far above, and the rest begins at once
  *
  * So nothing has to be known about clients, devices and processors, nor do others on the same machine confuse it: what
@@ -274,7 +274,7 @@ export class Governor implements CopyAllowance {
       this.#copies = Math.ceil(this.#copies / 2);
     } else if (ratio < FASTER_BELOW && reached) {
       this.#limit *= this.#limit < 0.4 * this.#ceiling ? 2 : 1.1;
-      this.#ceiling = Math.max(this.#ceiling, this.#limit);
+      this.#ceiling *= 1.3; // what was too much once is forgotten by and by
     }
     const tooFew = bytesPerSecond < 0.9 * this.#floor || (ratio < FASTER_BELOW && !reached && bytesPerSecond < FAST);
     if (tooFew && bytesPerSecond > 0) this.#copies = Math.min(MOST_BUSY_COPIES, this.#copies + 1);
