@@ -23,7 +23,7 @@ import { ReplyWriter } from "./reply-writer.ts";
 import type { ServerCounters } from "./server-counters.ts";
 import type { ServerLimits } from "./server-limits.ts";
 import { type SharedBuffer, SocketInput } from "./socket-input.ts";
-import { type TlsCredentials, upgradeToTls } from "./tls-upgrade.ts";
+import { describeTlsError, type TlsCredentials, upgradeToTls } from "./tls-upgrade.ts";
 import { Transmission } from "./transmission.ts";
 
 /** What the connections of a server have in common. */
@@ -202,15 +202,14 @@ export class Connection {
     this.#phase = undefined;
     this.#input.close();
     const plain = this.#socket;
-    plain.removeAllListeners("data");
-    plain.removeAllListeners("end");
+    for (const event of ["data", "end", "close"]) plain.removeAllListeners(event);
     plain.pause();
     try {
       const secure = await upgradeToTls(plain, credentials);
       if (this.#ended.signal.aborted) return void secure.destroy();
       this.#socket = secure;
     } catch (error) {
-      this.drop(`TLS failed: ${error instanceof Error ? error.message : error}`);
+      this.drop(`TLS failed: ${describeTlsError(error)}`);
       return;
     }
     this.#input = this.#newInput();

@@ -22,8 +22,8 @@ export type TlsCredentials =
     };
 
 /**
- * Suites of TLS 1.2 whose key is a shared one, all but the first without a round of Diffie-Hellman that a passive
- * listener who later learns the key could not undo, so only the first kind is taken; and those of TLS 1.3.
+ * The suites of TLS 1.3, where a shared key goes with any that hashes as it does, and those of TLS 1.2 that add an
+ * exchange of Diffie and Hellman: who learns the key later cannot read what was said before.
  */
 const PSK_CIPHERS = [
   "TLS_AES_128_GCM_SHA256",
@@ -56,17 +56,30 @@ export function checkCredentials(credentials: TlsCredentials): void {
 export function upgradeToTls(socket: Socket, credentials: TlsCredentials): Promise<TLSSocket> {
   return new Promise((resolve, reject) => {
     const server = createServer(tlsOptions(credentials));
-    server.once("secureConnection", resolve);
-    server.once("tlsClientError", (error, broken) => {
-      broken.destroy();
-      reject(error);
+    // A client whose certificate is judged and found wanting is closed without an event of the server.
+    const closed = (): void => reject(new Error("the client's certificate is not trusted"));
+    socket.once("close", closed);
+    socket.allowHalfOpen = false; // its stream over TLS inherits that: a client that goes before is gone
+    server.once("tlsClientError", reject);
+    server.once("secureConnection", (secure) => {
+      socket.off("close", closed);
+      secure.allowHalfOpen = true;
+      resolve(secure);
     });
     server.emit("connection", socket);
   });
 }
 
+/** What was wrong with a client's TLS, in a few words; OpenSSL's own message has several lines. */
+export function describeTlsError(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  if ("reason" in error && typeof error.reason === "string") return error.reason;
+  if ("code" in error && error.code === "ECONNRESET") return "the client went away";
+  return error.message.split("\n", 1)[0] as string;
+}
+
 function tlsOptions(credentials: TlsCredentials): TlsOptions {
-  const common: TlsOptions = { minVersion: "TLSv1.2", allowHalfOpen: true };
+  const common: TlsOptions = { minVersion: "TLSv1.2" };
   if (credentials.kind === "psk") {
     const pskCallback = (_socket: TLSSocket, user: string): Uint8Array | null => credentials.keyOf(user) ?? null;
     return { ...common, ciphers: PSK_CIPHERS, pskCallback: pskCallback as NonNullable<TlsOptions["pskCallback"]> };
