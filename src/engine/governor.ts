@@ -9,13 +9,15 @@
  *
  *     ┌────────────────────── work, 850 ms ──────────────────────┐┌ rest, 150 ms ┐┌── work …
  *
- *     below 1.75 x alone   faster: twice as fast far below what was too much last, by a tenth near that
- *     above 2 x alone      slower: to 0.6 of what was moved, to 0.3 where it is far above, and the rest begins at once
+ *     below 1.75 x alone   faster: by a tenth, and by more each time in a row
+ *     above 2 x alone      slower: to 0.8 of what was moved, and to less each time in a row, or where it is far above
  *
  * So nothing has to be known about clients, devices and processors, nor do others on the same machine confuse it: what
  * they do is there in work and rest alike. But what copies leave behind, as a disk that is still writing, is there in a
- * short rest too: so every 30 s a rest is long, and "alone" is at most a quarter more than it was in those. Never is it
- * slower than `minRate`, in rests neither: hydration always gets on.
+ * short rest too: so every 30 s a rest is long, and "alone" is at most a quarter more than it was in those.
+ *
+ * Never is it slower than `minRate`, in rests neither: hydration always gets on. Nor at work slower than one piece for 200
+ * round trips: whatever a piece does to the one it meets, the 99th percentile is not there.
  *
  * The limit alone is not enough. Pieces are small because one of 2 MiB keeps a thread, a disk or the event loop busy for
  * longer than a request takes; and there is one at a time, since on machines with few processors each takes one away. Only
@@ -82,6 +84,11 @@ const ENOUGH_REQUESTS = 200;
 const LONGEST_WINDOW_MS = 1000;
 /** With fewer in such a window there is no foreground to speak of. */
 const FEW_REQUESTS = 20;
+/** Pieces to a round trip that a 99th percentile does not notice. */
+const UNNOTICED_SHARE = 0.005;
+/** How much faster, or slower, after one, two, … windows in a row that say so. */
+const FASTER = [1.1, 1.25, 1.5, 2];
+const SLOWER = [0.8, 0.5, 0.3];
 
 /** Sets how much background copies may do, as a throttle's rate and a copier's allowance. */
 export class Governor implements CopyAllowance {
@@ -97,9 +104,12 @@ export class Governor implements CopyAllowance {
   /** When the work, the rest, or the settling before it began. */
   #began = -Infinity;
   #movedBefore = 0;
-  /** Bytes per second while busy, and what was too much last. */
+  /** Bytes per second while busy. */
   #limit = FIRST_LIMIT;
-  #ceiling = Infinity;
+  /** What the foreground does not notice at the number of requests it makes, bytes per second. */
+  #unnoticed = 0;
+  /** Windows in a row that said faster (more than 0) or slower (less). */
+  #streak = 0;
   #copies = 1;
   /** The foreground at the last work, and its p99 in the last rests, ms, the latest last. */
   #work: Window = { p99: undefined, bytesPerSecond: 0 };
@@ -223,6 +233,7 @@ export class Governor implements CopyAllowance {
 
   /** So far above that the foreground should not have to bear it for the rest of the work. */
   #isFarAbove(): boolean {
+    if (this.#limit <= this.#lowest) return false;
     const alone = this.#alone ?? Infinity;
     return this.#parts.meter.pressure.quantile(0.99) > Math.max(FAR_ABOVE * alone, alone + UNNOTICED_MS);
   }
@@ -231,12 +242,13 @@ export class Governor implements CopyAllowance {
     const { meter, moved, clock } = this.#parts;
     const p99 = meter.pressure.count < FEW_REQUESTS ? undefined : meter.pressure.quantile(0.99);
     this.#work = { p99, bytesPerSecond: ((moved() - this.#movedBefore) * 1000) / ms };
+    this.#unnoticed = ((meter.pressure.records * 1000) / ms) * UNNOTICED_SHARE * BUSY_PIECE;
     if (p99 === undefined) {
       this.#adjust(1);
       this.#begin(undefined);
     } else if (clock.now() - this.#longRestAt >= LONG_REST_EVERY_MS) {
       this.#rest("long");
-    } else if (this.#work.bytesPerSecond <= 1.5 * this.#floor) {
+    } else if (this.#isHarmless) {
       this.#endRest("short"); // it was as good as one
     } else {
       this.#rest("short");
@@ -267,18 +279,23 @@ export class Governor implements CopyAllowance {
   /** Goes faster or slower. `ratio`: the foreground's p99 at work to what it is alone. */
   #adjust(ratio: number): void {
     const { bytesPerSecond } = this.#work;
-    const reached = bytesPerSecond >= 0.7 * this.#limit;
-    if (ratio > SLOWER_ABOVE) {
-      this.#ceiling = Math.min(this.#limit, bytesPerSecond);
-      this.#limit = this.#ceiling * (ratio > FAR_ABOVE ? 0.3 : 0.6);
+    const reached = bytesPerSecond >= 0.7 * Math.max(this.#limit, this.#lowest);
+    const bears = ratio < FASTER_BELOW || this.#isHarmless;
+    if (ratio > SLOWER_ABOVE && !this.#isHarmless) {
+      this.#streak = Math.min(this.#streak, 0) - (ratio > FAR_ABOVE ? 2 : 1);
+      this.#limit = Math.min(this.#limit, bytesPerSecond) * pick(SLOWER, -this.#streak);
       this.#copies = Math.ceil(this.#copies / 2);
-    } else if (ratio < FASTER_BELOW && reached) {
-      this.#limit *= this.#limit < 0.4 * this.#ceiling ? 2 : 1.1;
-      this.#ceiling *= 1.3; // what was too much once is forgotten by and by
+    } else if (bears && reached) {
+      this.#streak = Math.max(this.#streak, 0) + 1;
+      this.#limit = Math.max(this.#limit, this.#lowest) * pick(FASTER, this.#streak);
+    } else if (bears && bytesPerSecond > 0 && bytesPerSecond < FAST) {
+      this.#copies = Math.min(MOST_BUSY_COPIES, this.#copies + 1);
     }
-    const tooFew = bytesPerSecond < 0.9 * this.#floor || (ratio < FASTER_BELOW && !reached && bytesPerSecond < FAST);
-    if (tooFew && bytesPerSecond > 0) this.#copies = Math.min(MOST_BUSY_COPIES, this.#copies + 1);
-    this.#limit = Math.max(this.#limit, this.#floor);
+  }
+
+  /** Whether the work was so slow that what the foreground was like is not its doing. */
+  get #isHarmless(): boolean {
+    return this.#work.bytesPerSecond <= 1.5 * this.#lowest;
   }
 
   /** The foreground's p99 when left alone, ms. */
@@ -289,6 +306,10 @@ export class Governor implements CopyAllowance {
 
   get #floor(): number {
     return Math.min(this.#minRate, this.#rate ?? Infinity);
+  }
+
+  get #lowest(): number {
+    return Math.min(Math.max(this.#minRate, this.#unnoticed), this.#rate ?? Infinity);
   }
 
   #apply(): void {
@@ -308,6 +329,11 @@ export class Governor implements CopyAllowance {
 interface Window {
   p99: number | undefined;
   bytesPerSecond: number;
+}
+
+/** The n-th, from 1 on; behind the last the last. */
+function pick(factors: readonly number[], n: number): number {
+  return factors[Math.min(n, factors.length) - 1] ?? 1;
 }
 
 /** Of two the greater. */

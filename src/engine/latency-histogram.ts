@@ -15,10 +15,16 @@ const BUCKETS = 30 * PER_DOUBLING;
 export class LatencyHistogram {
   readonly #counts = new Uint32Array(BUCKETS);
   #count = 0;
+  #records = 0;
 
-  /** How many times were recorded. */
+  /** Of how many things the time was recorded. */
   get count(): number {
     return this.#count;
+  }
+
+  /** How often something was recorded, whatever its weight. */
+  get records(): number {
+    return this.#records;
   }
 
   /** Records a time, ms, for `weight` things that took as long. */
@@ -26,6 +32,7 @@ export class LatencyHistogram {
     const bucket = bucketOf(ms);
     this.#counts[bucket] = (this.#counts[bucket] as number) + weight;
     this.#count += weight;
+    this.#records++;
   }
 
   /** The time that a share `q` (0 … 1) of them did not exceed, ms, rounded up to the end of a bucket; 0 where there are none. */
@@ -44,11 +51,13 @@ export class LatencyHistogram {
       this.#counts[bucket] = (this.#counts[bucket] as number) + (other.#counts[bucket] as number);
     }
     this.#count += other.#count;
+    this.#records += other.#records;
   }
 
   clear(): void {
     this.#counts.fill(0);
     this.#count = 0;
+    this.#records = 0;
   }
 }
 
