@@ -33,9 +33,8 @@ export class ByteBudget {
 
   /** For `Allowance`. */
   take(who: Allowance, bytes: number): boolean {
-    const othersWait = this.#waiting.size > 0 && !(this.#waiting.size === 1 && this.#waiting.has(who));
-    const first = this.#waiting.values().next().value;
-    if (othersWait && first !== who) return this.#wait(who);
+    const [first = who] = this.#waiting;
+    if (first !== who) return this.#wait(who);
     if (this.#used > 0 && this.#used + bytes > this.#total) return this.#wait(who);
     this.#used += bytes;
     this.forget(who); // and the next may find enough as well

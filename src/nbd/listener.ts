@@ -17,8 +17,10 @@ export type ListenAddress =
       port: number;
     }
   | {
-      /** A socket that listens already, as from systemd. */
+      /** A socket that listens already, as from systemd. It is the server's from now on. */
       fd: number;
+      /** The socket file that it is bound to, where that is known: for its URI. */
+      path?: string;
     };
 
 /** `sun_path` without its NUL, bytes. */
@@ -43,7 +45,7 @@ export class Listener {
    */
   static async open(address: ListenAddress, onSocket: (socket: Socket) => void): Promise<Listener> {
     const where = describe(address);
-    if ("path" in address && Buffer.byteLength(address.path) > MAX_SOCKET_PATH) {
+    if (!("fd" in address) && "path" in address && Buffer.byteLength(address.path) > MAX_SOCKET_PATH) {
       throw new UsageError(`Cannot listen on ${where}: a socket's path has at most ${MAX_SOCKET_PATH} bytes`);
     }
     const server = createServer(
@@ -52,28 +54,28 @@ export class Listener {
     );
     const listening = once(server, "listening");
     try {
-      if ("path" in address) bindPath(server, address.path, address.mode ?? 0o600);
-      else if ("fd" in address) server.listen({ fd: address.fd, backlog: BACKLOG });
+      if ("fd" in address) server.listen({ fd: address.fd, backlog: BACKLOG });
+      else if ("path" in address) bindPath(server, address.path, address.mode ?? 0o600);
       else server.listen({ host: address.host, port: address.port, backlog: BACKLOG });
       await listening;
     } catch (cause) {
-      throw new CloneError("failed", `Cannot listen on ${where}: ${reasonOf(cause)}`, { cause });
+      throw new CloneError("failed", `Cannot listen on ${where}: ${reasonOf(cause, address)}`, { cause });
     }
     server.on("error", () => {}); // an accept that failed, for want of descriptors: the next one may not
     return new Listener(server, address);
   }
 
-  /** What clients are told to open. */
-  uri({ tls, name }: { tls: boolean; name: string }): string {
+  /** What clients are told to open; undefined of a descriptor whose path is not known. */
+  uri({ tls, name }: { tls: boolean; name: string }): string | undefined {
     const scheme = tls ? "nbds" : "nbd";
     const path = encodeURIComponent(name);
+    const address = this.#address;
+    const socket = "path" in address ? address.path : undefined;
+    if (socket !== undefined) return `${scheme}+unix:///${path}?socket=${encodeSocketPath(socket)}`;
     const bound = this.#server.address();
-    if (typeof bound === "string") return `${scheme}+unix:///${path}?socket=${encodeSocketPath(bound)}`;
-    if (bound !== null) {
-      const host = bound.family === "IPv6" ? `[${bound.address}]` : bound.address;
-      return `${scheme}://${host}:${bound.port}/${path}`;
-    }
-    return describe(this.#address);
+    if (bound === null || typeof bound === "string" || bound.port === undefined) return undefined;
+    const host = bound.family === "IPv6" ? `[${bound.address}]` : bound.address;
+    return `${scheme}://${host}:${bound.port}/${path}`;
   }
 
   /** Listens no more; a socket file of its own is gone then. Those who are connected stay so. */
@@ -96,15 +98,16 @@ function bindPath(server: Server, path: string, mode: number): void {
 }
 
 function describe(address: ListenAddress): string {
-  if ("path" in address) return `"${address.path}"`;
   if ("fd" in address) return `descriptor ${address.fd}`;
+  if ("path" in address) return `"${address.path}"`;
   return address.host.includes(":") ? `[${address.host}]:${address.port}` : `${address.host}:${address.port}`;
 }
 
-function reasonOf(error: unknown): string {
+function reasonOf(error: unknown, address: ListenAddress): string {
   const code = error instanceof Error && "code" in error ? error.code : undefined;
   if (code === "EADDRINUSE") return "it is in use";
-  if (code === "EACCES") return "permission denied";
+  // libuv calls a directory that does not exist EACCES too, as Windows would
+  if (code === "EACCES") return "path" in address ? "no such directory, or permission denied" : "permission denied";
   if (code === "ENOTFOUND" || code === "EAI_AGAIN") return "there is no such host";
   return typeof code === "string" ? code : String(error);
 }

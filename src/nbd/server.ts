@@ -90,9 +90,12 @@ export class NbdServer {
     return bytes;
   }
 
-  /** What clients are told to open, one URI for each listener, of the export that `name` is, default the default one. */
+  /**
+   * What clients are told to open, a URI for each place that it listens in; none for a descriptor whose path is not known.
+   * @param name of the export; the default one is in no need of it
+   */
   uris(name = ""): string[] {
-    return this.#listeners.map((listener) => listener.uri({ tls: this.#tls === "require", name }));
+    return this.#listeners.flatMap((listener) => listener.uri({ tls: this.#tls === "require", name }) ?? []);
   }
 
   /** Begins to listen in one more place. @throws {CloneError} where it cannot */
