@@ -26,7 +26,10 @@ class FakeTarget implements ControlTarget {
     this.calls.push(call);
   }
 
+  statusAsked = 0;
+
   status(): object {
+    this.statusAsked++;
     if (this.error !== undefined) throw this.error;
     return this.state;
   }
@@ -203,6 +206,37 @@ describe("A request to the control socket", () => {
     });
     clone.target.error = undefined;
     expect(await clone.client.status()).toEqual({ state: "hydrating" });
+  });
+});
+
+describe("A status that is waited for", () => {
+  test("comes as soon as the state is another one", async () => {
+    await using clone = await served();
+    const asked = clone.client.nextStatus(10_000);
+    await eventually("it waits", () => clone.target.statusAsked > 1);
+    clone.target.state = { state: "hydrated" };
+    expect(await asked).toEqual({ state: "hydrated" });
+  });
+
+  test("comes unchanged when its time is over", async () => {
+    await using clone = await served();
+    expect(await clone.client.nextStatus(150)).toEqual({ state: "hydrating" });
+    expect(await clone.client.nextStatus(0)).toEqual({ state: "hydrating" });
+  });
+
+  test("comes as the last word of a server that closes", async () => {
+    await using clone = await served();
+    const asked = clone.client.nextStatus(10_000);
+    await eventually("it waits", () => clone.target.statusAsked > 1);
+    const closed = clone.server.close();
+    expect(await asked).toEqual({ state: "hydrating" });
+    await closed;
+  });
+
+  test("is not waited for without a bound", async () => {
+    await using clone = await served();
+    const answer = await exchange(clone.path, "GET /status?wait=10001 HTTP/1.1\r\nHost: x\r\n\r\n");
+    expect(answer).toMatchObject({ status: 400, body: expect.stringContaining("wait has to be") });
   });
 });
 
