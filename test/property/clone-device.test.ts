@@ -72,6 +72,7 @@ test("A clone answers what a plain disk might answer, whatever happens at the sa
         source,
         destination,
         store: new JitteryDevice(store, clock, random, { latencyMs }),
+        sourceTimeoutMs: 30_000,
       });
       const history = new ByteHistory(original);
       const stop = new AbortController();

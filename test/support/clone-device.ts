@@ -13,9 +13,10 @@ import { Throttle } from "../../src/engine/throttle.ts";
 import { CloneMetadata } from "../../src/metadata/clone-metadata.ts";
 import { formattedStore } from "./hydration.ts";
 import { noise } from "./layout.ts";
+import type { PowerLossDevice } from "./power-loss-device.ts";
 import { VirtualClock } from "./virtual-clock.ts";
 
-/** What differs from the usual: 16 regions of 4096 bytes of data, onto a destination full of old data. */
+/** What differs from the usual: 16 regions of 4096 bytes of data, onto a destination full of old data, no time limit. */
 export interface TestCloneOptions
   extends Partial<
     Pick<
@@ -102,7 +103,7 @@ export async function makeClone(options: TestCloneOptions = {}) {
     hydrateOnRead: options.hydrateOnRead ?? "never",
     discardPassdown: options.discardPassdown ?? true,
     readOnly: options.readOnly ?? false,
-    sourceTimeoutMs: options.sourceTimeoutMs ?? 30_000,
+    sourceTimeoutMs: options.sourceTimeoutMs ?? Infinity,
     ...(options.sourceDepth !== undefined && { sourceDepth: options.sourceDepth }),
     ...(options.writeBehindBytes !== undefined && { writeBehindBytes: options.writeBehindBytes }),
   });
@@ -144,4 +145,16 @@ export function destinationOf(device: BlockDevice, size: number): BlockDevice {
 export function drawing({ regions }: Pick<TestClone, "regions">): string {
   const letters = { unhydrated: ".", hydrating: "~", hydrated: "#" };
   return Array.from({ length: regions.regionCount }, (_, region) => letters[regions.state(region)]).join("");
+}
+
+/** The clone opened again after the power has failed at this moment: of what was not flushed nothing, or all, is there. */
+export async function afterPowerLossOf(
+  {
+    disk,
+    store,
+    ...options
+  }: Omit<TestCloneOptions, "destination" | "store"> & { disk: PowerLossDevice; store: PowerLossDevice },
+  random: () => number = () => 0,
+): Promise<TestClone> {
+  return await makeClone({ ...options, destination: disk.afterPowerLoss(random), store: store.afterPowerLoss(random) });
 }

@@ -16,7 +16,7 @@ interface Held {
 export class HeldDevice extends FilterDevice {
   /** What waits now, in the order it came. */
   readonly waiting: Held[] = [];
-  /** What has been let through, as `write 0+4096`; flushes as `flush`. */
+  /** What has been let through, as `write 0+4096`, flushes as `flush`; not questions. */
   readonly log: string[] = [];
   readonly #holds = new Set<HeldOperation>();
 
@@ -86,6 +86,7 @@ export class HeldDevice extends FilterDevice {
     if (this.#holds.has(operation)) {
       await new Promise<void>((letGo) => this.waiting.push({ operation, offset, length, letGo }));
     }
-    this.log.push(operation === "flush" ? "flush" : `${operation} ${offset}+${length}`);
+    if (operation === "flush") this.log.push("flush");
+    else if (operation !== "extents") this.log.push(`${operation} ${offset}+${length}`);
   }
 }
