@@ -58,14 +58,17 @@ export class RegionReader {
     this.#hintAhead = Math.max(1, Math.floor(HINT_AHEAD / parts.geometry.regionSize));
   }
 
-  /** Fills `buffer` if that needs no waiting, and no hydration is to come of it. @throws {DeviceError} */
+  /** Fills `buffer` if that needs no waiting, and hydrates what is to be hydrated by it. @throws {DeviceError} */
   tryRead(offset: number, buffer: Uint8Array): boolean {
     const { geometry, regions, source, destination, stats } = this.#parts;
     const start = Math.floor(offset / geometry.regionSize);
     const end = Math.ceil((offset + buffer.length) / geometry.regionSize);
     if (regions.isHydrated(start, end)) return destination.tryRead?.(offset, buffer) ?? false;
-    if (this.hydrateOnRead !== "never" || regions.sourceEnd(start, end) < end) return false;
+    if (regions.sourceEnd(start, end) < end) return false;
+    const keeps = this.hydrateOnRead !== "never";
+    if (keeps && !this.#isWholeAndIdle(offset, buffer.length, start, end)) return false;
     if (!source.tryRead(offset, buffer)) return false;
+    if (keeps) this.#landAtOnce({ start, end }, buffer);
     stats.sourceServedBytes += buffer.length;
     this.#hint(start, end);
     return true;
@@ -134,6 +137,23 @@ export class RegionReader {
       region = runEnd;
     }
     return hydrations;
+  }
+
+  /** Whether a range is just these regions, all of them unhydrated, none in the table. */
+  #isWholeAndIdle(offset: number, length: number, start: number, end: number): boolean {
+    const { geometry, regions } = this.#parts;
+    const isWhole = offset % geometry.regionSize === 0 && length === (end - start) * geometry.regionSize;
+    return isWhole && !regions.isHydrating(start, end);
+  }
+
+  /** The reader has its bytes, and waits a little longer for their way to a destination that takes them at once. */
+  #landAtOnce(range: RegionRange, bytes: Uint8Array): void {
+    const { geometry, source, behind } = this.#parts;
+    const hydration = behind.begin(range);
+    if (hydration === undefined || behind.tryLand(hydration, bytes)) return;
+    const copy = source.borrow(bytes.length); // the reader's own are sent, and used again
+    copy.set(bytes);
+    void this.#land([hydration], geometry.offsetOf(range.start), copy);
   }
 
   async #land(hydrations: Hydration[], from: number, bytes: Uint8Array | undefined): Promise<void> {

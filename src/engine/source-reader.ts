@@ -94,7 +94,12 @@ export class SourceReader {
     });
   }
 
-  /** Takes back what `onEnd` was given. */
+  /** A buffer of at least so many bytes, for as long as it is not handed back to `release()`. */
+  borrow(byteLength: number): Uint8Array {
+    return this.#buffers.take(byteLength);
+  }
+
+  /** Takes back what `onEnd` was given, or was borrowed. */
   release(bytes: Uint8Array): void {
     this.#buffers.put(bytes);
   }

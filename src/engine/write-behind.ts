@@ -3,6 +3,7 @@
  *
  *     begin()   before the source is read: the regions are in the table from there on, and a write or discard that covers
  *               them whole may still cancel
+ *     tryLand() when the bytes are there, and the destination takes them without waiting; else
  *     land()    when the bytes are there: written to the destination, zeros by way of zeroing, then the bits
  *
  * What is under way is bounded in bytes, from `begin()` on; beyond that a read is only a read. A failure is nobody's error:
@@ -85,6 +86,24 @@ export class WriteBehind {
     inFlight.end();
   }
 
+  /**
+   * Ends at once what `begin()` began; false where that cannot be, and `land()` must follow. `bytes` are those of the regions.
+   */
+  tryLand(hydration: Hydration, bytes: Uint8Array): boolean {
+    const { geometry, regions, destination, commits, stats, inFlight } = this.#parts;
+    const { offset, length } = geometry.bytesOf(hydration);
+    if (commits.failure !== undefined || this.#hasZeros(bytes) || !regions.land(hydration)) return false;
+    try {
+      if (destination.tryWrite?.(offset, bytes) !== true) return false;
+    } catch {
+      return false; // `land()` meets it again, and knows what to do
+    }
+    if (regions.complete(hydration)) stats.hydratedOnReadBytes += length;
+    stats.writeBehindBytes -= length;
+    inFlight.end();
+    return true;
+  }
+
   /** Writes runs of data, and makes zeros of runs of zeros. */
   async #write(offset: number, bytes: Buffer): Promise<void> {
     const { destination } = this.#parts;
@@ -99,6 +118,15 @@ export class WriteBehind {
       else if (destination.tryWrite?.(range.offset, data) !== true) await destination.write(range.offset, data);
       start = end;
     }
+  }
+
+  /** Whether there is a unit of zeros in them, which is not to be written. */
+  #hasZeros(bytes: Uint8Array): boolean {
+    const buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length);
+    for (let start = 0; start < buffer.length; start += this.#zeros.length) {
+      if (this.#isZero(buffer, start)) return true;
+    }
+    return false;
   }
 
   /** Whether the unit that begins at `start` is all zeros. */
