@@ -112,7 +112,10 @@ export async function hydrateClone(
   const commits = new CommitPipeline({
     metadata,
     destination: destination.view,
-    guard: sourceGuard(source),
+    guard: async () => {
+      const change = await changeAsError(source);
+      if (change !== undefined) throw change;
+    },
   });
   const known = clone.descriptor?.unreadable.ranges ?? [];
   const hydrator = new Hydrator(
@@ -197,16 +200,8 @@ export async function hydrateClone(
   };
 }
 
-/** A commit's guard: what was copied is vouched for only as long as the source is what it was. */
-export function sourceGuard(source: AttachedSource): () => Promise<void> {
-  return async () => {
-    const change = await changeAsError(source);
-    if (change !== undefined) throw change;
-  };
-}
-
 /** The error to throw where the source has changed since it was opened: what was copied since may be a mixture. */
-async function changeAsError(source: AttachedSource): Promise<CloneError | undefined> {
+export async function changeAsError(source: AttachedSource): Promise<CloneError | undefined> {
   const change = await source.change();
   return change === undefined ? undefined : sourceChanged(source.device.path, change);
 }

@@ -34,10 +34,11 @@ import {
   recordFinalized,
   refuseMissing,
 } from "./finalize-clone.ts";
-import { sourceGuard, ZERO_UNIT } from "./hydrate-clone.ts";
+import { changeAsError, ZERO_UNIT } from "./hydrate-clone.ts";
 import { removeMetadata } from "./metadata-file.ts";
 import { type HydrateOnReadPolicy, OnReadPolicy } from "./on-read-policy.ts";
 import { settleSource } from "./open-devices.ts";
+import { patientGuard } from "./patient-guard.ts";
 
 /** How a clone is put to work. */
 export interface LiveRequest extends DeviceRequest, Omit<HydrationSettings, "limit"> {
@@ -402,7 +403,7 @@ function assemble(
   const commits = new CommitPipeline({
     metadata,
     destination: destination.view,
-    ...(source === undefined ? {} : { guard: sourceGuard(source) }),
+    ...(source === undefined ? {} : { guard: patientGuard(() => changeAsError(source), clock) }),
     onFailed: (error) => {
       halt.abort(error);
       events()?.onFailed(error);
