@@ -314,11 +314,8 @@ export class Governor implements CopyAllowance {
 
   #apply(): void {
     const { throttle } = this.#parts;
-    const limit = !this.#busy
-      ? Infinity
-      : this.#resting !== undefined
-        ? this.#floor
-        : Math.max(this.#limit, this.#floor);
+    const busyLimit = this.#resting === undefined ? Math.max(this.#limit, this.#lowest) : this.#floor;
+    const limit = this.#busy ? busyLimit : Infinity;
     const rate = Math.min(limit, this.#rate ?? Infinity);
     const bytesPerSecond = rate === Infinity ? null : rate;
     if (throttle.bytesPerSecond !== bytesPerSecond) throttle.bytesPerSecond = bytesPerSecond;
