@@ -46,6 +46,17 @@ export interface FinalizeReport {
   metadata: string | null;
 }
 
+/** A report as `clone finalize --json` and the control socket tell it. */
+export interface FinalizeJson extends Omit<FinalizeReport, "unreadable"> {
+  /** Half-open ranges. */
+  unreadable: [start: number, end: number][];
+}
+
+/** A report as JSON. */
+export function finalizeJson(report: FinalizeReport): FinalizeJson {
+  return { ...report, unreadable: report.unreadable.map(({ start, end }) => [start, end]) };
+}
+
 /**
  * Ends a clone; afterwards it should only be closed.
  * @throws {CloneError} where regions are missing, or source and destination differ

@@ -15,7 +15,7 @@ import { exitNow } from "../device/libc.ts";
 import { NbdServer, type NbdServerOptions } from "../nbd/server.ts";
 import type { Clone } from "./clone.ts";
 import { type CloneStatus, statusOf } from "./clone-status.ts";
-import type { FinalizeReport } from "./finalize-clone.ts";
+import { type FinalizeJson, finalizeJson } from "./finalize-clone.ts";
 import { type ListenPlace, type ListenTarget, listenIn, listenPlaces } from "./listen-places.ts";
 import { LiveClone, type LiveRequest } from "./live-clone.ts";
 import { firstRegions } from "./live-regions.ts";
@@ -183,14 +183,14 @@ class ServedClone implements ControlTarget {
     await this.#live.commit();
   }
 
-  async finalize(asked: { keepMetadata: boolean; acceptUnreadable: boolean }): Promise<FinalizeReport> {
+  async finalize(asked: { keepMetadata: boolean; acceptUnreadable: boolean }): Promise<FinalizeJson> {
     const report = await this.#live.finalize(asked);
     this.#listener.onNote(
       `Finalized ${report.destination}: ${formatSize(report.size)}, it stands alone now; served until its clients leave.`,
     );
     // After the answer, which is on its way when this has returned.
     setImmediate(() => this.#endIfDone());
-    return report;
+    return finalizeJson(report);
   }
 
   async stop(): Promise<void> {

@@ -223,6 +223,24 @@ describe("clone hydrate of a clone that is served", () => {
 });
 
 describe("clone finalize of a clone that is served", () => {
+  test.skipIf(noFailingSource !== undefined)(
+    withReason("gives up what cannot be read if it is asked to, and says what that is", noFailingSource),
+    async () => {
+      await using place = await scratchDirectory();
+      const cwd = place.path;
+      const bytes = await randomFile(join(cwd, "disk.img"), 16 * 65536);
+      await using source = await failingSource(join(cwd, "disk.img"), { start: 5 * 65536, end: 7 * 65536 });
+      await cloneOk(["create", source.path, "copy.img"], { cwd });
+      await using _server = await startServe({ cwd, clone: "copy.img", args: ["--retry", "0"] });
+      expect((await clone(["hydrate", "copy.img"], { cwd })).code).toBe(5);
+      const run = await clone(["finalize", "copy.img", "--accept-unreadable", "--json"], { cwd });
+      expect(run.code, run.stderr).toBe(5);
+      expect(oneJson(run.stdout)).toMatchObject({ unreadable: [[5, 7]], metadata: null });
+      bytes.fill(0, 5 * 65536, 7 * 65536);
+      expect(await holds(join(cwd, "copy.img"), bytes)).toBe(true);
+    },
+  );
+
   test("is refused as long as regions are missing, and done by the server when none are", async () => {
     await using clone = await served("--no-hydrate");
     expectFailure(await clone.run("finalize", "copy.img"), 1, /64 of 64 regions .* missing/);

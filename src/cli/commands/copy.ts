@@ -2,7 +2,7 @@ import { defineCommand } from "../command.ts";
 import { ExitCode } from "../exit-codes.ts";
 import { createOptions, hydrationOptions, jsonOption, progressOption } from "../options.ts";
 import { copyRequest } from "./create.ts";
-import { finalizeJson, printFinalized, runFinalize } from "./finalize.ts";
+import { printFinalized, runFinalize } from "./finalize.ts";
 import { exitCodeOfReport, hydrateRequest, printReport, runHydration } from "./hydrate.ts";
 
 /** `clone copy SOURCE DEST` */
@@ -32,8 +32,10 @@ export const copyCommand = defineCommand({
     }
     const finalize = { ...request, verify: false, keepMetadata: false, acceptUnreadable: false };
     const finalized = await runFinalize(clone, finalize, { ...options, context });
-    if (options.json) terminal.print(JSON.stringify(finalizeJson(finalized)));
-    else printFinalized(finalized, context);
+    if (options.json) {
+      const { finalizeJson } = await import("../../clone/finalize-clone.ts");
+      terminal.print(JSON.stringify(finalizeJson(finalized)));
+    } else printFinalized(finalized, context);
     return finalized.unreadable.length > 0 ? ExitCode.unreadable : ExitCode.done;
   },
 });

@@ -1,7 +1,7 @@
 import { BusyError, UsageError } from "../../base/errors.ts";
 import { formatSize } from "../../base/units.ts";
 import type { Clone } from "../../clone/clone.ts";
-import type { FinalizeReport, FinalizeRequest } from "../../clone/finalize-clone.ts";
+import type { FinalizeJson, FinalizeReport, FinalizeRequest } from "../../clone/finalize-clone.ts";
 import type { LivePeer } from "../../clone/live-peer.ts";
 import type { FinalizeAsked } from "../../control/tuning.ts";
 import { type CliContext, defineCommand } from "../command.ts";
@@ -55,8 +55,10 @@ export const finalizeCommand = defineCommand({
       if (server === undefined) throw error;
       report = await finalizeServed(server, options.clone, asked, context);
     }
-    if (options.json) terminal.print(JSON.stringify(finalizeJson(report)));
-    else printFinalized(report, context);
+    if (options.json) {
+      const { finalizeJson } = await import("../../clone/finalize-clone.ts");
+      terminal.print(JSON.stringify(finalizeJson(report)));
+    } else printFinalized(report, context);
     return report.unreadable.length > 0 ? ExitCode.unreadable : ExitCode.done;
   },
 });
@@ -89,7 +91,7 @@ async function finalizeServed(
 
 /** A server's answer, which has ranges of regions as JSON does. */
 function reportOf(answer: object): FinalizeReport {
-  const report = answer as Omit<FinalizeReport, "unreadable"> & { unreadable: [number, number][] };
+  const report = answer as FinalizeJson;
   return { ...report, unreadable: report.unreadable.map(([start, end]) => ({ start, end })) };
 }
 
@@ -114,9 +116,4 @@ export function printFinalized(
   if (metadata !== null) terminal.note(`The metadata stays at ${metadata}.`);
   if (unreadable.length > 0)
     terminal.error(`Cannot vouch for ${formatRegions(unreadable)}: unreadable in the source, zeros in the copy`);
-}
-
-/** A report as JSON. */
-export function finalizeJson(report: FinalizeReport): object {
-  return { ...report, unreadable: report.unreadable.map(({ start, end }) => [start, end]) };
 }
