@@ -1,5 +1,6 @@
 // Regions that are hydrated by an immediate read: in the same breath where the destination takes them, behind it otherwise.
 import { describe, expect, test } from "vitest";
+import { FilterDevice } from "../../../src/device/filters/filter-device.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { bytesAt, drawing, makeClone } from "../../support/clone-device.ts";
 import { FaultyDevice } from "../../support/faulty-device.ts";
@@ -11,6 +12,18 @@ const SIZE = 16 * REGION;
 const OLD = noise(SIZE, 1);
 
 const destinationMemory = () => new MemoryDevice({ name: "destination", size: SIZE, content: noise(SIZE, 2) });
+
+/** Takes nothing at once, and looks at what it is to write only when its caller has gone on. */
+class LateDevice extends FilterDevice {
+  override tryWrite(): boolean {
+    return false;
+  }
+
+  override async write(offset: number, data: Uint8Array): Promise<void> {
+    await new Promise((resolve) => setImmediate(resolve));
+    await super.write(offset, data);
+  }
+}
 
 describe("CloneDevice.tryRead() of whole unhydrated regions that are to be kept", () => {
   test("hydrates them before it returns, where the destination takes them at once", async () => {
@@ -31,7 +44,7 @@ describe("CloneDevice.tryRead() of whole unhydrated regions that are to be kept"
 
   test("hydrates them soon, where it does not, from bytes that are not the reader's", async () => {
     const memory = destinationMemory();
-    const destination = new FaultyDevice(memory, {}); // takes nothing at once
+    const destination = new LateDevice(memory);
     const source = new MemoryDevice({ name: "source", size: SIZE, content: OLD });
     const { device, regions } = await makeClone({ source, destination, hydrateOnRead: "always" });
     const buffer = Buffer.alloc(2 * REGION);
