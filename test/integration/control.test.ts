@@ -1,5 +1,7 @@
 // The control socket of a running `clone hydrate`: where it is, what it tells, what can be changed through it, and that neither a
 // leftover nor anything else that stands in its place is in anybody's way.
+import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { chmodSync, chownSync, existsSync, statSync } from "node:fs";
 import { link, mkdir, readdir, readFile, rm, symlink, writeFile } from "node:fs/promises";
 import { createServer, type Server } from "node:net";
@@ -10,6 +12,7 @@ import { ControlClient } from "../../src/control/control-client.ts";
 import { holds, randomFile } from "../support/files.ts";
 import { asOrdinaryUser, noOrdinaryUser } from "../support/other-user.ts";
 import {
+  CLONE,
   clone,
   cloneOk,
   eventually,
@@ -18,7 +21,7 @@ import {
   type StartedClone,
   startClone,
 } from "../support/run-clone.ts";
-import { noLoopDevices, scratchDirectory, scratchLoopDevice, withReason } from "../support/scratch.ts";
+import { hasProgram, noLoopDevices, scratchDirectory, scratchLoopDevice, withReason } from "../support/scratch.ts";
 
 const MIB = 1024 * 1024;
 const SIZE = 4 * MIB;
@@ -399,6 +402,33 @@ test("clone status of a process that does not answer warns, and shows what was l
   expect(run.stderr).toMatch(/^clone: Warning: This is what was last committed: .* does not answer\. .*\n$/);
   expect(oneJson<CloneStatus>(run.stdout)).toMatchObject({ state: "hydrating", hydration: { rate: null } });
 });
+
+const noTerminal = hasProgram("script") ? undefined : "needs script";
+test.skipIf(noTerminal !== undefined)(
+  withReason("clone status --watch redraws a terminal in place, and leaves it as it was", noTerminal),
+  async () => {
+    await using clone = await hydrating();
+    const watching = `'${process.execPath}' '${CLONE}' status copy.img --watch 1`;
+    const terminal = spawn("script", ["--quiet", "--return", "--command", `stty rows 24; ${watching}`, "/dev/null"], {
+      cwd: clone.cwd,
+      env: { ...process.env, ...clone.env },
+      stdio: ["pipe", "pipe", "inherit"],
+    });
+    let shown = "";
+    terminal.stdout.setEncoding("utf8").on("data", (text: string) => {
+      shown += text;
+    });
+    await eventually("it has drawn three times", () => shown.split("hydrating").length > 3);
+    await clone.tune("--rate", "max");
+    await finishWell(clone);
+    const [code] = (await once(terminal, "close")) as [number];
+    expect(code).toBe(0);
+    const rows = shown.slice(0, shown.indexOf("control")).split("\n").length;
+    expect(shown).toContain(`\u001b[${rows}A`);
+    expect(shown.lastIndexOf("\u001b[?7h")).toBeGreaterThan(shown.lastIndexOf("\u001b[?7l"));
+    expect(shown).toMatch(/state +.*hydrated/);
+  },
+);
 
 test("clone copy can be tuned too, and leaves nothing behind", async () => {
   await using place = await scratchDirectory();
