@@ -14,6 +14,7 @@ import { RateMeter } from "../base/rate-meter.ts";
 import type { Tuning } from "../control/control-target.ts";
 import { AbsentDevice } from "../device/absent-device.ts";
 import { alignedBuffer } from "../device/aligned-buffer.ts";
+import { SharedLanes } from "../device/filters/shared-lanes.ts";
 import { CloneDevice } from "../engine/clone-device.ts";
 import { CommitPipeline } from "../engine/commit-pipeline.ts";
 import { ExtentCache } from "../engine/extent-cache.ts";
@@ -74,6 +75,14 @@ const PIECE_LENGTH = 2 ** 21;
 /** A copy that a client waits for is a region, or as much of one as makes a good request. */
 const DEMAND_PIECE_LENGTH = 2 ** 20;
 const DEMAND_PIECES_IN_FLIGHT = 4;
+/**
+ * Questions to the source in flight at once, of all together: where it hangs each keeps a thread of the pool's 16, and the
+ * destination needs some. The others leave a few to clients, who may ask for parts of it that do not hang.
+ */
+const SOURCE_REQUESTS = 12;
+const CLIENT_READS = 8;
+const DEMAND_READS = 3;
+const BACKGROUND_READS = 6;
 /** Zeros hydrated as one in the background are not so long that a client's write would have to wait for them long. */
 const MOST_ZEROS_AT_ONCE = 64 * 2 ** 20;
 /** What hangs at a device when the clone is stopped is waited for no longer than this. */
@@ -365,7 +374,12 @@ function assemble(
   const { geometry, metadata } = clone;
   const clock = systemClock;
   const halt = new AbortController();
-  const sourceView = source?.view ?? new AbsentDevice("the source", geometry.size);
+  const lanes = new SharedLanes(source?.view ?? new AbsentDevice("the source", geometry.size), {
+    total: SOURCE_REQUESTS,
+  });
+  // In the order of who waits for it.
+  const [forClients, forWrites] = [lanes.lane(CLIENT_READS), lanes.lane(DEMAND_READS)];
+  const [forExtents, forCopies] = [lanes.lane(1), lanes.lane(BACKGROUND_READS)];
   const throttle = new Throttle(clock, request.rate);
   const meter = new ForegroundMeter(clock);
   const governor = new Governor({
@@ -376,9 +390,8 @@ function assemble(
     rate: request.rate,
     minRate: request.minRate,
   });
-  const extents = new ExtentCache(sourceView, { trusted: request.extents });
+  const extents = new ExtentCache(forExtents, { trusted: request.extents });
   const copying = {
-    source: sourceView,
     destination: destination.view,
     extents,
     zeroUnit: Math.min(ZERO_UNIT, geometry.regionSize),
@@ -388,6 +401,7 @@ function assemble(
   };
   const copier = new RegionCopier({
     ...copying,
+    source: forCopies,
     throttle,
     allowance: governor,
     pieceLength: PIECE_LENGTH,
@@ -395,6 +409,7 @@ function assemble(
   });
   const demandCopier = new RegionCopier({
     ...copying,
+    source: forWrites,
     throttle: new Throttle(clock, null),
     pieceLength: Math.min(DEMAND_PIECE_LENGTH, Math.max(geometry.regionSize, ZERO_UNIT)),
     depth: DEMAND_PIECES_IN_FLIGHT,
@@ -433,7 +448,7 @@ function assemble(
     geometry,
     exactSize: clone.exactSize,
     regions,
-    source: sourceView,
+    source: forClients,
     destination: destination.view,
     extents,
     commits,
@@ -445,6 +460,7 @@ function assemble(
     discardPassdown: request.discardPassdown,
     readOnly: request.readOnly,
     sourceTimeoutMs: request.sourceTimeoutMs,
+    sourceDepth: CLIENT_READS,
   });
   const periodic = new PeriodicCommits({ commits, clock, onFailure: () => {} }); // the pipeline has told of it
   return { device, regions, commits, periodic, hydrator, governor, meter, copier, source, destination };
