@@ -16,7 +16,6 @@
  * Whatever ends it, copies in flight end first and what was hydrated is committed, unless the commit itself failed.
  * Commits meanwhile are somebody else's (`PeriodicCommits`).
  */
-import { setMaxListeners } from "node:events";
 import type { Clock } from "../base/clock.ts";
 import { CloneError } from "../base/errors.ts";
 import type { Geometry, Region, RegionRange } from "../base/geometry.ts";
@@ -87,6 +86,8 @@ export class Hydrator {
   readonly #unreadable = new UnreadableRegions();
   #firstReadError: SourceReadError | undefined;
   readonly #batches = new Set<Promise<void>>();
+  /** End the waiting of each. */
+  readonly #hurries = new Set<() => void>();
   #copyingBytes = 0;
   #hydratedRegions = 0;
   #passesOver = false;
@@ -146,9 +147,9 @@ export class Hydrator {
     const { commits, halt } = this.#parts;
     // Not AbortSignal.any(): what it makes stays in memory as long as its sources, and of runs there may be many.
     const stop = new AbortController();
-    setMaxListeners(0, stop.signal); // each piece that waits for its turn listens
     const follow = (): void => {
       stop.abort(halt.signal.aborted ? halt.signal.reason : signal.reason);
+      for (const hurry of this.#hurries) hurry();
       this.pace.changed.wake();
     };
     for (const watched of [signal, halt.signal]) watched.addEventListener("abort", follow, { once: true });
@@ -281,17 +282,22 @@ export class Hydrator {
   async #hydrate(batch: Batch, stop: AbortSignal): Promise<void> {
     const { geometry, regions, copier } = this.#parts;
     const range = geometry.bytesOf(batch);
-    const hydration = regions.begin(batch);
+    // A client that waits for the regions should not wait for the rate.
+    const hurry = new AbortController();
+    const onAwaited = (): void => hurry.abort();
+    const hydration = regions.begin(batch, { onAwaited });
+    this.#hurries.add(onAwaited);
     this.pace.begin(batch);
     const copyingBytes = batch.zeros ? 0 : range.length;
     this.#copyingBytes += copyingBytes;
     try {
-      await copier.copy(range, stop);
+      await copier.copy(range, stop, hurry.signal);
     } catch (error) {
       regions.fail(hydration);
       if (stop.aborted && error === stop.reason) return;
       throw error;
     } finally {
+      this.#hurries.delete(onAwaited);
       this.pace.end(batch);
       this.#copyingBytes -= copyingBytes;
     }

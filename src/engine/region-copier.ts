@@ -44,6 +44,12 @@ export interface CopyAllowance {
   readonly shareLength: number;
 }
 
+/** What ends a copy, and what ends its waiting: the same, or more. */
+interface Stop {
+  signal: AbortSignal;
+  hurry: AbortSignal;
+}
+
 /** What a copier works on. */
 export interface RegionCopierParts {
   source: BlockDevice;
@@ -115,15 +121,17 @@ export class RegionCopier {
   }
 
   /**
-   * Makes the destination's range equal the source's; durable after the destination's next flush.
+   * Makes the destination's range equal the source's; durable after the destination's next flush. Once `hurry` aborts it
+   * does not wait for the rate any more.
    * @throws {SourceReadError} where the source cannot be read
    * @throws {DeviceError} where the destination fails
    * @throws the reason of `signal` or of the halt signal when either aborts between two pieces; the range is then unfinished
    */
-  async copy(range: ByteRange, signal: AbortSignal): Promise<void> {
+  async copy(range: ByteRange, signal: AbortSignal, hurry: AbortSignal = signal): Promise<void> {
     const extents = await this.#sourceExtents(range);
-    if (this.#reflinks && extents.some(({ zero }) => !zero) && (await this.#reflink(range, signal))) return;
-    const pieces = this.#pieceTasks(extents, signal);
+    const stop = { signal, hurry };
+    if (this.#reflinks && extents.some(({ zero }) => !zero) && (await this.#reflink(range, stop))) return;
+    const pieces = this.#pieceTasks(extents, stop);
     const workers = Array.from({ length: this.#depth }, async () => {
       // The generator is shared: each worker takes the next piece, and leaving the loop by an error ends it for all.
       for (const piece of pieces) await piece();
@@ -133,10 +141,10 @@ export class RegionCopier {
     if (failed !== undefined) throw failed.reason;
   }
 
-  *#pieceTasks(extents: ZeroOrData[], signal: AbortSignal): Generator<() => Promise<void>> {
+  *#pieceTasks(extents: ZeroOrData[], stop: Stop): Generator<() => Promise<void>> {
     for (const { offset, length, zero } of extents) {
-      if (zero) yield () => this.#zeroRange({ offset, length }, signal);
-      else for (const piece of this.#pieces({ offset, length })) yield () => this.#copyPiece(piece, signal);
+      if (zero) yield () => this.#zeroRange({ offset, length }, stop);
+      else for (const piece of this.#pieces({ offset, length })) yield () => this.#copyPiece(piece, stop);
     }
   }
 
@@ -159,14 +167,13 @@ export class RegionCopier {
     }
   }
 
-  async #reflink(range: ByteRange, signal: AbortSignal): Promise<boolean> {
-    const { source, destination, throttle, halt } = this.#parts;
+  async #reflink(range: ByteRange, stop: Stop): Promise<boolean> {
+    const { source, destination, halt } = this.#parts;
     const end = range.offset + range.length;
     for (let offset = range.offset; offset < end; ) {
       const length = Math.min(end - offset, alignDown(this.#shareLength, 4096));
       const data = await this.#dataLength({ offset, length });
-      await throttle.take(data, signal);
-      signal.throwIfAborted();
+      await this.#pay(data, stop);
       halt.throwIfAborted();
       // Where it stops, what was shared so far is right, and is copied once more by the caller.
       const shared = await destination.reflinkFrom?.(source, offset, offset, length).catch(undecided);
@@ -190,11 +197,10 @@ export class RegionCopier {
     return bytes;
   }
 
-  async #copyPiece({ offset, length }: ByteRange, signal: AbortSignal): Promise<void> {
+  async #copyPiece({ offset, length }: ByteRange, stop: Stop): Promise<void> {
     const buffer = await this.#buffers.acquire();
     try {
-      await this.#parts.throttle.take(length, signal);
-      signal.throwIfAborted();
+      await this.#pay(length, stop);
       const data = asBuffer(buffer, length);
       await this.#readSource(offset, data);
       for (const run of this.#zeroRuns(data)) {
@@ -205,6 +211,12 @@ export class RegionCopier {
     } finally {
       this.#buffers.release(buffer);
     }
+  }
+
+  /** Waits until `bytes` may be moved. @throws the reason to stop, if there is one by then */
+  async #pay(bytes: number, { signal, hurry }: Stop): Promise<void> {
+    await this.#parts.throttle.take(bytes, hurry);
+    signal.throwIfAborted();
   }
 
   /** Cuts `data` into maximal runs of zero and non-zero units. */
@@ -240,7 +252,7 @@ export class RegionCopier {
   }
 
   /** Makes zeros of a range that was not read. */
-  async #zeroRange({ offset, length }: ByteRange, signal: AbortSignal): Promise<void> {
+  async #zeroRange({ offset, length }: ByteRange, stop: Stop): Promise<void> {
     await this.#makeZero({ offset, length }, async (position, most) => {
       // Zeros that the destination has to be given cost rate, time and a place in flight like data: not every device
       // zeroes without writing.
@@ -248,8 +260,7 @@ export class RegionCopier {
       try {
         const piece = alignDown(Math.min(ZERO_LENGTH, this.#shareLength), 4096);
         const part = Math.min(most, piece);
-        await this.#parts.throttle.take(part, signal);
-        signal.throwIfAborted();
+        await this.#pay(part, stop);
         await this.#zero(position, part);
         return part;
       } finally {

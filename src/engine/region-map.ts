@@ -24,6 +24,13 @@ export type RegionState = "unhydrated" | "hydrating" | "hydrated";
 /** A run of regions being hydrated together; its identity is the claim on them. */
 export type Hydration = Readonly<RegionRange>;
 
+/** What is agreed on with a hydration's owner. */
+export interface BeginOptions {
+  cancellable?: boolean;
+  /** Somebody waits for it from now on: it should not take its time any more. */
+  onAwaited?: () => void;
+}
+
 /** Region states and the exclusion of two hydrations of one region. */
 export class RegionMap {
   readonly #metadata: CloneMetadata;
@@ -110,9 +117,9 @@ export class RegionMap {
 
   /**
    * Enters a run of unhydrated regions in the table. Of one that is `cancellable`, nothing may reach the destination before
-   * `land()` has said that it was not cancelled.
+   * `land()` has said that it was not cancelled. `onAwaited` is called when somebody begins to wait for it.
    */
-  begin({ start, end }: RegionRange, { cancellable = false }: { cancellable?: boolean } = {}): Hydration {
+  begin({ start, end }: RegionRange, { cancellable = false, onAwaited }: BeginOptions = {}): Hydration {
     assert(start < end && end <= this.regionCount, `no region in ${start}–${end}`);
     const index = this.#indexAfter(start);
     const before = this.#running[index - 1];
@@ -120,7 +127,7 @@ export class RegionMap {
     assert(before === undefined || before.end <= start, `region ${start} is being hydrated already`);
     assert(after === undefined || after.start >= end, `region ${after?.start} is being hydrated already`);
     assert(this.#metadata.nextHydrated(start, end) === end, `a region in ${start}–${end} is hydrated already`);
-    const hydration = new Entry(start, end, cancellable);
+    const hydration = new Entry(start, end, cancellable, onAwaited);
     this.#running.splice(index, 0, hydration);
     this.#hydratingCount += end - start;
     return hydration;
@@ -161,10 +168,13 @@ export class RegionMap {
   /** Resolves when a running hydration ends, however it does; to the error that `fail()` was given. Never rejects. */
   ended(hydration: Hydration): Promise<unknown> {
     const entry = this.#claimed(hydration);
-    return new Promise((resolve) => {
+    const isFirst = entry.waiting === undefined;
+    const ended = new Promise((resolve) => {
       entry.waiting ??= [];
       entry.waiting.push(resolve);
     });
+    if (isFirst) entry.onAwaited?.();
+    return ended;
   }
 
   /** Whether somebody waits for a running hydration: then it should not take its time. */
@@ -213,10 +223,12 @@ class Entry implements Hydration {
   cancellable: boolean;
   /** Those who wait for its end. */
   waiting: ((error: unknown) => void)[] | undefined;
+  readonly onAwaited: (() => void) | undefined;
 
-  constructor(start: Region, end: Region, cancellable: boolean) {
+  constructor(start: Region, end: Region, cancellable: boolean, onAwaited: (() => void) | undefined) {
     this.start = start;
     this.end = end;
     this.cancellable = cancellable;
+    this.onAwaited = onAwaited;
   }
 }

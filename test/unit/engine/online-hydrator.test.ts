@@ -164,6 +164,19 @@ describe("OnlineHydrator", () => {
     });
   });
 
+  test("does not let a client wait for the rate, only for the copy", async () => {
+    const h = await makeClone({ rate: REGION, settings: { threshold: 3, batchSize: 3 } });
+    void h.run();
+    await h.clock.sleep(500);
+    const hydration = h.regions.hydrationAt(2);
+    expect(hydration).toMatchObject({ start: 0, end: 3 }); // a second and more each, at this rate
+    const before = h.clock.now();
+    await h.regions.ended(hydration as RegionRange);
+    expect(h.clock.now() - before).toBeLessThan(60);
+    expect(h.regions.state(2)).toBe("hydrated");
+    h.stop.abort();
+  });
+
   describe("given hints", () => {
     test("hydrates what was asked for in its order, neighbours of reads before, and then the rest", async () => {
       const h = await makeClone({ settings: { threshold: 1, batchSize: 1 } });

@@ -369,6 +369,18 @@ describe("RegionCopier", () => {
     }
   });
 
+  test("does not wait for the rate any more once in a hurry, and ends its copy well", async () => {
+    const clock = new VirtualClock();
+    const throttle = new Throttle(clock, 4096);
+    const memory = new MemoryDevice({ size: MIB });
+    const copier = copierOf(new MemoryDevice({ size: MIB, content: NOISE }), memory, { throttle });
+    const hurry = new AbortController();
+    void clock.sleep(5000).then(() => hurry.abort());
+    await copier.copy({ offset: 0, length: MIB }, never, hurry.signal);
+    expect(clock.now()).toBe(5000);
+    expect(Buffer.compare(await imageOf(memory), NOISE)).toBe(0);
+  });
+
   test("leaves a wait for the rate at once when stopped", async () => {
     const clock = new VirtualClock();
     const log: string[] = [];
