@@ -1,5 +1,6 @@
 /** Ctrl-C and SIGTERM: the first asks to stop between regions, the second stops at once, which is as safe as a power cut. */
 import { isIgnored } from "../device/ignored-signals.ts";
+import { exitNow } from "../device/libc.ts";
 import { ExitCode } from "./exit-codes.ts";
 
 /** Listens from its making until it is disposed of. */
@@ -36,7 +37,8 @@ export class Interruption implements Disposable {
   }
 
   #arrived(exitCode: typeof ExitCode.interrupted | typeof ExitCode.terminated): void {
-    if (this.#controller.signal.aborted) process.exit(exitCode);
+    // Not process.exit(): that waits for the threads, one of which may hang in a device.
+    if (this.#controller.signal.aborted) exitNow(exitCode);
     this.#exitCode = exitCode;
     this.#controller.abort();
   }
