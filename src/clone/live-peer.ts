@@ -5,7 +5,7 @@
 import { lstat, realpath, stat } from "node:fs/promises";
 import { CloneError, errnoOf } from "../base/errors.ts";
 import { type ControlClient, ControlError } from "../control/control-client.ts";
-import { controlPaths, fitsSocket, metadataId } from "../control/control-path.ts";
+import { besideMetadata, controlPaths, fitsSocket, metadataId } from "../control/control-path.ts";
 import { deviceNumber } from "../device/file-identity.ts";
 import { describeHolder, lockHolder } from "../device/lock.ts";
 import { Clone } from "./clone.ts";
@@ -104,7 +104,7 @@ async function placesOf(name: string): Promise<Place[]> {
   // A server that has finalized its clone goes on serving, and its metadata is gone: what stands there is the destination.
   const beside = await defaultMetadataPath(location.path);
   const finalized: Place = {
-    path: `${beside}.sock`,
+    path: besideMetadata(beside),
     isMeant: (status) => status.state === "finalized" && status.metadata.path === beside,
   };
   const standing = [];

@@ -7,6 +7,7 @@ import { lstat, open, realpath, stat, unlink } from "node:fs/promises";
 import { DeviceError, errnoOf, UsageError } from "../base/errors.ts";
 import type { Geometry } from "../base/geometry.ts";
 import { formatSize } from "../base/units.ts";
+import { besideMetadata, fitsSocket } from "../control/control-path.ts";
 import { syncDirectoryOf } from "../device/directory.ts";
 import type { FileDevice } from "../device/file-device.ts";
 import { refuseInUse } from "../device/in-use.ts";
@@ -19,6 +20,7 @@ import { metadataByteLength, minimumBlockCount, recommendedBlockCount } from "..
 import { hasSuperblockMagic } from "../metadata/superblock.ts";
 import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
 import { MAX_METADATA_BLOCKS } from "../persistent-data/space-map.ts";
+import { lookAtSocket } from "./socket-path.ts";
 
 /** What the metadata of a destination file is called by default. */
 export function metadataName(destination: string): string {
@@ -167,9 +169,14 @@ async function formatDevice(
   await CloneMetadata.create(device, { geometry, blockCount });
 }
 
-/** Removes a metadata file, durably, and a symbolic link to it with it. @throws {DeviceError} */
+/**
+ * Removes a metadata file, durably, and a symbolic link to it with it; also the control socket that a killed process has left
+ * beside it. Its lock must be held. @throws {DeviceError}
+ */
 export async function removeMetadata(path: string): Promise<void> {
   const real = await realpath(path);
+  const socket = besideMetadata(real);
+  if (fitsSocket(socket) && (await lookAtSocket(socket)) === "leftover") await removeIfThere(socket);
   for (const name of new Set([real, path])) {
     await removeIfThere(name);
     await syncDirectoryOf(name);

@@ -36,12 +36,17 @@ export function metadataId({ kind, dev, ino, rdev }: ControlledMetadata["identit
   return kind === "block" ? `${rdev}` : `${dev}-${ino}`;
 }
 
+/** The place beside a metadata file. */
+export function besideMetadata(path: string): string {
+  return `${path}.sock`;
+}
+
 /** The places of a clone's socket, in the order in which they are tried; only such as a socket can be bound to. */
 export function controlPaths(metadata: ControlledMetadata, where: RuntimeDirectories): string[] {
   const { runtimeDirectory, userIds } = where;
   const name = `${metadataId(metadata.identity)}.sock`;
   const paths = [
-    ...(metadata.identity.kind === "file" ? [`${metadata.path}.sock`] : []),
+    ...(metadata.identity.kind === "file" ? [besideMetadata(metadata.path)] : []),
     ...(runtimeDirectory?.startsWith("/") ? [join(runtimeDirectory, "clone", name)] : []),
     ...userIds.map((uid) => `/run/user/${uid}/clone/${name}`),
     `/run/clone/${name}`,

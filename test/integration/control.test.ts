@@ -266,6 +266,16 @@ describe("The control socket", () => {
     expect(existsSync(path)).toBe(false);
   });
 
+  test("that a killed process has left goes with the metadata", async () => {
+    await using killed = await hydrating();
+    const { cwd, env } = killed;
+    killed.running.child.kill("SIGKILL");
+    await killed.running.done;
+    expect(existsSync(join(cwd, SOCKET))).toBe(true);
+    await cloneOk(["delete", "copy.img", "--yes"], { cwd, env });
+    expect((await readdir(cwd)).sort()).toEqual(["copy.img", "disk.img", "run"]);
+  });
+
   test("does not take the place of a file, and leaves it as it is", async () => {
     await using place = await scratchDirectory();
     const path = join(place.path, SOCKET);
