@@ -31,6 +31,27 @@ describe("PaddedDevice", () => {
     await expect(device.write(1020, Buffer.alloc(5))).rejects.toThrow(RangeError);
   });
 
+  test("reads and writes at once as it does otherwise, the padding too, as far as the device beneath does", async () => {
+    const inner = new MemoryDevice({ size: 515, content: Buffer.alloc(515, "a") });
+    const device = new PaddedDevice(inner);
+    const attempt = (offset: number, length: number) => {
+      const buffer = Buffer.alloc(length, "?");
+      return device.tryRead(offset, buffer) ? buffer.toString("latin1") : undefined;
+    };
+    expect(attempt(512, 512)).toBe("aaa".padEnd(512, "\0"));
+    expect(attempt(600, 2)).toBe("\0\0");
+    expect(device.tryWrite(510, Buffer.alloc(514, "b"))).toBe(true);
+    expect(device.tryWrite(600, Buffer.alloc(10, "c"))).toBe(true);
+    expect(await content(device, 508)).toBe("aabbbbb".padEnd(516, "\0"));
+    expect(() => device.tryRead(1020, Buffer.alloc(5))).toThrow(RangeError);
+
+    const late = new PaddedDevice(new FaultyDevice(inner, {}));
+    expect(late.tryRead(512, Buffer.alloc(512))).toBe(false);
+    expect(late.tryWrite(512, Buffer.alloc(512))).toBe(false);
+    expect(late.tryRead(515, Buffer.alloc(509))).toBe(true); // nothing of it is beneath
+    expect(await late.canZeroFast({ mayPunch: true })).toBe(true);
+  });
+
   test("extents() shows the padding as a hole, of one piece with a hole before it", async () => {
     const data = new PaddedDevice(new MemoryDevice({ size: 4097, content: Buffer.alloc(4097, 1) }));
     expect(await data.extents(100, 4508)).toEqual([
@@ -65,6 +86,8 @@ test("SliceDevice sees and changes only its bytes, counted from its start", asyn
     { offset: 4096, length: 4096, hole: false, zero: false },
   ]);
   expect(() => new SliceDevice(inner, { start: 16_000, size: 385 })).toThrow(RangeError);
+  expect(await device.canZeroFast({ mayPunch: true })).toBe(true);
+  expect(await new SliceDevice(inner, { start: 100, size: 1000 }).canZeroFast({ mayPunch: true })).toBe(false);
 });
 
 test("ReadOnlyDevice reads, and refuses every change before it reaches the device", async () => {
@@ -73,6 +96,8 @@ test("ReadOnlyDevice reads, and refuses every change before it reaches the devic
   expect(device.readOnly).toBe(true);
   expect(await content(device, 0, 3)).toBe("abc");
   await expect(device.write(0, new Uint8Array(1))).rejects.toThrow(TypeError);
+  expect(() => device.tryWrite(0, new Uint8Array(1))).toThrow(TypeError);
+  expect(await device.canZeroFast()).toBe(false);
   await expect(device.zero(0, 1)).rejects.toThrow(TypeError);
   await expect(device.discard(0, 1)).rejects.toThrow(TypeError);
   await expect(device.reflinkFrom(stats, 0, 0, 1)).rejects.toThrow(TypeError);
@@ -100,6 +125,16 @@ test("StatsDevice counts what succeeded", async () => {
     reflink: { operations: 0, bytes: 0 },
     flush: { operations: 1, bytes: 0 },
   });
+});
+
+test("StatsDevice counts what was done at once, and not what was not", () => {
+  const device = new StatsDevice(new MemoryDevice({ size: 4096 }));
+  expect(device.tryRead(0, Buffer.alloc(10))).toBe(true);
+  expect(device.tryWrite(0, Buffer.alloc(20))).toBe(true);
+  expect(device.stats).toMatchObject({ read: { operations: 1, bytes: 10 }, write: { operations: 1, bytes: 20 } });
+  const late = new StatsDevice(new FaultyDevice(device, {}));
+  expect([late.tryRead(0, Buffer.alloc(10)), late.tryWrite(0, Buffer.alloc(20))]).toEqual([false, false]);
+  expect(late.stats).toMatchObject({ read: { operations: 0 }, write: { operations: 0 } });
 });
 
 test("FaultyDevice fails the operations it is told to, with the errno it is told, and no others", async () => {

@@ -33,6 +33,20 @@ test("WriteGate never runs a direct and a buffered write at once, and runs all o
     ),
   ));
 
+test("WriteGate is open to a write that would neither meet one of the other kind nor overtake one that waits", async () => {
+  const gate = new WriteGate();
+  const isOpen = () => [gate.isOpenTo("direct"), gate.isOpenTo("buffered")];
+  expect(isOpen()).toEqual([true, true]);
+  let end = () => {};
+  const first = gate.run("buffered", () => new Promise<void>((resolve) => (end = resolve)));
+  expect(isOpen()).toEqual([false, true]);
+  const second = gate.run("direct", async () => expect(isOpen()).toEqual([true, false]));
+  expect(isOpen()).toEqual([false, false]);
+  end();
+  await Promise.all([first, second]);
+  expect(isOpen()).toEqual([true, true]);
+});
+
 test("WriteGate runs writes of one kind together, but lets the other kind in before those that come after it", async () => {
   const gate = new WriteGate();
   const log: string[] = [];
