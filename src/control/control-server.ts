@@ -12,11 +12,10 @@ import { AssertionError } from "node:assert";
 import { setMaxListeners } from "node:events";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { Socket } from "node:net";
-import { systemClock } from "../base/clock.ts";
-import { CloneError, UsageError } from "../base/errors.ts";
+import { CloneError } from "../base/errors.ts";
 import { type ErrorBody, HttpError, statusOf } from "./control-error.ts";
+import { type Answer, JSON_TYPE, json, methodsOf, routeOf, unknownRequest } from "./control-routes.ts";
 import type { ControlTarget } from "./control-target.ts";
-import { parseFinalize, parseNothing, parseTuning } from "./tuning.ts";
 
 /** Connections at once; more are closed as they come. */
 const MOST_CONNECTIONS = 64;
@@ -27,108 +26,6 @@ const MOST_BODY_BYTES = 4096;
 const REQUEST_TIMEOUT_MS = 5000;
 /** Answers under way when the server closes have this long to arrive, ms. */
 const CLOSE_TIMEOUT_MS = 1000;
-/** How long an answer may be put off until the state changes, and how often that is looked at, ms. */
-const LONGEST_WAIT_MS = 10_000;
-const LOOK_INTERVAL_MS = 100;
-/** Ranges of regions in one answer. */
-const DEFAULT_RANGES = 4096;
-const MOST_RANGES = 65536;
-
-const JSON_TYPE = "application/json; charset=utf-8";
-
-/** What a request comes to. */
-interface Answer {
-  status: number;
-  contentType: string;
-  text: string;
-}
-
-/** A request's means, as its route sees them. */
-interface Asked {
-  target: ControlTarget;
-  query: URLSearchParams;
-  /** The body as JSON; `{}` where there is none. */
-  body: unknown;
-  /** Aborts when the server closes. */
-  closing: AbortSignal;
-}
-
-interface Route {
-  description: string;
-  answer: (asked: Asked) => Answer | Promise<Answer>;
-}
-
-/** By method and path. `/` lists them. */
-const ROUTES: Record<string, Route> = {
-  "GET /": {
-    description: "This list",
-    answer: () => json(200, { requests: descriptions() }),
-  },
-  "GET /status": {
-    description: `What \`clone status --json\` prints; ?wait=MS: when the state has changed, or after so many milliseconds (at most ${LONGEST_WAIT_MS})`,
-    async answer({ target, query, closing }) {
-      const waitMs = countAsked(query, "wait", { least: 0, most: LONGEST_WAIT_MS, otherwise: 0 });
-      await stateChange(target, waitMs, closing);
-      return json(200, target.status());
-    },
-  },
-  "GET /regions": {
-    description: `Ranges of hydrated and unreadable regions, half-open; ?most=N of them (${DEFAULT_RANGES}, at most ${MOST_RANGES})`,
-    answer({ target, query }) {
-      const most = countAsked(query, "most", { least: 1, most: MOST_RANGES, otherwise: DEFAULT_RANGES });
-      return json(200, target.regions(most));
-    },
-  },
-  "GET /metrics": {
-    description: "Metrics as Prometheus reads them",
-    answer: async ({ target }) => ({ status: 200, ...(await target.metrics()) }),
-  },
-  "POST /tune": {
-    description:
-      "Changes a running hydration: rate, minRate, threshold, batchSize, paused, hydrateOnRead; answers as /status",
-    answer({ target, body }) {
-      target.tune(parseTuning(body));
-      return json(200, target.status());
-    },
-  },
-  "POST /pause": {
-    description: "Lets hydration in the background rest; answers as /status",
-    answer({ target, body }) {
-      parseNothing(body);
-      target.tune({ paused: true });
-      return json(200, target.status());
-    },
-  },
-  "POST /resume": {
-    description: "Lets hydration in the background go on; answers as /status",
-    answer({ target, body }) {
-      parseNothing(body);
-      target.tune({ paused: false });
-      return json(200, target.status());
-    },
-  },
-  "POST /commit": {
-    description: "Makes durable what is hydrated so far; answers, afterwards, as /status",
-    async answer({ target, body }) {
-      parseNothing(body);
-      await target.commit();
-      return json(200, target.status());
-    },
-  },
-  "POST /finalize": {
-    description:
-      "Makes the destination stand alone: keepMetadata, acceptUnreadable; answers, afterwards, what was done",
-    answer: async ({ target, body }) => json(200, await target.finalize(parseFinalize(body))),
-  },
-  "POST /stop": {
-    description: "Ends the process as SIGTERM does",
-    async answer({ target, body }) {
-      parseNothing(body);
-      await target.stop();
-      return json(200, { stopping: true });
-    },
-  },
-};
 
 /** Serves one target, from `listen()` to `close()`. */
 export class ControlServer {
@@ -197,7 +94,10 @@ export class ControlServer {
     const answer = await this.#answer(request).catch(answerTo);
     request.socket.setTimeout(this.#requestTimeoutMs);
     const headers = { "Content-Type": answer.contentType, "Content-Length": Buffer.byteLength(answer.text) };
-    response.writeHead(answer.status, answer.status === 405 ? { ...headers, Allow: methodsOf(request) } : headers);
+    response.writeHead(
+      answer.status,
+      answer.status === 405 ? { ...headers, Allow: methodsOf(urlOf(request).pathname) } : headers,
+    );
     response.end(request.method === "HEAD" ? "" : answer.text);
     request.resume(); // what was sent and not wanted
   }
@@ -205,16 +105,12 @@ export class ControlServer {
   async #answer(request: IncomingMessage): Promise<Answer> {
     const { pathname, searchParams } = urlOf(request);
     const method = request.method === "HEAD" ? "GET" : request.method;
-    const route = Object.hasOwn(ROUTES, `${method} ${pathname}`) ? ROUTES[`${method} ${pathname}`] : undefined;
+    const route = routeOf(method ?? "", pathname);
     if (route === undefined) throw unknownRequest(request.method ?? "", pathname);
     const body = method === "POST" ? await readJson(request) : {};
     request.socket.setTimeout(0); // from here on it is the clone that takes its time
     return await route.answer({ target: this.#target, query: searchParams, body, closing: this.#closing.signal });
   }
-}
-
-function json(status: number, value: object): Answer {
-  return { status, contentType: JSON_TYPE, text: `${JSON.stringify(value)}\n` };
 }
 
 /** @throws what cannot be answered: a broken invariant ends the process here as anywhere else */
@@ -232,50 +128,6 @@ function urlOf(request: IncomingMessage): URL {
     return new URL(request.url ?? "/", "http://clone");
   } catch {
     throw new HttpError(400, "Cannot understand the request: its path is none");
-  }
-}
-
-function unknownRequest(method: string, path: string): HttpError {
-  const isThere = Object.keys(ROUTES).some((name) => name.endsWith(` ${path}`));
-  const hint = "GET / lists the requests.";
-  if (isThere) return new HttpError(405, `Cannot ${method} ${path}: it takes another method`, hint);
-  return new HttpError(404, `Cannot ${method} ${path}: there is no such request`, hint);
-}
-
-/** The methods that the request's path does take. */
-function methodsOf(request: IncomingMessage): string {
-  const { pathname } = urlOf(request);
-  return Object.keys(ROUTES)
-    .filter((name) => name.endsWith(` ${pathname}`))
-    .map((name) => name.replace(/ .*/, ""))
-    .join(", ");
-}
-
-function descriptions(): Record<string, string> {
-  return Object.fromEntries(Object.entries(ROUTES).map(([name, { description }]) => [name, description]));
-}
-
-function countAsked(
-  query: URLSearchParams,
-  name: string,
-  { least, most, otherwise }: { least: number; most: number; otherwise: number },
-): number {
-  const text = query.get(name);
-  if (text === null) return otherwise;
-  const count = /^\d{1,9}$/.test(text) ? Number(text) : -1;
-  if (count >= least && count <= most) return count;
-  throw new UsageError(`Cannot use the request: ${name} has to be a whole number from ${least} to ${most}`);
-}
-
-/**
- * Resolves when the target's state is another one, when `waitMs` are over, or when the server closes: so that whoever follows
- * a clone to its end hears of the end, although the process ends with it.
- */
-async function stateChange(target: ControlTarget, waitMs: number, closing: AbortSignal): Promise<void> {
-  const stateNow = (): unknown => (target.status() as { state?: unknown }).state;
-  const before = stateNow();
-  for (let leftMs = waitMs; leftMs > 0 && !closing.aborted && stateNow() === before; leftMs -= LOOK_INTERVAL_MS) {
-    await systemClock.sleep(Math.min(leftMs, LOOK_INTERVAL_MS), closing);
   }
 }
 

@@ -150,9 +150,13 @@ describe("listenDescriptors()", () => {
       const server = createServer((socket) => { socket.end(text); server.close(); }).listen({ fd });`;
       const args = ["--listen", path, process.execPath, "--input-type=module", "--eval", service];
       const activating = spawn("systemd-socket-activate", args, { stdio: "ignore" });
-      const said = await eventuallyConnected(path);
-      expect(JSON.parse(said)).toEqual({ fd: 3, more: [], left: [] });
-      await once(activating, "close");
+      try {
+        const said = await eventuallyConnected(path);
+        expect(JSON.parse(said)).toEqual({ fd: 3, more: [], left: [] });
+        await once(activating, "close");
+      } finally {
+        activating.kill("SIGKILL"); // it waits for ever for a connection
+      }
     },
   );
 });
