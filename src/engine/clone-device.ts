@@ -282,7 +282,6 @@ export class CloneDevice implements ServedDevice {
     await this.#change(live, offset, data.length, {
       apply: write,
       replace: write,
-      isHint: false,
       width,
       counter: "overwrittenRegions",
     });
@@ -300,26 +299,31 @@ export class CloneDevice implements ServedDevice {
         mayPunch
           ? showZeros(destination, range, { mayPunch })
           : destination.zero(range.offset, range.length, { mayPunch }),
-      isHint: false,
       width: ZERO_WIDTH,
       counter: "zeroedRegions",
     });
   }
 
+  /**
+   * What is discarded reads as zeros afterwards, as far as that is quick: NBD does not ask for it, but nbdfuse and
+   * qemu-storage-daemon discard where the kernel has asked them to punch a hole, and a file system on top counts on zeros.
+   * For the same reason a region of which a part is discarded is copied: what it holds otherwise is wanted after all.
+   */
   async #discard(offset: number, length: number): Promise<void> {
     this.#commits.check();
     const destination = this.#destination;
-    const passdown = this.#discardPassdown;
-    const live = this.#live;
+    const mayPunch = this.#discardPassdown;
+    const isFast = (await destination.canZeroFast?.({ mayPunch })) ?? false;
     const apply = async (range: { offset: number; length: number }): Promise<void> => {
-      if (passdown) await destination.discard(range.offset, range.length);
+      if (isFast) await destination.zero(range.offset, range.length, { mayPunch });
+      else if (mayPunch) await destination.discard(range.offset, range.length);
     };
+    const live = this.#live;
     if (live === undefined) return await apply({ offset, length });
     await this.#change(live, offset, length, {
       apply,
       // Not copied, but what an earlier life of the destination has left must not show through either.
-      replace: (range) => showZeros(destination, range, { mayPunch: passdown }),
-      isHint: true,
+      replace: (range) => showZeros(destination, range, { mayPunch }),
       width: ZERO_WIDTH,
       counter: "discardedRegions",
     });

@@ -3,8 +3,8 @@
  *
  *                     covered whole                             covered in part
  *     hydrated        changed at the destination                the same
- *     unhydrated      replaced there, without a copy            copied from the source, then changed; a discard leaves it
- *     in the table    waits for the end, looks again; or        waits for the end, looks again; a discard leaves it
+ *     unhydrated      replaced there, without a copy            copied from the source, then changed
+ *     in the table    waits for the end, looks again; or        waits for the end, looks again
  *                     cancels what has not begun to land
  *
  * Look and claim happen in one turn of the event loop, so two requests cannot claim one region; and who waits holds
@@ -28,8 +28,6 @@ export interface Change {
   apply(range: ByteRange): Promise<void>;
   /** Gives a range of unhydrated regions the content that the change makes of it, whatever the destination holds. */
   replace(range: ByteRange): Promise<void>;
-  /** Whether it may be left undone: partly covered regions then stay what they are, and so do those that stay busy. */
-  isHint: boolean;
   /** Parts at work at once. */
   width: number;
   /** Counts the regions that were replaced. */
@@ -79,7 +77,7 @@ export class RegionChanger {
     const { source, stats } = this.#parts;
     const patience = new Patience(source.deadlines, () => source.timeoutError(range));
     try {
-      await runParts(this.#split(range, change), change.width, (part) => this.#run(part, change, patience));
+      await runParts(this.#split(range), change.width, (part) => this.#run(part, change, patience));
     } catch (error) {
       if (error === patience.error) stats.timeouts++;
       throw error;
@@ -110,7 +108,7 @@ export class RegionChanger {
     });
   }
 
-  *#split(range: ByteRange, { isHint }: Change): Generator<ChangePart> {
+  *#split(range: ByteRange): Generator<ChangePart> {
     const { geometry, regions } = this.#parts;
     const end = range.offset + range.length;
     const touched = geometry.regionsTouching(range);
@@ -127,7 +125,6 @@ export class RegionChanger {
       const bytes = { offset: position, length: next - position };
       position = next;
       if (isHydrated) yield { kind: "hydrated", ...bytes };
-      else if (!whole && isHint) continue;
       else if (hydration !== undefined) yield { kind: "busy", hydration, whole, ...bytes };
       else if (whole) yield { kind: "whole", regions: { start: region, end: runEnd }, ...bytes };
       else yield { kind: "partial", region, ...bytes };
@@ -142,16 +139,11 @@ export class RegionChanger {
     const whole = part.kind === "busy" && part.whole;
     const hydration = part.kind === "busy" ? part.hydration : copies.start(part.region);
     if (!whole || !regions.cancel(hydration)) {
-      try {
-        const error = await patience.wait(regions.ended(hydration));
-        if (error !== undefined && !whole) throw error;
-      } catch (error) {
-        if (change.isHint) return; // left undone
-        throw error;
-      }
+      const error = await patience.wait(regions.ended(hydration));
+      if (error !== undefined && !whole) throw error;
     }
     // The world has changed: look again.
-    for (const again of this.#split(part, change)) await this.#run(again, change, patience);
+    for (const again of this.#split(part)) await this.#run(again, change, patience);
   }
 
   async #replace(bytes: ByteRange, range: RegionRange, change: Change): Promise<void> {

@@ -177,7 +177,7 @@ describe("CloneDevice.becomeLinear()", () => {
       `read 100+${2 * REGION}`,
       "zero 0+512",
       "zero 0+512",
-      `discard ${REGION}+${REGION}`,
+      `zero ${REGION}+${REGION}`,
       "flush",
       "flush",
     ]);
