@@ -154,6 +154,14 @@ export function hydrationOptions<T>(yargs: Argv<T>) {
     .option("no-extents", { type: "boolean", describe: "Do not trust the holes that the source reports" });
 }
 
+/** A floor, which unlike a limit may be 0. @throws {UsageError} */
+export function minRateOf(text: string): number {
+  if (/^0+(b|\/s)*$/i.test(text)) return 0;
+  const rate = rateOf("--min-rate")(text);
+  if (rate !== null) return rate;
+  throw new UsageError(`Cannot use --min-rate: "${text}" is no rate that could be kept free`);
+}
+
 /** `auto` (null), or what `parse` makes of the text. */
 export function autoOr(parse: (text: string) => number): (text: string) => number | null {
   return (text) => (text === "auto" ? null : parse(text));

@@ -192,7 +192,8 @@ export class LiveClone {
     const { copier, meter } = this.#engine;
     const bytes: Record<string, number> = { ...copier.counts };
     const events: Record<string, number> = {};
-    for (const [name, count] of Object.entries(this.device.stats)) {
+    const { writeBehindBytes: _momentary, ...counters } = this.device.stats;
+    for (const [name, count] of Object.entries(counters)) {
       if (name.endsWith("Bytes")) bytes[name.slice(0, -"Bytes".length)] = count;
       else events[name] = count;
     }

@@ -5,7 +5,7 @@ import type { RunningServer, ServeRequest } from "../../clone/serve-clone.ts";
 import { CaptiveCommand } from "../captive-command.ts";
 import { type CliContext, defineCommand } from "../command.ts";
 import { ExitCode } from "../exit-codes.ts";
-import { countOf, deviceOptions, deviceRequest, hydrationOptions, rateOf } from "../options.ts";
+import { autoOr, countOf, deviceOptions, deviceRequest, hydrationOptions, minRateOf } from "../options.ts";
 
 /** `clone serve CLONE` */
 export const serveCommand = defineCommand({
@@ -34,7 +34,7 @@ export const serveCommand = defineCommand({
       .option("min-rate", {
         type: "string",
         requiresArg: true,
-        coerce: rateOf("--min-rate"),
+        coerce: autoOr(minRateOf),
         describe: "Bytes per second that clients never take from the copying",
       })
       .option("source-timeout", {

@@ -88,11 +88,3 @@ function changesOf(options: {
   if (Object.keys(changes).length === 0) return parseDmMessage(words);
   throw new UsageError(`Cannot send the message "${words.join(" ")}": it does not go with options`);
 }
-
-/** A floor, which unlike a limit may be 0. @throws {UsageError} */
-function minRateOf(text: string): number {
-  if (/^0+(b|\/s)*$/i.test(text)) return 0;
-  const rate = rateOf("--min-rate")(text);
-  if (rate !== null) return rate;
-  throw new UsageError(`Cannot use --min-rate: "${text}" is no rate that could be kept free`);
-}
