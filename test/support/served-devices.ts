@@ -1,9 +1,12 @@
-/** Devices to serve in tests: any BlockDevice, with the rest of what a server asks for. */
+/** Devices to serve in tests. */
 import { fdatasyncSync, fstatSync, openSync, readSync, writeSync } from "node:fs";
 import { DeviceError } from "../../src/base/errors.ts";
-import type { BlockDevice, Extent, ZeroOptions } from "../../src/device/block-device.ts";
-import { MemoryDevice } from "../../src/device/memory-device.ts";
+import type { Extent, ZeroOptions } from "../../src/device/block-device.ts";
 import type { ServedDevice, ServedZeroOptions, StatusContext } from "../../src/device/served-device.ts";
+
+/** Unit of allocation, bytes. */
+const PAGE_SIZE = 4096;
+const ZEROS = Buffer.alloc(PAGE_SIZE);
 
 /** How a device is to serve. */
 export interface ServedOptions {
@@ -16,7 +19,7 @@ export interface ServedOptions {
   fastZero?: boolean;
 }
 
-/** A device in memory that answers at once, or not, and remembers what it was asked. */
+/** A device in memory that answers at once, or not, and remembers what it was asked. Pages of zeros are its holes. */
 export class ServedMemory implements ServedDevice {
   readonly name = "memory";
   readonly blockSize = 512;
@@ -27,7 +30,6 @@ export class ServedMemory implements ServedDevice {
   readonly log: string[] = [];
   /** The bytes. */
   readonly bytes: Buffer;
-  readonly #device: BlockDevice;
   readonly #options: ServedOptions;
 
   constructor(size: number, options: ServedOptions & { readOnly?: boolean } = {}) {
@@ -35,7 +37,6 @@ export class ServedMemory implements ServedDevice {
     this.readOnly = options.readOnly ?? false;
     this.contexts = options.contexts ?? [];
     this.bytes = Buffer.alloc(size);
-    this.#device = new MemoryDevice({ size });
     this.#options = options;
   }
 
@@ -61,7 +62,6 @@ export class ServedMemory implements ServedDevice {
   async write(offset: number, data: Uint8Array, { fua = false } = {}): Promise<void> {
     await this.#begin("write", offset, data.length, fua ? " fua" : "");
     this.bytes.set(data, offset);
-    await this.#device.write(offset, data);
   }
 
   async flush(): Promise<void> {
@@ -74,18 +74,25 @@ export class ServedMemory implements ServedDevice {
     await this.#begin("zero", offset, length, how);
     if (fast && this.#options.fastZero === false) throw new DeviceError("not fast", { errno: "ENOTSUP" });
     this.bytes.fill(0, offset, offset + length);
-    await this.#device.zero(offset, length, mayPunch === undefined ? {} : { mayPunch });
   }
 
   async discard(offset: number, length: number, { fua = false } = {}): Promise<void> {
     await this.#begin("discard", offset, length, fua ? " fua" : "");
     this.bytes.fill(0, offset, offset + length);
-    await this.#device.discard(offset, length);
   }
 
   async extents(offset: number, length: number): Promise<Extent[]> {
     await this.#begin("extents", offset, length);
-    return this.#device.extents(offset, length);
+    const extents: Extent[] = [];
+    for (let at = offset; at < offset + length; ) {
+      const end = Math.min(offset + length, at - (at % PAGE_SIZE) + PAGE_SIZE);
+      const hole = this.bytes.compare(ZEROS, 0, end - at, at, end) === 0;
+      const last = extents.at(-1);
+      if (last?.hole === hole) last.length += end - at;
+      else extents.push({ offset: at, length: end - at, hole, zero: hole });
+      at = end;
+    }
+    return extents;
   }
 
   hint(offset: number, length: number): void {
