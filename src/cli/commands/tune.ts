@@ -5,7 +5,7 @@ import { defineCommand } from "../command.ts";
 import { parseDmMessage } from "../dm-message.ts";
 import { ExitCode } from "../exit-codes.ts";
 import { formatRow, settingRows } from "../live-rows.ts";
-import { autoOr, countOf, rateOf } from "../options.ts";
+import { autoOr, countOf, minRateOf, rateOf } from "../options.ts";
 
 /** `clone tune CLONE` */
 export const tuneCommand = defineCommand({
