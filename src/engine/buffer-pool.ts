@@ -17,13 +17,19 @@ export class BufferPool {
 
   /** Lends a buffer until `release()`. Its content is whatever the last user left. */
   acquire(): Promise<Uint8Array> {
-    if (this.#waiting.length === 0 && this.#lent.size < this.#count()) return Promise.resolve(this.#lend());
-    return new Promise((resolve) => this.#waiting.push(resolve));
+    return new Promise((resolve) => {
+      this.#waiting.push(resolve);
+      this.#serve();
+    });
   }
 
   release(buffer: Uint8Array): void {
     assert(this.#lent.delete(buffer), "a buffer was released that is not lent");
     this.#free.push(buffer);
+    this.#serve();
+  }
+
+  #serve(): void {
     while (this.#waiting.length > 0 && this.#lent.size < this.#count()) this.#waiting.shift()?.(this.#lend());
   }
 

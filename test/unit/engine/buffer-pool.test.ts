@@ -81,3 +81,18 @@ test("BufferPool follows a count that changes: shrunk it takes in before it lend
   expect(served).toEqual([0, 1, 2, 3]);
   expect(lent).toHaveLength(3);
 });
+
+test("BufferPool lets nobody overtake those who wait, also where its count has grown meanwhile", async () => {
+  let count = 1;
+  const buffers = new BufferPool(
+    () => count,
+    () => new Uint8Array(8),
+  );
+  await buffers.acquire();
+  const served: string[] = [];
+  void buffers.acquire().then(() => served.push("first"));
+  count = 2;
+  void buffers.acquire().then(() => served.push("second"));
+  await whenIdle();
+  expect(served).toEqual(["first"]);
+});

@@ -263,6 +263,14 @@ describe("Hydrator", () => {
       },
     );
 
+    test("while all wait for the rate, ends at once", async () => {
+      const h = await makeHydration({ rate: 1000 });
+      const stop = new AbortController();
+      void h.clock.sleep(2000).then(() => stop.abort());
+      expect((await h.run(stop.signal)).end).toBe("stopped");
+      expect(h.clock.now()).toBeLessThan(2100);
+    });
+
     test("in a pause before another try, ends at once", async () => {
       const h = await withBadRegions([5], { settings: { retry: 10 } });
       const stop = new AbortController();

@@ -222,6 +222,19 @@ describe("OnlineHydrator", () => {
       h.stop.abort();
     });
 
+    test("does not try what is known to be unreadable before all others, hinted or not", async () => {
+      const h = await makeClone({ lastTime: [{ start: 5, end: 8 }], settings: { threshold: 1, batchSize: 1 } });
+      h.spoil([5, 6]);
+      const running = h.run();
+      h.hydrator.hint({ start: 4, end: 10 });
+      await h.clock.sleep(10_000);
+      expect(h.began.slice(0, 4).map(({ start }) => start)).toEqual([0, 4, 8, 9]);
+      expect(h.began.findIndex(({ start }) => start >= 5 && start < 8)).toBe(REGIONS - 3);
+      h.spoil([]);
+      h.hydrator.retryUnreadable();
+      expect(await running).toBe("complete");
+    });
+
     test("does not try again what it was not asked to, nor lists it twice", async () => {
       const h = await makeClone({ settings: { retry: 0 } });
       h.spoil([5, 6]);
@@ -349,6 +362,16 @@ describe("OnlineHydrator", () => {
       expect([h.hydrator.stalled, await h.isGood()]).toEqual([undefined, true]);
     });
 
+    test("tries again what was known to be unreadable, too, where it did not come to that", async () => {
+      const h = await makeClone({ lastTime: [{ start: 5, end: 8 }] });
+      h.faultyDestination.faults = { failWrite: () => true };
+      const running = h.run();
+      await h.clock.sleep(1500);
+      expect([h.hydrator.unreadable, h.hydrator.triedAll]).toEqual([[{ start: 5, end: 8 }], false]);
+      h.faultyDestination.faults = {};
+      expect(await running).toBe("complete");
+    });
+
     test.for(["resume", "tune"] as const)("tries again at once on %s()", async (how) => {
       const h = await makeClone();
       h.faultyDestination.faults = { failWrite: () => true, errno: "ENOSPC" };
@@ -372,6 +395,7 @@ describe("OnlineHydrator", () => {
       full = 20;
       await h.clock.sleep(35_000);
       expect(h.stalls).toHaveLength(2);
+      expect(h.stalls[1]).toMatchObject({ retryAt: (h.stalls[1]?.since as number) + 1000 });
       expect(h.hydrator.stalled?.since).toBeGreaterThan(first?.since as number);
       full = REGIONS;
       await h.clock.sleep(35_000);
