@@ -85,9 +85,9 @@ export class SourceReader {
   /** Fills the request's buffer. @throws {DeviceError} of the source, or with ETIMEDOUT */
   read(request: SourceRequest): Promise<void> {
     return new Promise((resolve, reject) => {
-      const read: PendingRead = { request, resolve, reject, deadline: undefined };
+      const read: PendingRead = { ...request, resolve, reject, deadline: undefined };
       // What is in memory needs no deadline, no slot and no thread.
-      if (this.#readAtOnce(read)) return;
+      if (this.#readAtOnce(read, request.buffer)) return;
       read.deadline = this.#deadlines.start(() => this.#giveUp(read));
       this.#queue.add(read);
       if (this.#running < this.#depth) this.#startNext();
@@ -119,8 +119,8 @@ export class SourceReader {
   }
 
   /** Serves a read from memory; false, with nothing done, where that cannot be. */
-  #readAtOnce(read: PendingRead): boolean {
-    const { range, onEnd, skip, buffer } = read.request;
+  #readAtOnce(read: PendingRead, buffer: Uint8Array): boolean {
+    const { range, onEnd, skip } = read;
     if (this.#source.tryRead === undefined || range.length > MOST_IMMEDIATE || this.#queue.size > 0) return false;
     const isPrivate = onEnd !== undefined || range.length !== buffer.length;
     const bytes = isPrivate ? this.#buffers.take(range.length) : buffer;
@@ -155,7 +155,7 @@ export class SourceReader {
   }
 
   async #run(read: PendingRead): Promise<void> {
-    const { range, skip, buffer, onEnd } = read.request;
+    const { range, skip, onEnd } = read;
     const bytes = this.#buffers.take(range.length);
     try {
       await this.#source.read(range.offset, bytes.subarray(0, range.length));
@@ -167,15 +167,15 @@ export class SourceReader {
       return;
     }
     this.#stats.sourceReadBytes += range.length;
-    if (read.deadline !== undefined) buffer.set(bytes.subarray(skip, skip + buffer.length));
+    read.buffer?.set(bytes.subarray(skip, skip + read.buffer.length));
     this.#end(read);
     this.#handOver(read, bytes);
     read.resolve();
   }
 
   #handOver(read: PendingRead, bytes: Uint8Array): void {
-    if (read.request.onEnd === undefined) this.#buffers.put(bytes);
-    else read.request.onEnd(bytes);
+    if (read.onEnd === undefined) this.#buffers.put(bytes);
+    else read.onEnd(bytes);
   }
 
   #end(read: PendingRead): void {
@@ -186,17 +186,18 @@ export class SourceReader {
 
   #giveUp(read: PendingRead): void {
     this.#stats.timeouts++;
-    read.deadline = undefined; // from here on its buffer is the client's alone
-    if (this.#queue.delete(read)) read.request.onEnd?.(undefined);
-    read.reject(this.timeoutError(read.request.range));
+    read.buffer = undefined; // from here on it is the client's alone
+    if (this.#queue.delete(read)) read.onEnd?.(undefined);
+    read.reject(this.timeoutError(read.range));
   }
 }
 
 /** A read that has not ended. */
-interface PendingRead {
-  readonly request: SourceRequest;
+interface PendingRead extends Omit<SourceRequest, "buffer"> {
+  /** Undefined once its time was up. */
+  buffer: Uint8Array | undefined;
   readonly resolve: () => void;
   readonly reject: (error: unknown) => void;
-  /** Undefined once its time was up. */
+  /** Undefined as long as it does not wait. */
   deadline: Deadline | undefined;
 }
