@@ -12,9 +12,8 @@
  *     below 1.75 x alone   faster: by a tenth, and by more each time in a row
  *     above 2 x alone      slower: to 0.8 of what was moved, and to less each time in a row, or where it is far above
  *
- * So nothing has to be known about clients, devices and processors, nor do others on the same machine confuse it: what
- * they do is there in work and rest alike. But what copies leave behind, as a disk that is still writing, is there in a
- * short rest too: so every 30 s a rest is long, and "alone" is at most a quarter more than it was in those.
+ * So nothing has to be known about clients, devices and processors, nor do others on the same machine confuse it. Every
+ * 30 s a rest is long (`ForegroundComparison` says why).
  *
  * Never is it slower than `minRate`, in rests neither: hydration always gets on. Nor at work slower than one piece for 200
  * round trips: whatever a piece does to the one it meets, the 99th percentile is not there.
@@ -24,6 +23,7 @@
  * where so few would not reach the limit, as with a source far away, there are more.
  */
 import type { Clock } from "../base/clock.ts";
+import { ForegroundComparison, type RestKind } from "./foreground-comparison.ts";
 import type { ForegroundMeter } from "./foreground-meter.ts";
 import type { CopyAllowance } from "./region-copier.ts";
 import type { Throttle } from "./throttle.ts";
@@ -61,29 +61,28 @@ const FAST = 256 * MIB;
 const FIRST_LIMIT = 64 * MIB;
 
 const WORK_MS = 850;
-/** What was begun before is let come to its end for `settleMs`, and then it is measured for `ms`; the median of `kept`. */
-const REST = {
-  short: { settleMs: 50, ms: 100, kept: 5 },
-  long: { settleMs: 600, ms: 300, kept: 3 },
+/** What was begun before is let come to its end for `settleMs`; then it is measured for `ms`. */
+const REST: Record<RestKind, { settleMs: number; ms: number }> = {
+  short: { settleMs: 50, ms: 100 },
+  long: { settleMs: 600, ms: 300 },
 };
 /** As long after the quiet, in which there was no limit. */
 const SETTLE_MS = 600;
 const LONG_REST_EVERY_MS = 30_000;
 /** Sooner where short rests say that the foreground became slower by itself. */
 const LONG_REST_SOON_MS = 5000;
-/** "Alone" by the short rests, at most as a multiple of what it is by the long ones. */
-const TRUSTED = 1.25;
-/** The foreground's p99 at work, as a multiple of what it is alone. */
+/** Requests that tell a 99th percentile; fewer are waited for, but not for longer than these, ms. */
+const ENOUGH_REQUESTS = 200;
+const LONGEST_WORK_MS = 1000;
+const LONGEST_REST_MS = 350;
+/** The foreground at work, as a multiple of what it is alone. */
 const FASTER_BELOW = 1.75;
 const SLOWER_ABOVE = 2;
 const FAR_ABOVE = 4;
-/** What nobody notices, ms, however many times as long it is. */
+/** What nobody notices, ms, however far above it is. */
 const UNNOTICED_MS = 0.05;
-/** Requests that say something about a 99th percentile; fewer are waited for, but not for longer than this, ms. */
-const ENOUGH_REQUESTS = 200;
-const LONGEST_WINDOW_MS = 1000;
-/** With fewer in such a window there is no foreground to speak of. */
-const FEW_REQUESTS = 20;
+/** With fewer requests in one work there is no foreground to speak of. */
+const FEW_REQUESTS = 5;
 /** Pieces to a round trip that a 99th percentile does not notice. */
 const UNNOTICED_SHARE = 0.005;
 /** How much faster, or slower, after one, two, … windows in a row that say so. */
@@ -98,7 +97,7 @@ export class Governor implements CopyAllowance {
   readonly #stop = new AbortController();
   #running: Promise<void> | undefined;
   #busy = false;
-  #resting: keyof typeof REST | undefined;
+  #resting: RestKind | undefined;
   /** What was begun under another limit is still under way. */
   #settling = false;
   /** When the work, the rest, or the settling before it began. */
@@ -111,9 +110,9 @@ export class Governor implements CopyAllowance {
   /** Windows in a row that said faster (more than 0) or slower (less). */
   #streak = 0;
   #copies = 1;
-  /** The foreground at the last work, and its p99 in the last rests, ms, the latest last. */
-  #work: Window = { p99: undefined, bytesPerSecond: 0 };
-  readonly #rests: Record<keyof typeof REST, number[]> = { short: [], long: [] };
+  /** Bytes per second that were moved at the last work. */
+  #worked = 0;
+  readonly #foreground = new ForegroundComparison();
   #longRestAt = -Infinity;
 
   constructor(parts: GovernorParts) {
@@ -170,7 +169,7 @@ export class Governor implements CopyAllowance {
 
   /** The foreground's p99 beside copies of late, and alone, ms; undefined where they are not known. */
   get p99(): { nowMs: number | undefined; aloneMs: number | undefined } {
-    return { nowMs: this.#work.p99, aloneMs: this.#alone };
+    return { nowMs: this.#foreground.atWork(0.99), aloneMs: this.#foreground.alone(0.99) };
   }
 
   get pieceLength(): number {
@@ -199,16 +198,16 @@ export class Governor implements CopyAllowance {
     const busy = governs && this.#parts.meter.quietMs < QUIET_MS;
     if (busy === this.#busy) return;
     this.#busy = busy;
-    if (busy && this.#rests.long.length === 0) this.#rest("long");
+    if (busy && this.#foreground.alone(0.99) === undefined) this.#rest("long");
     else this.#begin(undefined, true);
   }
 
-  #rest(kind: keyof typeof REST): void {
+  #rest(kind: RestKind): void {
     if (kind === "long") this.#longRestAt = this.#parts.clock.now();
     this.#begin(kind, true);
   }
 
-  #begin(resting: keyof typeof REST | undefined, settling = false): void {
+  #begin(resting: RestKind | undefined, settling = false): void {
     this.#resting = resting;
     this.#settling = settling;
     this.#parts.meter.pressure.clear();
@@ -224,8 +223,8 @@ export class Governor implements CopyAllowance {
       if (ms >= settleMs) this.#begin(this.#resting);
       return;
     }
-    const enough = this.#parts.meter.pressure.count >= ENOUGH_REQUESTS || ms >= LONGEST_WINDOW_MS;
-    if (!enough) return;
+    const longestMs = this.#resting === undefined ? LONGEST_WORK_MS : LONGEST_REST_MS;
+    if (this.#parts.meter.pressure.count < ENOUGH_REQUESTS && ms < longestMs) return;
     if (this.#resting !== undefined) {
       if (ms >= REST[this.#resting].ms) this.#endRest(this.#resting);
     } else if (ms >= WORK_MS || this.#isFarAbove()) this.#endWork(ms);
@@ -234,16 +233,16 @@ export class Governor implements CopyAllowance {
   /** So far above that the foreground should not have to bear it for the rest of the work. */
   #isFarAbove(): boolean {
     if (this.#limit <= this.#lowest) return false;
-    const alone = this.#alone ?? Infinity;
+    const alone = this.#foreground.alone(0.99) ?? Infinity;
     return this.#parts.meter.pressure.quantile(0.99) > Math.max(FAR_ABOVE * alone, alone + UNNOTICED_MS);
   }
 
   #endWork(ms: number): void {
     const { meter, moved, clock } = this.#parts;
-    const p99 = meter.pressure.count < FEW_REQUESTS ? undefined : meter.pressure.quantile(0.99);
-    this.#work = { p99, bytesPerSecond: ((moved() - this.#movedBefore) * 1000) / ms };
+    this.#worked = ((moved() - this.#movedBefore) * 1000) / ms;
     this.#unnoticed = ((meter.pressure.records * 1000) / ms) * UNNOTICED_SHARE * BUSY_PIECE;
-    if (p99 === undefined) {
+    this.#foreground.addWork(meter.pressure);
+    if (meter.pressure.count < FEW_REQUESTS) {
       this.#adjust(1);
       this.#begin(undefined);
     } else if (clock.now() - this.#longRestAt >= LONG_REST_EVERY_MS) {
@@ -255,30 +254,18 @@ export class Governor implements CopyAllowance {
     }
   }
 
-  #endRest(kind: keyof typeof REST): void {
-    const { meter, clock } = this.#parts;
-    if (meter.pressure.count < FEW_REQUESTS) {
-      this.#begin(undefined);
-      return;
-    }
-    const now = meter.pressure.quantile(0.99);
-    this.#rests[kind].push(now);
-    if (this.#rests[kind].length > REST[kind].kept) this.#rests[kind].shift();
-
-    const byLong = median(this.#rests.long) ?? now;
-    const byShort = Math.max(now, median(this.#rests.short) ?? now);
-    const alone = Math.min(byShort, TRUSTED * byLong);
-    const p99 = this.#work.p99 ?? alone;
-    const ratio = p99 - alone < UNNOTICED_MS ? 1 : p99 / alone;
+  #endRest(kind: RestKind): void {
+    this.#foreground.addRest(kind, this.#parts.meter.pressure);
+    const { ratio, doubtful } = this.#foreground;
     this.#adjust(ratio);
-    const doubtful = ratio > SLOWER_ABOVE && byShort > alone;
-    if (doubtful && clock.now() - this.#longRestAt >= LONG_REST_SOON_MS) this.#rest("long");
+    const soon = this.#parts.clock.now() - this.#longRestAt >= LONG_REST_SOON_MS;
+    if (ratio > SLOWER_ABOVE && doubtful && soon) this.#rest("long");
     else this.#begin(undefined);
   }
 
-  /** Goes faster or slower. `ratio`: the foreground's p99 at work to what it is alone. */
+  /** Goes faster or slower. `ratio`: how many times as long the foreground takes at work as alone. */
   #adjust(ratio: number): void {
-    const { bytesPerSecond } = this.#work;
+    const bytesPerSecond = this.#worked;
     const reached = bytesPerSecond >= 0.7 * Math.max(this.#limit, this.#lowest);
     const bears = ratio < FASTER_BELOW || this.#isHarmless;
     if (ratio > SLOWER_ABOVE && !this.#isHarmless) {
@@ -295,13 +282,7 @@ export class Governor implements CopyAllowance {
 
   /** Whether the work was so slow that what the foreground was like is not its doing. */
   get #isHarmless(): boolean {
-    return this.#work.bytesPerSecond <= 1.5 * this.#lowest;
-  }
-
-  /** The foreground's p99 when left alone, ms. */
-  get #alone(): number | undefined {
-    const byLong = median(this.#rests.long);
-    return byLong && Math.min(median(this.#rests.short) ?? byLong, TRUSTED * byLong);
+    return this.#worked <= 1.5 * this.#lowest;
   }
 
   get #floor(): number {
@@ -322,18 +303,7 @@ export class Governor implements CopyAllowance {
   }
 }
 
-/** What work was like: the foreground's p99, ms, where it was there, and how fast the background went. */
-interface Window {
-  p99: number | undefined;
-  bytesPerSecond: number;
-}
-
 /** The n-th, from 1 on; behind the last the last. */
 function pick(factors: readonly number[], n: number): number {
   return factors[Math.min(n, factors.length) - 1] ?? 1;
-}
-
-/** Of two the greater. */
-function median(values: readonly number[]): number | undefined {
-  return [...values].sort((a, b) => a - b)[Math.floor(values.length / 2)];
 }

@@ -189,7 +189,7 @@ export class Hydrator {
   /** Starts a batch for every unhydrated region of the range; what cannot be read is left waiting. */
   async #pass({ start, end }: RegionRange, stop: AbortSignal): Promise<void> {
     for (let cursor = start; cursor < end; ) {
-      while (!this.#isOver(stop) && !(this.pace.room > 0 && this.#hints.empty)) await this.pace.change();
+      while (!this.#isOver(stop) && (this.pace.room === 0 || this.#hintsComeFirst)) await this.pace.change();
       if (this.#waiting.length >= (this.#settings.onError === "stop" ? 1 : MOST_WAITING)) await this.#settle(stop);
       if (this.#isOver(stop)) return;
       if (this.#bytesLeft() > 0) cursor = await this.#startNext(cursor, end, stop);
@@ -203,7 +203,11 @@ export class Hydrator {
     const hints = this.#hints;
     while (!stop.aborted && !this.#passesOver) {
       const next = hints.next;
-      if (next === undefined || this.pace.room === 0 || this.#waiting.length >= MOST_WAITING) {
+      if (next === undefined || !this.#hintsComeFirst) {
+        await this.pace.changed.wait();
+        continue;
+      }
+      if (this.pace.room === 0) {
         await this.pace.change();
         continue;
       }
@@ -212,6 +216,11 @@ export class Hydrator {
       if (hints.next === next) hints.advance(done); // else a newer one came before it; what was begun is in the table
       if (hints.empty) this.pace.changed.wake();
     }
+  }
+
+  /** Whether what is hinted has its turn before the passes: unless regions that could not be read wait for theirs. */
+  get #hintsComeFirst(): boolean {
+    return !this.#hints.empty && this.#waiting.length < MOST_WAITING;
   }
 
   /** The first part of a range of which nothing is known to be unreadable. */
@@ -319,6 +328,7 @@ export class Hydrator {
     await Promise.all(this.#batches);
     let waiting = this.#waiting.sort((a, b) => a.region - b.region);
     this.#waiting = [];
+    this.pace.changed.wake();
     for (let round = 0; waiting.length > 0; round++) {
       const pauseMs = Math.min(FIRST_RETRY_MS * 2 ** (round - 1), LONGEST_RETRY_MS);
       if (round > 0) await this.#parts.clock.sleep(pauseMs, stop);

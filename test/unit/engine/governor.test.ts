@@ -186,6 +186,19 @@ describe("Governor", () => {
     expect(rateSince(20_000) / MIB).toBeGreaterThan(60);
   });
 
+  test("keeps a foreground of few and slow requests within three times, too", async () => {
+    const { clock, governor, rateSince, p99Since } = simulate({
+      requests: 100,
+      aloneMs: 15,
+      bears: 20 * MIB,
+      pieceMs: 4,
+    });
+    governor.start();
+    await clock.sleep(60_000);
+    expect(p99Since(20_000)).toBeLessThan(45);
+    expect(rateSince(20_000) / MIB).toBeGreaterThan(5);
+  });
+
   test("has more copies in flight where one at a time does not reach the floor, and takes them back", async () => {
     const { machine, clock, governor, rateSince } = simulate({ pieceMs: 200, bears: 3 * MIB });
     governor.start();

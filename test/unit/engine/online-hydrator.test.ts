@@ -222,6 +222,19 @@ describe("OnlineHydrator", () => {
       h.stop.abort();
     });
 
+    test("gets through them where more cannot be read than may wait to be tried alone", async () => {
+      const size = 5000 * REGION;
+      const clock = new VirtualClock();
+      const source = new FaultyDevice(new MemoryDevice({ name: "source", size }), { failRead: () => true });
+      const options = { clock, source, size, trusted: false, settings: { retry: 0, maxErrors: Infinity } };
+      const h = await makeOnlineHydration(options);
+      h.hydrator.hint({ start: 100, end: 5000 });
+      void h.run();
+      await clock.sleep(60_000);
+      expect(h.hydrator.unreadable).toEqual([{ start: 0, end: 5000 }]);
+      h.stop.abort();
+    });
+
     test("does not try what is known to be unreadable before all others, hinted or not", async () => {
       const h = await makeClone({ lastTime: [{ start: 5, end: 8 }], settings: { threshold: 1, batchSize: 1 } });
       h.spoil([5, 6]);
