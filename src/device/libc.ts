@@ -34,6 +34,9 @@ const SOCK_DGRAM = 2;
 const SOCK_CLOEXEC = 0o2000000;
 const MSG_DONTWAIT = 0x40;
 const MSG_NOSIGNAL = 0x4000;
+/** socket(7). */
+const SOL_SOCKET = 1;
+const SO_SNDBUF = 7;
 const MAX_SOCKET_PATH = 107;
 /** More than struct statfs has anywhere. */
 const SIZEOF_STATFS = 256;
@@ -196,6 +199,14 @@ export function sendDatagram(path: string, data: string): void {
 }
 
 /**
+ * Asks for room for `bytes` that a socket's peer has not read yet (SO_SNDBUF). Only a wish, of which a system grants as much
+ * as it likes (net.core.wmem_max). Not for TCP, which finds out by itself what is best as long as it is not told.
+ */
+export function wishSendBuffer(fd: number, bytes: number): void {
+  libc().setsockopt(fd, SOL_SOCKET, SO_SNDBUF, Int32Array.of(bytes), 4);
+}
+
+/**
  * Ends the process at once (_exit(2)): nothing is flushed or disposed of. `process.exit()` waits for libuv's threads,
  * for ever if one hangs in a read of a dead source; this does not.
  */
@@ -246,6 +257,9 @@ interface Libc {
       addressLength: number,
     ) => number
   >;
+  setsockopt: KoffiFunc<
+    (fd: number, level: number, name: number, value: ArrayBufferView, valueLength: number) => number
+  >;
   _exit: KoffiFunc<(status: number) => void>;
 }
 
@@ -276,6 +290,7 @@ function declareAll(): Libc {
     sendto: declare(
       "int64_t sendto(int fd, void *data, size_t length, int flags, void *address, unsigned int addressLength)",
     ),
+    setsockopt: declare("int setsockopt(int fd, int level, int name, void *value, unsigned int valueLength)"),
     _exit: declare("void _exit(int status)"),
   };
 }

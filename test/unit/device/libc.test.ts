@@ -2,6 +2,7 @@ import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { closeSync, readdirSync } from "node:fs";
 import { open, readFile, stat, writeFile } from "node:fs/promises";
+import { connect, createServer } from "node:net";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import { errnoOf } from "../../../src/base/errors.ts";
@@ -18,6 +19,7 @@ import {
   SEEK_HOLE,
   seek,
   sendDatagram,
+  wishSendBuffer,
 } from "../../../src/device/libc.ts";
 import { cLibrary, SyscallError, systemErrno } from "../../../src/device/syscall.ts";
 import { scratchDirectory } from "../../support/scratch.ts";
@@ -96,6 +98,23 @@ test("sendDatagram() says why it could not, and keeps no descriptor", async () =
   };
   expect(untilFull).toThrow(expect.objectContaining({ code: "EAGAIN" }));
   expect(readdirSync("/proc/self/fd").length).toBe(before + 1);
+});
+
+test("wishSendBuffer() gives a unix socket as much as the system allows", async () => {
+  await using scratch = await scratchDirectory();
+  const server = createServer().listen(join(scratch.path, "socket"));
+  await once(server, "listening");
+  const client = connect(join(scratch.path, "socket"));
+  await once(client, "connect");
+  const { fd } = (client as unknown as { _handle: { fd: number } })._handle;
+  wishSendBuffer(fd, 2 ** 21);
+  const [value, length] = [new Int32Array(1), Int32Array.of(4)];
+  const getsockopt = cLibrary().library.func("int getsockopt(int fd, int level, int name, void *value, void *length)");
+  expect(getsockopt(fd, 1, 7, value, length)).toBe(0);
+  const most = Number(await readFile("/proc/sys/net/core/wmem_max", "utf8"));
+  expect(value[0]).toBe(2 * Math.min(2 ** 21, most)); // socket(7): doubled, for the kernel's own
+  client.destroy();
+  server.close();
 });
 
 test("exitNow() ends the process though a thread hangs for ever, which process.exit() waits for", async () => {
