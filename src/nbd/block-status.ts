@@ -6,9 +6,17 @@ import { AllocationFlag } from "./protocol.ts";
 import type { Descriptor } from "./transmission-codec.ts";
 
 /** Most bytes that one request is answered for: an answer may be short, and a device's map may be long. */
-export const STATUS_WINDOW = 512 * 2 ** 20;
+const STATUS_WINDOW = 512 * 2 ** 20;
 /** Most runs of one context in a reply. (Clients take 2^20; this many are 64 KiB.) */
 const MAX_RUNS = 8192;
+
+/** What the list of a device's extents may take for each 4096 bytes of the range, bytes: one, in the worst case. */
+const BYTES_PER_EXTENT = 64;
+
+/** Most bytes of memory that the answer to a request for `length` bytes takes while it is made. */
+export function statusCost(length: number): number {
+  return Math.ceil(Math.min(length, STATUS_WINDOW) / 4096) * BYTES_PER_EXTENT;
+}
 
 /** A context's id and its runs, at least one, from the request's offset on, together no longer than the request. */
 export interface ContextStatus {

@@ -28,6 +28,12 @@ const MAX_SOCKET_PATH = 107;
 /** Connections that wait to be accepted. */
 const BACKLOG = 128;
 
+/** What a listener tells. */
+export interface ListenerEvents {
+  onSocket: (socket: Socket) => void;
+  onError: (reason: string) => void;
+}
+
 /** A socket that clients connect to. */
 export class Listener {
   readonly #server: Server;
@@ -39,19 +45,17 @@ export class Listener {
   }
 
   /**
-   * @param onSocket gets every socket accepted, nothing read from it yet
+   * @param events `onSocket` gets every socket accepted, nothing read from it yet; `onError` is told where one could not be
    * @throws {CloneError} where the place is taken, or may not be had
    * @throws {UsageError} where it can never be one
    */
-  static async open(address: ListenAddress, onSocket: (socket: Socket) => void): Promise<Listener> {
+  static async open(address: ListenAddress, events: ListenerEvents): Promise<Listener> {
     const where = describe(address);
     if (!("fd" in address) && "path" in address && Buffer.byteLength(address.path) > MAX_SOCKET_PATH) {
       throw new UsageError(`Cannot listen on ${where}: a socket's path has at most ${MAX_SOCKET_PATH} bytes`);
     }
-    const server = createServer(
-      { allowHalfOpen: true, pauseOnConnect: true, noDelay: true, keepAlive: true },
-      onSocket,
-    );
+    const server = createServer({ allowHalfOpen: true, pauseOnConnect: true, noDelay: true, keepAlive: true });
+    server.on("connection", events.onSocket);
     const listening = once(server, "listening");
     try {
       if ("fd" in address) server.listen({ fd: address.fd, backlog: BACKLOG });
@@ -61,7 +65,7 @@ export class Listener {
     } catch (cause) {
       throw new CloneError("failed", `Cannot listen on ${where}: ${reasonOf(cause, address)}`, { cause });
     }
-    server.on("error", () => {}); // an accept that failed, for want of descriptors: the next one may not
+    server.on("error", (error) => events.onError(reasonOf(error, address))); // for want of descriptors, say
     return new Listener(server, address);
   }
 

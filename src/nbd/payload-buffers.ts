@@ -3,7 +3,7 @@
 /** What a buffer holds beyond its class, so that a reply's header fits before a payload of a round size. */
 const HEADROOM = 256;
 /** Payload sizes that there are buffers for, bytes. Memory never touched costs nothing, so they may be far apart. */
-const CLASSES = [16 * 1024, 64 * 1024, 256 * 1024, 1024 * 1024, 4 * 1024 * 1024];
+const CLASSES = [4096, 16 * 1024, 64 * 1024, 256 * 1024, 1024 * 1024, 4 * 1024 * 1024];
 
 /** Lends buffers of a few sizes. What is given back is kept, up to a bound. */
 export class PayloadBuffers {

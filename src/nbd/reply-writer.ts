@@ -85,11 +85,12 @@ export class ReplyWriter {
 
   /** Sends what has gathered. */
   flush(): void {
-    if (this.#batch === undefined || this.#used === 0) return;
     const [batch, used] = [this.#batch, this.#used];
+    if (batch === undefined) return;
     this.#batch = undefined;
     this.#used = 0;
-    this.#write(batch, used, 0);
+    if (used > 0) this.#write(batch, used, 0);
+    else this.#buffers.give(batch); // who has nothing to say lends nothing
   }
 
   /** Sends what has gathered once the event loop has seen to everything that is ready now. */

@@ -11,6 +11,7 @@ import { ServerCounters } from "./server-counters.ts";
 import { DEFAULT_LIMITS, type ServerLimits } from "./server-limits.ts";
 import { SharedBuffer } from "./socket-input.ts";
 import { checkCredentials, type TlsCredentials } from "./tls-upgrade.ts";
+import { WarningLimiter } from "./warning-limiter.ts";
 
 /** How a server is to be. */
 export interface NbdServerOptions {
@@ -63,6 +64,7 @@ export class NbdServer {
     this.#limits = { ...DEFAULT_LIMITS, ...options.limits };
     this.#clock = options.clock ?? systemClock;
     this.#budget = new ByteBudget(this.#limits.bytesShared);
+    const limiter = new WarningLimiter((text) => options.onWarning?.(text), this.#clock);
     this.#context = {
       exports: new ExportTable(options.exports, options.defaultExport),
       tls: { mode, credentials },
@@ -73,7 +75,7 @@ export class NbdServer {
       budget: this.#budget,
       counters: this.counters,
       isShuttingDown: () => this.#shuttingDown,
-      onWarning: (text) => options.onWarning?.(text),
+      onWarning: (text) => limiter.warn(text),
       onAnswered: () => this.#settle(),
     };
   }
@@ -101,7 +103,10 @@ export class NbdServer {
   /** Begins to listen in one more place. @throws {CloneError} where it cannot */
   async listen(address: ListenAddress): Promise<void> {
     if (this.#shuttingDown) throw new TypeError("the server was shut down");
-    const listener = await Listener.open(address, (socket) => this.#accept(socket));
+    const listener = await Listener.open(address, {
+      onSocket: (socket) => this.#accept(socket),
+      onError: (reason) => this.#context.onWarning(`a client could not be let in: ${reason}`),
+    });
     if (this.#listeners.length === 0) void this.#dropStalled();
     this.#listeners.push(listener);
   }

@@ -9,7 +9,7 @@
  */
 import { AssertionError } from "node:assert";
 import type { ServedDevice } from "../device/served-device.ts";
-import { blockStatus } from "./block-status.ts";
+import { blockStatus, statusCost } from "./block-status.ts";
 import type { Allowance } from "./byte-budget.ts";
 import { describeFailure } from "./error-reply.ts";
 import { blockSizesOf, isReadOnly } from "./export.ts";
@@ -199,8 +199,8 @@ export class Transmission implements Consumer {
     if (request.type === Command.write) return this.#write(bytes, at, end, request);
     if (request.type === Command.read) {
       if (!this.#read(request)) return 0;
-    } else {
-      this.#change(request);
+    } else if (!this.#change(request)) {
+      return 0;
     }
     this.#count(request);
     return Size.request;
@@ -388,20 +388,26 @@ export class Transmission implements Consumer {
     }
   }
 
-  /** The commands without payload. */
-  #change(request: Request): void {
+  /** Does a command without payload, or begins to; false where there is no room for it now. */
+  #change(request: Request): boolean {
     const { type, offset, length } = request;
+    const charge = type === Command.blockStatus ? statusCost(length) : 0;
+    if (charge > 0 && !this.#allowance.tryTake(charge)) {
+      this.#input.block();
+      return false;
+    }
     if (type === Command.cache) {
       if (length > 0) this.#device.hint(offset, length);
       this.#succeed(request);
     } else if (length === 0 && type !== Command.flush) {
       this.#succeed(request);
     } else {
-      void this.#changeLater({ ...request });
+      void this.#changeLater({ ...request }, charge);
     }
+    return true;
   }
 
-  async #changeLater(request: Request): Promise<void> {
+  async #changeLater(request: Request, charge: number): Promise<void> {
     const { type, flags, offset, length } = request;
     const fua = (flags & CommandFlag.fua) !== 0;
     const fast = (flags & CommandFlag.fastZero) !== 0;
@@ -417,6 +423,7 @@ export class Transmission implements Consumer {
     } catch (error) {
       this.#failWith(request, error, fast);
     } finally {
+      if (charge > 0) this.#allowance.give(charge);
       this.#end();
     }
   }

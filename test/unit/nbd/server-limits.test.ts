@@ -1,6 +1,7 @@
 // What bad clients cannot do: use up memory, take all places, keep others waiting, or have half a write done.
 import { connect } from "node:net";
 import { describe, expect, test } from "vitest";
+import { statusCost } from "../../../src/nbd/block-status.ts";
 import { encodeInfoRequest, encodeOption } from "../../../src/nbd/option-codec.ts";
 import { Command, CommandFlag, NbdErrno, Option, OptionReply } from "../../../src/nbd/protocol.ts";
 import { DEFAULT_LIMITS } from "../../../src/nbd/server-limits.ts";
@@ -108,6 +109,20 @@ describe("Requests in flight", () => {
     expect(served.server.bytesInFlight).toBe(0);
   });
 
+  test("for block status are bounded by what their answers may take", async () => {
+    const { open, opened } = gate();
+    const device = new ServedMemory(64 * MIB, { before: () => opened });
+    const limits = { bytesReserved: 0, bytesShared: 2 * statusCost(64 * MIB) };
+    await using served = await testServer({ device, limits });
+    await using client = await NbdClient.go(served, { contexts: ["base:allocation"] });
+    for (let cookie = 0; cookie < 20; cookie++) client.post({ type: Command.blockStatus, length: 64 * MIB, cookie });
+    await until(() => device.log.length >= 2);
+    expect(await settled(() => device.log.length)).toBe(2);
+    open();
+    for (let index = 0; index < 20; index++) expect((await client.reply()).error).toBe(0);
+    expect(served.server.bytesInFlight).toBe(0);
+  });
+
   test("of one connection do not keep another's small ones waiting, only those that need what it holds", async () => {
     const { open, opened } = gate();
     const device = new ServedMemory(8 * MIB, { before: (_verb, offset) => (offset === 0 ? opened : undefined) });
@@ -142,8 +157,10 @@ describe("A client that stalls", () => {
 
     expect((await other.write(0, Buffer.alloc(8, 1))).error).toBe(0);
     other.post({ type: Command.write, data: Buffer.alloc(512 * KIB, 2), cookie: 9 });
-    await settled(() => served.server.counters.commands.write.requests);
-    for (let second = 0; second < 2; second++) await clock.advance(1000);
+    while (served.server.connections === 2) {
+      await new Promise((resolve) => setTimeout(resolve, 10));
+      await clock.advance(1000);
+    }
     expect((await other.reply()).cookie).toBe(9);
     await stalled.closed();
     expect(served.warnings).toEqual(["a client was disconnected: others wait for the memory that it holds"]);
@@ -162,13 +179,13 @@ describe("A client that stalls", () => {
     await until(() => served.server.bytesInFlight >= MIB / 2);
     await using slow = await NbdClient.go(served);
     slow.send(requestBytes({ type: Command.write, length: 512 * KIB, cookie: 9 }));
-    for (let second = 0; second < 3; second++) {
+    let sent = 0;
+    for (; served.server.connections === 2; sent += KIB) {
       slow.send(Buffer.alloc(KIB));
-      await settled(() => served.server.connections);
+      await new Promise((resolve) => setTimeout(resolve, 10));
       await clock.advance(1000);
     }
-    await until(() => served.server.connections === 1);
-    slow.send(Buffer.alloc(509 * KIB));
+    slow.send(Buffer.alloc(512 * KIB - sent));
     expect((await slow.reply()).cookie).toBe(9);
   });
 });
@@ -367,6 +384,22 @@ describe("Garbage in the transmission phase", () => {
     await bad.closed();
     expect(served.warnings).toEqual(["a client was disconnected: a request does not begin with its magic number"]);
     expect((await good.read(0, 8)).data).toEqual(Buffer.alloc(8, 1));
+  });
+
+  test("again and again does not fill a log", async () => {
+    const clock = new ManualClock();
+    await using served = await testServer({ clock });
+    const garbage = async (): Promise<void> => {
+      await using client = await NbdClient.connect(served);
+      client.send(Buffer.alloc(64, 1));
+      await client.closed();
+    };
+    for (let index = 0; index < 50; index++) await garbage();
+    expect(served.warnings.length).toBe(20);
+    await clock.advance(10_000);
+    await garbage();
+    expect(served.warnings.slice(20)).toEqual(["30 more warnings were not shown", served.warnings[0]]);
+    expect(served.server.counters.connectionsDropped).toBe(51);
   });
 
   test("a flood of refused requests is answered, one by one", async () => {
