@@ -18,7 +18,7 @@ const MIB = 1024 * KIB;
 const SOURCE = 1;
 const EARLIER_LIFE = 2;
 const FIRST_WRITE = 16;
-const CLONES = 8;
+const CLONES = 6;
 const { CLONE_TEST_OPERATIONS = "10000" } = process.env;
 const OPERATIONS = Number.parseInt(CLONE_TEST_OPERATIONS, 10);
 
@@ -57,7 +57,7 @@ async function oneClone(random: SeededRandom, operations: number): Promise<void>
   const clients = new RandomClients(model, random, FIRST_WRITE);
   const lives = random.integer(2, 4);
   for (let life = 0; life < lives; life++)
-    await oneServer(cwd, { random, model, clients, operations: operations / lives });
+    await oneServer(cwd, { random, model, clients, operations: operations / lives, isFirst: life === 0 });
   await cloneOk(["hydrate", "copy.img", "--progress", "none"], { cwd });
   await cloneOk(["finalize", "copy.img"], { cwd });
   clients.hold(model.settle(await readFile(join(cwd, "copy.img"))), "on the destination at the end");
@@ -68,17 +68,18 @@ interface Life {
   model: DiskModel;
   clients: RandomClients;
   operations: number;
+  isFirst: boolean;
 }
 
 /** The life of one server of the clone, which ends by SIGTERM or SIGKILL, with requests in flight or without. */
-async function oneServer(cwd: string, { random, model, clients, operations }: Life): Promise<void> {
-  const rate = random.pick(["1M", "4M", "max"]);
-  const args = ["--hydrate-on-read", random.pick(["auto", "on", "off"]), "--rate", rate];
+async function oneServer(cwd: string, { random, model, clients, operations, isFirst }: Life): Promise<void> {
+  const rate = random.pick(["512K", "2M", "8M", "max"]);
+  const args = ["--hydrate-on-read", random.pick(["auto", "on", "off", "off"]), "--rate", rate];
   if (random.oneIn(3)) args.push("--no-hydrate");
   if (random.oneIn(4)) args.push("--no-discard-passdown");
   await using server = await startServe({ clone: "copy.img", cwd, args });
   clients.note(0, model.sectors, `served with ${args.join(" ")}`);
-  await clients.settle(server.socket);
+  if (!isFirst) await clients.settle(server.socket);
   await clients.connect(server.socket);
   const [before, after] = [Math.ceil(operations / 3), Math.ceil((operations * 2) / 3)];
   const changed = random.pick([["--pause"], ["--resume"], ["--rate", "2M"], ["--rate", "max"], ["--threshold", "3"]]);

@@ -24,6 +24,9 @@ export class RandomClients {
   #stamp: number;
   /** A place where requests meet more often than elsewhere; it moves. */
   #meeting = 0;
+  /** How often they flush, once in so many requests, and how many of their changes are FUA. */
+  #flushes = 20;
+  #fuas = 12;
   readonly #log: { start: number; end: number; text: string }[] = [];
 
   /** @param firstStamp stamps from here on are the clients' own */
@@ -35,6 +38,9 @@ export class RandomClients {
 
   async connect(socket: string): Promise<void> {
     this.#ending = false;
+    // Where all of them flush all the time, little is left for FUA to prove.
+    this.#flushes = this.#random.pick([10, 30, 300]);
+    this.#fuas = this.#random.pick([4, 12, 50]);
     this.#sessions = await Promise.all(Array.from({ length: CLIENTS }, () => NbdSession.connect({ socket })));
     this.#inFlight = this.#sessions.map(() => new Set());
     this.note(0, this.#model.sectors, "connected");
@@ -102,9 +108,10 @@ export class RandomClients {
   }
 
   async #one(session: NbdSession, client: number): Promise<void> {
+    if (this.#random.oneIn(this.#flushes)) return await this.#flush(session, client);
     const { start, end } = this.#range();
     const [offset, length] = [start * SECTOR, (end - start) * SECTOR];
-    const fua = this.#random.oneIn(12);
+    const fua = this.#random.oneIn(this.#fuas);
     const told = (what: string) => `client ${client} ${what}${fua ? " fua" : ""} [${start}, ${end})`;
     const draw = this.#random.integer(0, 99);
     if (draw < 32) {
@@ -124,7 +131,7 @@ export class RandomClients {
       await this.#change(start, end, stamp, told(`writes ${stamp}`), fua, () => session.write(offset, bytes, { fua }));
     } else if (draw < 80) {
       await this.#change(start, end, ZEROS, told("discards"), fua, () => session.trim(offset, length, { fua }), true);
-    } else if (draw < 92) {
+    } else if (draw < 94) {
       const [noHole, fast] = [this.#random.oneIn(3), this.#random.oneIn(4)];
       const what = `zeroes${noHole ? " no-hole" : ""}${fast ? " fast" : ""}`;
       const zero = () =>
@@ -133,17 +140,19 @@ export class RandomClients {
           throw new NotFast();
         });
       await this.#change(start, end, ZEROS, told(what), fua, zero);
-    } else if (draw < 97) {
-      const flush = this.#model.sendFlush();
-      try {
-        await session.flush();
-      } catch (error) {
-        this.#model.unflushed(flush);
-        throw error;
-      }
-      this.#model.flushed(flush);
-      this.note(0, this.#model.sectors, `client ${client}: flushed`);
     } else await session.cache(offset, length);
+  }
+
+  async #flush(session: NbdSession, client: number): Promise<void> {
+    const flush = this.#model.sendFlush();
+    try {
+      await session.flush();
+    } catch (error) {
+      this.#model.unflushed(flush);
+      throw error;
+    }
+    this.#model.flushed(flush);
+    this.note(0, this.#model.sectors, `client ${client}: flushed`);
   }
 
   async #change(
