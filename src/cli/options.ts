@@ -35,6 +35,15 @@ function parse<T>(option: string, parser: () => T): T {
   }
 }
 
+/** CLONE. */
+export function cloneArgument<T>(yargs: Argv<T>) {
+  return yargs.positional("clone", {
+    type: "string",
+    demandOption: true,
+    describe: "The clone: its metadata, or its destination",
+  });
+}
+
 /** `--json`. */
 export function jsonOption<T>(yargs: Argv<T>) {
   return yargs.option("json", { type: "boolean", describe: "Print one JSON object" });

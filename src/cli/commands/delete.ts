@@ -3,17 +3,11 @@ import { createInterface } from "node:readline/promises";
 import { UsageError } from "../../base/errors.ts";
 import { type CliContext, defineCommand } from "../command.ts";
 import { ExitCode } from "../exit-codes.ts";
+import { cloneArgument } from "../options.ts";
 
 /** `clone delete CLONE` */
 export const deleteCommand = defineCommand({
-  options: (yargs) =>
-    yargs
-      .positional("clone", {
-        type: "string",
-        demandOption: true,
-        describe: "The clone: its metadata, or its destination",
-      })
-      .option("yes", { alias: "y", type: "boolean", describe: "Do not ask" }),
+  options: (yargs) => cloneArgument(yargs).option("yes", { alias: "y", type: "boolean", describe: "Do not ask" }),
   async run(options, context) {
     const { deleteClone } = await import("../../clone/delete-clone.ts");
     const deleted = await deleteClone(

@@ -6,7 +6,7 @@ import type { LivePeer } from "../../clone/live-peer.ts";
 import type { FinalizeAsked } from "../../control/tuning.ts";
 import { type CliContext, defineCommand } from "../command.ts";
 import { ExitCode } from "../exit-codes.ts";
-import { deviceOptions, deviceRequest, jsonOption, progressOption } from "../options.ts";
+import { cloneArgument, deviceOptions, deviceRequest, jsonOption, progressOption } from "../options.ts";
 import type { ProgressStyle } from "../progress-style.ts";
 import { formatRegions } from "../regions.ts";
 import { withVerifyProgress } from "../verify-progress.ts";
@@ -14,12 +14,7 @@ import { withVerifyProgress } from "../verify-progress.ts";
 /** `clone finalize CLONE` */
 export const finalizeCommand = defineCommand({
   options: (yargs) =>
-    jsonOption(progressOption(deviceOptions(yargs)))
-      .positional("clone", {
-        type: "string",
-        demandOption: true,
-        describe: "The clone: its metadata, or its destination",
-      })
+    jsonOption(progressOption(deviceOptions(cloneArgument(yargs))))
       .option("verify", { type: "boolean", describe: "Compare with the source first" })
       .option("keep-metadata", { type: "boolean", describe: "Leave the metadata file in place" })
       .option("accept-unreadable", {

@@ -5,25 +5,19 @@ import type { HydrateReport, HydrateRequest } from "../../clone/hydrate-clone.ts
 import type { LivePeer } from "../../clone/live-peer.ts";
 import { type CliContext, defineCommand } from "../command.ts";
 import { ExitCode } from "../exit-codes.ts";
-import { deviceOptions, hydrationOptions, jsonOption, progressOption, sizeOf } from "../options.ts";
+import { cloneArgument, deviceOptions, hydrationOptions, jsonOption, progressOption, sizeOf } from "../options.ts";
 import type { ProgressStyle } from "../progress-style.ts";
 import { formatRegions } from "../regions.ts";
 
 /** `clone hydrate CLONE` */
 export const hydrateCommand = defineCommand({
   options: (yargs) =>
-    jsonOption(progressOption(deviceOptions(hydrationOptions(yargs))))
-      .positional("clone", {
-        type: "string",
-        demandOption: true,
-        describe: "The clone: its metadata, or its destination",
-      })
-      .option("limit", {
-        type: "string",
-        requiresArg: true,
-        coerce: sizeOf("--limit"),
-        describe: "Stop, successfully, after that many bytes copied",
-      }),
+    jsonOption(progressOption(deviceOptions(hydrationOptions(cloneArgument(yargs))))).option("limit", {
+      type: "string",
+      requiresArg: true,
+      coerce: sizeOf("--limit"),
+      describe: "Stop, successfully, after that many bytes copied",
+    }),
   async run(options, context) {
     const { Clone } = await import("../../clone/clone.ts");
     const { signal, onWarning } = context;

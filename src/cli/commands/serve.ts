@@ -5,17 +5,20 @@ import type { RunningServer, ServeRequest } from "../../clone/serve-clone.ts";
 import { CaptiveCommand } from "../captive-command.ts";
 import { type CliContext, defineCommand } from "../command.ts";
 import { ExitCode } from "../exit-codes.ts";
-import { autoOr, countOf, deviceOptions, deviceRequest, hydrationOptions, minRateOf } from "../options.ts";
+import {
+  autoOr,
+  cloneArgument,
+  countOf,
+  deviceOptions,
+  deviceRequest,
+  hydrationOptions,
+  minRateOf,
+} from "../options.ts";
 
 /** `clone serve CLONE` */
 export const serveCommand = defineCommand({
   options: (yargs) =>
-    deviceOptions(hydrationOptions(yargs))
-      .positional("clone", {
-        type: "string",
-        demandOption: true,
-        describe: "The clone: its metadata, or its destination",
-      })
+    deviceOptions(hydrationOptions(cloneArgument(yargs)))
       .option("socket", { type: "string", requiresArg: true, describe: "Unix socket to listen on" })
       .option("listen", {
         type: "string",

@@ -6,19 +6,14 @@ import type { LockHolder } from "../../device/lock.ts";
 import { type CliContext, defineCommand } from "../command.ts";
 import { ExitCode } from "../exit-codes.ts";
 import { formatRow, paceRow, type Row, serverRow } from "../live-rows.ts";
-import { countOf, jsonOption } from "../options.ts";
+import { cloneArgument, countOf, jsonOption } from "../options.ts";
 import { formatRegions } from "../regions.ts";
 import { isOutputRead } from "../standard-output.ts";
 
 /** `clone status CLONE` */
 export const statusCommand = defineCommand({
   options: (yargs) =>
-    jsonOption(yargs)
-      .positional("clone", {
-        type: "string",
-        demandOption: true,
-        describe: "The clone: its metadata, or its destination",
-      })
+    jsonOption(cloneArgument(yargs))
       .option("watch", {
         type: "string",
         coerce: countOf("--watch", 1),

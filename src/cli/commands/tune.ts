@@ -5,17 +5,12 @@ import { defineCommand } from "../command.ts";
 import { parseDmMessage } from "../dm-message.ts";
 import { ExitCode } from "../exit-codes.ts";
 import { formatRow, settingRows } from "../live-rows.ts";
-import { autoOr, countOf, minRateOf, rateOf } from "../options.ts";
+import { autoOr, cloneArgument, countOf, minRateOf, rateOf } from "../options.ts";
 
 /** `clone tune CLONE` */
 export const tuneCommand = defineCommand({
   options: (yargs) =>
-    yargs
-      .positional("clone", {
-        type: "string",
-        demandOption: true,
-        describe: "The clone: its metadata, or its destination",
-      })
+    cloneArgument(yargs)
       .positional("message", { type: "string", describe: "A message of dm-clone, as hydration_threshold 8" })
       .positional("value", { type: "string", describe: "Its argument" })
       .positional("ignored", { type: "string", array: true, describe: "As the kernel ignores it" })

@@ -1,17 +1,12 @@
 import { defineCommand } from "../command.ts";
 import { ExitCode } from "../exit-codes.ts";
-import { deviceOptions, deviceRequest, jsonOption, progressOption } from "../options.ts";
+import { cloneArgument, deviceOptions, deviceRequest, jsonOption, progressOption } from "../options.ts";
 import { formatRegions } from "../regions.ts";
 import { withVerifyProgress } from "../verify-progress.ts";
 
 /** `clone verify CLONE` */
 export const verifyCommand = defineCommand({
-  options: (yargs) =>
-    jsonOption(progressOption(deviceOptions(yargs))).positional("clone", {
-      type: "string",
-      demandOption: true,
-      describe: "The clone: its metadata, or its destination",
-    }),
+  options: (yargs) => jsonOption(progressOption(deviceOptions(cloneArgument(yargs)))),
   async run(options, context) {
     const { terminal, signal, onWarning } = context;
     const { Clone } = await import("../../clone/clone.ts");
