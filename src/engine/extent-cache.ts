@@ -1,20 +1,32 @@
 /**
- * What the source says about its holes, asked once per window and kept for the few windows that copies are at. That is
- * sound because a source does not change during a clone (the commit guard sees to it); a destination does, and is always
- * asked anew.
+ * What the source says about its holes, asked once per window and kept as long as there is room. That is sound because a
+ * source does not change during a clone (the commit guard sees to it); a destination does, and is always asked anew.
+ *
+ * Asking again would be dear: copies that follow reads jump between windows, and on tmpfs one question walks all pages up to
+ * the next hole, wherever that is.
  */
 import type { BlockDevice, Extent } from "../device/block-device.ts";
 
 /** Bytes asked about at once: large enough to cross a sparse terabyte in some thousand steps, small enough to bound one answer. */
 export const WINDOW_BYTES = 512 * 2 ** 20;
-/** Windows kept; the batches in flight lie in one or two. */
-const WINDOWS_KEPT = 2;
+/** Windows and extents kept, some megabytes of each; two windows in any case, for the batches in flight lie in one or two. */
+const MOST_WINDOWS = 4096;
+const MOST_EXTENTS = 65_536;
+const FEWEST_WINDOWS = 2;
+
+/** What is known of a window. */
+interface Window {
+  answer: Promise<Extent[]>;
+  /** How many extents the answer has; 0 as long as it has not come. */
+  count: number;
+}
 
 /** A window-wise cache of a source's extents. */
 export class ExtentCache {
   readonly #source: BlockDevice;
   readonly #trusted: boolean;
-  readonly #windows = new Map<number, Promise<Extent[]>>();
+  readonly #windows = new Map<number, Window>();
+  #extents = 0;
 
   /** With `trusted` false the source's word is not asked for: everything counts as data. */
   constructor(source: BlockDevice, { trusted = true }: { trusted?: boolean } = {}) {
@@ -58,22 +70,35 @@ export class ExtentCache {
   }
 
   #window(index: number): Promise<Extent[]> {
-    let window = this.#windows.get(index);
-    if (window === undefined) {
-      const offset = index * WINDOW_BYTES;
-      const asked = this.#source.extents(offset, Math.min(WINDOW_BYTES, this.#source.size - offset));
-      // An error is not worth keeping: the next one asks again, unless somebody has done so already.
-      asked.catch(() => this.#windows.get(index) === asked && this.#windows.delete(index));
-      window = asked;
-    } else {
-      this.#windows.delete(index);
-    }
+    const known = this.#windows.get(index);
+    const window = known ?? { answer: this.#ask(index), count: 0 };
+    this.#windows.delete(index);
     this.#windows.set(index, window); // the youngest last
-    for (const oldest of this.#windows.keys()) {
-      if (this.#windows.size <= WINDOWS_KEPT) break;
-      this.#windows.delete(oldest);
+    if (known === undefined) {
+      window.answer.then(
+        ({ length }) => this.#answered(index, window, length),
+        // An error is not worth keeping: the next one asks again, unless somebody has done so already.
+        () => this.#windows.get(index) === window && this.#windows.delete(index),
+      );
     }
-    return window;
+    return window.answer;
+  }
+
+  #ask(index: number): Promise<Extent[]> {
+    const offset = index * WINDOW_BYTES;
+    return this.#source.extents(offset, Math.min(WINDOW_BYTES, this.#source.size - offset));
+  }
+
+  #answered(index: number, window: Window, count: number): void {
+    if (this.#windows.get(index) !== window) return;
+    window.count = count;
+    this.#extents += count;
+    for (const [oldest, { count }] of this.#windows) {
+      const { size } = this.#windows;
+      if (size <= FEWEST_WINDOWS || (size <= MOST_WINDOWS && this.#extents <= MOST_EXTENTS)) break;
+      this.#windows.delete(oldest);
+      this.#extents -= count;
+    }
   }
 }
 

@@ -93,18 +93,57 @@ describe("ExtentCache", () => {
       ),
     ));
 
-  test("asks once per window, however many wait for the answer, and keeps the few last used", async () => {
-    const source = new Described(new Array<Kind>(8 * 4).fill(0));
+  test("asks once per window, however many wait for the answer, and wherever they jump", async () => {
+    const source = new Described(new Array<Kind>(64 * 4).fill(0));
     const cache = new ExtentCache(source);
     const at = (window: number) => cache.extents(window * WINDOW_BYTES + 5, 100);
     await Promise.all([at(0), at(0), at(1), at(0)]);
     expect(source.asked).toEqual([0, WINDOW_BYTES]);
-    await at(2); // 0 was used after 1, which makes room
+    for (let i = 0; i < 1000; i++) await at((i * 37) % 64);
+    expect(source.asked).toHaveLength(64);
+  });
+
+  test("forgets the windows that were used last of all, where they have more extents than are kept", async () => {
+    const COUNT = 25_000;
+    const source = new (class extends Described {
+      override async extents(offset: number): Promise<Extent[]> {
+        this.asked.push(offset);
+        return Array.from({ length: COUNT }, (_, i) => ({
+          offset: offset + i,
+          length: 1,
+          hole: false,
+          zero: i % 2 > 0,
+        }));
+      }
+    })([], 8 * WINDOW_BYTES);
+    const cache = new ExtentCache(source);
+    const at = (window: number) => cache.extents(window * WINDOW_BYTES + 5, 100);
+    for (const window of [0, 1, 0, 2]) await at(window); // 0 was used after 1, which makes room
     source.asked.length = 0;
     for (const window of [0, 2]) await at(window);
     expect(source.asked).toEqual([]);
     await at(1);
     expect(source.asked).toEqual([WINDOW_BYTES]);
+  });
+
+  test("keeps two windows, however many extents they have", async () => {
+    const source = new (class extends Described {
+      override async extents(offset: number): Promise<Extent[]> {
+        this.asked.push(offset);
+        return Array.from({ length: 70_000 }, (_, i) => ({
+          offset: offset + i,
+          length: 1,
+          hole: false,
+          zero: i % 2 > 0,
+        }));
+      }
+    })([], 8 * WINDOW_BYTES);
+    const cache = new ExtentCache(source);
+    const at = (window: number) => cache.extents(window * WINDOW_BYTES + 5, 100);
+    for (let i = 0; i < 6; i++) await at(i % 2);
+    expect(source.asked).toHaveLength(2);
+    for (const window of [2, 1, 2, 0]) await at(window);
+    expect(source.asked).toHaveLength(4);
   });
 
   test("untrusted, never asks, and calls everything data", async () => {
