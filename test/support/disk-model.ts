@@ -4,7 +4,7 @@
  *
  * - A write that is under way may be found, or what was there before, or some words of each. When it is answered it alone is there, or one of those
  *   that overlapped it in time.
- * - A discarded sector holds what it held or zeros.
+ * - A discarded sector holds zeros, as one that was zeroed: a clone on a file promises that.
  * - A flush that is answered makes durable what had been answered when it was sent, whichever connection it came over. A
  *   FUA write makes itself durable.
  * - After a crash a sector holds anything written since it was last durable, or what was durable.
@@ -16,12 +16,11 @@ import { isMixture, SECTOR, stampOf, ZEROS } from "./stamped-sectors.ts";
 /** One write, or several of which any may be there. Never changed, only replaced. */
 type Stamps = number | ReadonlySet<number>;
 
-/** A write, discard or write of zeros that is under way; from sector `start` to `end`. */
+/** A write, a discard or a write of zeros that is under way; from sector `start` to `end`. */
 export interface ModelWrite {
   readonly start: number;
   readonly end: number;
   readonly stamp: number;
-  readonly discard: boolean;
   /** Writes that were under way at some time while this one was. */
   readonly rivals: ModelWrite[];
 }
@@ -61,8 +60,8 @@ export class DiskModel {
   }
 
   /** A write is sent. `stamp` is its own, or ZEROS. */
-  sendWrite(start: number, end: number, stamp: number, { discard = false } = {}): ModelWrite {
-    const write: ModelWrite = { start, end, stamp, discard, rivals: [] };
+  sendWrite(start: number, end: number, stamp: number): ModelWrite {
+    const write: ModelWrite = { start, end, stamp, rivals: [] };
     for (const other of this.#writes) {
       if (other.end <= start || other.start >= end) continue;
       other.rivals.push(write);
@@ -81,8 +80,6 @@ export class DiskModel {
   /** It has been answered with success. */
   wrote(write: ModelWrite, { fua = false } = {}): void {
     this.#writes.delete(write);
-    // A discard leaves what was there, or zeros, which is what it has been since it was sent.
-    if (write.discard) return;
     for (let sector = write.start; sector < write.end; sector++) {
       let stamps: Stamps = write.stamp;
       for (const rival of write.rivals) if (covers(rival, sector)) stamps = union(stamps, rival.stamp);

@@ -130,7 +130,7 @@ export class RandomClients {
       const bytes = stampSectors(Buffer.alloc(length), start, stamp);
       await this.#change(start, end, stamp, told(`writes ${stamp}`), fua, () => session.write(offset, bytes, { fua }));
     } else if (draw < 80) {
-      await this.#change(start, end, ZEROS, told("discards"), fua, () => session.trim(offset, length, { fua }), true);
+      await this.#change(start, end, ZEROS, told("discards"), fua, () => session.trim(offset, length, { fua }));
     } else if (draw < 94) {
       const [noHole, fast] = [this.#random.oneIn(3), this.#random.oneIn(4)];
       const what = `zeroes${noHole ? " no-hole" : ""}${fast ? " fast" : ""}`;
@@ -162,9 +162,8 @@ export class RandomClients {
     text: string,
     fua: boolean,
     request: () => Promise<void>,
-    discard = false,
   ): Promise<void> {
-    const write = this.#model.sendWrite(start, end, stamp, { discard });
+    const write = this.#model.sendWrite(start, end, stamp);
     this.note(start, end, text);
     try {
       await request();
