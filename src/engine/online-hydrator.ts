@@ -142,8 +142,9 @@ export class OnlineHydrator {
     const { regions } = this.#parts;
     const end = Math.min(range.end, regions.regionCount);
     if (range.start >= end || regions.nextUnhydrated(range.start, end, 1) === undefined) return;
+    const { empty } = this.#hints;
     this.#hints.add({ start: range.start, end }, kind);
-    if (!this.#pace.paused) this.#pace.changed.wake(); // the end of a pause wakes too, and each read is a hint
+    if (empty) this.#pace.changed.wake(); // else nobody waits for a hint; and each read is one
   }
 
   /**
