@@ -19,6 +19,8 @@ const PACKAGES = {
   nbdinfo: "libnbd-bin",
   nbdkit: "nbdkit",
   "nbd-client": "nbd-client",
+  openssl: "openssl",
+  psktool: "gnutls-bin",
   "qemu-img": "qemu-utils",
   "qemu-io": "qemu-utils",
   "qemu-storage-daemon": "qemu-system-common",
