@@ -144,7 +144,9 @@ export class LiveClone {
     governor.start();
     this.#hydration = hydrator.run(this.#stopping.signal).then(
       (end) => {
-        if (end === "complete") events.onHydrated();
+        if (end !== "complete") return;
+        void governor.stop(); // nothing is left to hold back, and measuring costs each turn a little
+        events.onHydrated();
       },
       // The pipeline has told of its own failure; anything else shows a mistake, after which nothing is vouched for.
       (error: unknown) => commits.fail(asError(error)),
