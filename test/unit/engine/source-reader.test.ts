@@ -54,6 +54,21 @@ describe("SourceReader", () => {
     );
   });
 
+  test("never shares a buffer among reads at the same time, however often buffers are used again", async () => {
+    const { held, read } = setUp({ depth: 4, timeoutMs: Infinity });
+    for (let round = 0; round < 3; round++) {
+      held.hold("read");
+      const reads = [0, 1, 2, 3].map((index) => read((round * 4 + index) * 4096, 4096));
+      await whenIdle();
+      expect(held.waiting).toHaveLength(4);
+      held.release("read"); // all four are filled before any of them is handed over
+      for (const [index, bytes] of (await Promise.all(reads)).entries()) {
+        const offset = (round * 4 + index) * 4096;
+        expect(Buffer.compare(bytes, CONTENT.subarray(offset, offset + 4096))).toBe(0);
+      }
+    }
+  });
+
   test("gives up when the time is up: the client has an error, and its buffer for itself", async () => {
     const { clock, held, reader, stats } = setUp();
     held.hold("read");
