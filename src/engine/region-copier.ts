@@ -198,9 +198,11 @@ export class RegionCopier {
   }
 
   async #copyPiece({ offset, length }: ByteRange, stop: Stop): Promise<void> {
+    // Paid for before a place is taken: a copy in a hurry would find all of them held by those that wait for the rate.
+    await this.#pay(length, stop);
     const buffer = await this.#buffers.acquire();
     try {
-      await this.#pay(length, stop);
+      stop.signal.throwIfAborted();
       const data = asBuffer(buffer, length);
       await this.#readSource(offset, data);
       for (const run of this.#zeroRuns(data)) {
@@ -256,11 +258,12 @@ export class RegionCopier {
     await this.#makeZero({ offset, length }, async (position, most) => {
       // Zeros that the destination has to be given cost rate, time and a place in flight like data: not every device
       // zeroes without writing.
+      const piece = alignDown(Math.min(ZERO_LENGTH, this.#shareLength), 4096);
+      const part = Math.min(most, piece);
+      await this.#pay(part, stop);
       const slot = await this.#buffers.acquire();
       try {
-        const piece = alignDown(Math.min(ZERO_LENGTH, this.#shareLength), 4096);
-        const part = Math.min(most, piece);
-        await this.#pay(part, stop);
+        stop.signal.throwIfAborted();
         await this.#zero(position, part);
         return part;
       } finally {
