@@ -13,6 +13,7 @@ import { Throttle } from "../engine/throttle.ts";
 import { unhydratedParts } from "../engine/unreadable-regions.ts";
 import { normalizeRanges } from "../metadata/unreadable-ranges.ts";
 import { type AttachedSource, type Clone, type DeviceRequest, sourceChanged } from "./clone.ts";
+import { refuseLostDestination } from "./destination-guard.ts";
 import { settleSource } from "./open-devices.ts";
 
 /** How to hydrate. */
@@ -113,6 +114,7 @@ export async function hydrateClone(
     metadata,
     destination: destination.view,
     guard: async () => {
+      await refuseLostDestination(destination.device, clone.exactSize);
       const change = await changeAsError(source);
       if (change !== undefined) throw change;
     },

@@ -28,6 +28,7 @@ import { type Hydration, RegionMap } from "../engine/region-map.ts";
 import { Throttle } from "../engine/throttle.ts";
 import type { AttachedDestination, AttachedSource, Clone, DeviceRequest } from "./clone.ts";
 import { hydratedBytes, type RunningState } from "./clone-status.ts";
+import { refuseLostDestination } from "./destination-guard.ts";
 import {
   type FinalizeReport,
   type FinalizeRequest,
@@ -101,6 +102,8 @@ export class LiveClone {
   readonly #stopping = new AbortController();
   #hydration: Promise<void> = Promise.resolve();
   #finalized: Promise<FinalizeReport> | undefined;
+  /** Settles when nothing reads the source any more, after a finalize. */
+  #sourceReleased: Promise<void> | undefined;
   /** The last that was known before the metadata was let go. */
   #last: LiveCounts | undefined;
   readonly #meter = new RateMeter();
@@ -241,21 +244,24 @@ export class LiveClone {
     const { device, periodic, governor, commits, hydrator, destination } = this.#engine;
     clearInterval(this.#sampling);
     this.#stopping.abort();
-    await this.#finalized?.catch(() => {}); // whoever asked for it hears of its error
-    const drained = Promise.all([this.#hydration, device.drain()]);
-    const stuck = !(await settlesWithin(drained, DRAIN_MS));
+    // Of an error of a finalize, whoever asked for it hears.
+    const ended = Promise.all([this.#finalized?.catch(() => {}), this.#hydration, device.drain()]);
+    let stuck = !(await settlesWithin(ended, DRAIN_MS));
     await governor.stop();
     await periodic.stop();
     await device[Symbol.asyncDispose]();
-    if (device.isLinear) {
-      await destination.view.flush();
-      return { stuck };
+    if (device.isLinear) await destination.view.flush();
+    else await commits.flush();
+    await refuseLostDestination(destination.device, this.#clone.exactSize);
+    if (!device.isLinear) {
+      const ranges = hydrator.unreadable;
+      const complete = hydrator.triedAll;
+      const inexact = !complete && ranges.length > 0 && (this.#clone.descriptor?.unreadable.inexact ?? false);
+      await this.#clone.settle({ unreadable: { ranges, inexact, complete } });
     }
-    await commits.flush();
-    const ranges = hydrator.unreadable;
-    const complete = hydrator.triedAll;
-    const inexact = !complete && ranges.length > 0 && (this.#clone.descriptor?.unreadable.inexact ?? false);
-    await this.#clone.settle({ unreadable: { ranges, inexact, complete } });
+    // Last, since commits ask the source too. Reads that were given up may still hang in it.
+    const released = this.#sourceReleased ?? this.#clone.releaseSource();
+    stuck ||= !(await settlesWithin(released, DRAIN_MS));
     return { stuck };
   }
 
@@ -268,9 +274,13 @@ export class LiveClone {
     refuseMissing(clone, request);
     this.#stopping.abort();
     await this.#hydration;
+    // What is hydrated must be vouched for, guard and all, before anything says that the destination stands alone.
+    await commits.commit();
+    await refuseLostDestination(destination.device, clone.exactSize);
     const missing = refuseMissing(clone, request);
     const keeps = keepsMetadata(clone, request);
     await this.#fillMissing(missing, async () => {
+      commits.check();
       await recordFinalized(clone, destination, { missing, verified: false, keepsMetadata: keeps });
     });
     await commits.commit();
@@ -278,9 +288,11 @@ export class LiveClone {
     // A client that wrote to what was missing may still have its region in hand for a moment.
     for (; !device.becomeLinear(); await systemClock.sleep(1)) commits.check();
     this.#last = this.#counts();
+    await device.drainLive();
     if (!keeps) await removeMetadata(clone.path);
     await clone.releaseMetadata();
-    await clone.releaseSource();
+    this.#sourceReleased = clone.releaseSource();
+    this.#sourceReleased.catch((error: Error) => clone.warn(error.message));
     return {
       destination: destination.device.path,
       size: clone.exactSize,
@@ -418,10 +430,14 @@ function assemble(
     depth: DEMAND_PIECES_IN_FLIGHT,
   });
   const regions = new RegionMap(metadata);
+  const sourceGuard = source === undefined ? undefined : patientGuard(() => changeAsError(source), clock);
   const commits = new CommitPipeline({
     metadata,
     destination: destination.view,
-    ...(source === undefined ? {} : { guard: patientGuard(() => changeAsError(source), clock) }),
+    guard: async () => {
+      await refuseLostDestination(destination.device, clone.exactSize);
+      await sourceGuard?.();
+    },
     onFailed: (error) => {
       halt.abort(error);
       events()?.onFailed(error);

@@ -103,7 +103,10 @@ export class CloneDevice implements ServedDevice {
   readonly #commits: CommitPipeline;
   readonly #meter: ForegroundObserver;
   readonly #discardPassdown: boolean;
-  readonly #inFlight = new InFlight();
+  /** What is under way; once it is linear, what has begun since. */
+  #inFlight = new InFlight();
+  /** What began before it became linear, and still has what it had then. */
+  #inFlightBefore: InFlight | undefined;
   readonly #stats = emptyStats();
   /** Undefined once it is linear. A request that began before keeps what it had. */
   #live: Live | undefined;
@@ -147,7 +150,7 @@ export class CloneDevice implements ServedDevice {
 
   /** Requests and copies under way. */
   get inFlight(): number {
-    return this.#inFlight.count;
+    return this.#inFlight.count + (this.#inFlightBefore?.count ?? 0);
   }
 
   /** Whether requests go straight to the destination, for good. */
@@ -247,8 +250,9 @@ export class CloneDevice implements ServedDevice {
   }
 
   /**
-   * From now on every request goes straight to the destination, and the maps may be forgotten. False, with nothing
-   * changed, as long as not everything is hydrated, committed, and at rest.
+   * From now on every request goes straight to the destination. False, with nothing changed, as long as not everything is
+   * hydrated, committed, and at rest. Requests that began before may still look at the maps and the source: only when
+   * `drainLive()` has resolved may those go.
    */
   becomeLinear(): boolean {
     const live = this.#live;
@@ -256,13 +260,21 @@ export class CloneDevice implements ServedDevice {
     if (!this.#commits.complete || live.regions.hydratingCount > 0 || this.#commits.failure !== undefined) return false;
     this.#commits.release();
     this.#live = undefined;
-    live.source.close();
+    this.#inFlightBefore = this.#inFlight;
+    this.#inFlight = new InFlight();
+    void this.#inFlightBefore.idle().then(() => live.source.close());
     return true;
   }
 
+  /** Resolves when no request is under way that began before it became linear. */
+  async drainLive(): Promise<void> {
+    await this.#inFlightBefore?.idle();
+  }
+
   /** Resolves when no request, no copy that one waited for, and no write behind is under way. Nothing is refused. */
-  drain(): Promise<void> {
-    return this.#inFlight.idle();
+  async drain(): Promise<void> {
+    await this.drainLive();
+    await this.#inFlight.idle();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -367,14 +379,15 @@ export class CloneDevice implements ServedDevice {
 
   /** Everything that takes time is counted, so that it can be waited for. */
   async #counted<T>(operation: () => Promise<T>): Promise<T> {
-    this.#inFlight.begin();
+    const inFlight = this.#inFlight;
+    inFlight.begin();
     try {
       return await operation();
     } catch (error) {
       this.#stats.failures++;
       throw error;
     } finally {
-      this.#inFlight.end();
+      inFlight.end();
     }
   }
 }

@@ -104,7 +104,7 @@ function bindPath(server: Server, path: string, mode: number): void {
 function describe(address: ListenAddress): string {
   if ("fd" in address) return `descriptor ${address.fd}`;
   if ("path" in address) return `"${address.path}"`;
-  return address.host.includes(":") ? `[${address.host}]:${address.port}` : `${address.host}:${address.port}`;
+  return address.host.includes(":") ? `"[${address.host}]:${address.port}"` : `"${address.host}:${address.port}"`;
 }
 
 function reasonOf(error: unknown, address: ListenAddress): string {
@@ -112,6 +112,7 @@ function reasonOf(error: unknown, address: ListenAddress): string {
   if (code === "EADDRINUSE") return "it is in use";
   // libuv calls a directory that does not exist EACCES too, as Windows would
   if (code === "EACCES") return "path" in address ? "no such directory, or permission denied" : "permission denied";
+  if (code === "EADDRNOTAVAIL") return "it is no address of this machine";
   if (code === "ENOTFOUND" || code === "EAI_AGAIN") return "there is no such host";
   return typeof code === "string" ? code : String(error);
 }

@@ -2,9 +2,10 @@ import { UsageError } from "../../base/errors.ts";
 import type { Clone } from "../../clone/clone.ts";
 import type { ListenPlace } from "../../clone/listen-places.ts";
 import type { RunningServer, ServeRequest } from "../../clone/serve-clone.ts";
+import { exitNow } from "../../device/libc.ts";
 import { CaptiveCommand } from "../captive-command.ts";
 import { type CliContext, defineCommand } from "../command.ts";
-import { ExitCode } from "../exit-codes.ts";
+import { ExitCode, exitCodeOf } from "../exit-codes.ts";
 import {
   autoOr,
   cloneArgument,
@@ -130,7 +131,7 @@ export const serveCommand = defineCommand({
     let exit: number = ExitCode.done;
     let command: CaptiveCommand | undefined;
     await using clone: Clone = await Clone.open({ name: options.clone, access: "exclusive", signal, onWarning });
-    await serveClone(clone, request, {
+    const serving = serveClone(clone, request, {
       signal: stop,
       onNote: (line) => terminal.note(line),
       onDetail: (line) => terminal.detail(line),
@@ -149,13 +150,34 @@ export const serveCommand = defineCommand({
         }
       },
     });
-    if (command !== undefined) exit = await command.ended;
+    try {
+      await serving;
+      if (command !== undefined) exit = await command.ended;
+    } catch (error) {
+      exit = exitCodeOf(error);
+      throw error;
+    } finally {
+      // A dead source may still hang in what nobody waits for: the process would outlive its work.
+      setTimeout(() => exitNow(exit), LINGERING_MS).unref();
+    }
     return exit as ExitCode;
   },
 });
 
-/** @throws {UsageError} for options that contradict each other */
-function checkTogether({ tls }: ServeRequest): void {
+/** What still runs when all is committed is left behind after this, ms. */
+const LINGERING_MS = 2000;
+
+/** NBD, "Values": a string has at most so many bytes. */
+const LONGEST_NAME = 4096;
+
+/** @throws {UsageError} for options that cannot be used, or not together */
+function checkTogether({ tls, place, exportName }: ServeRequest): void {
+  if (place !== undefined && "socket" in place && place.socket === "") {
+    throw new UsageError('Cannot use --socket: "" is no path');
+  }
+  if (Buffer.byteLength(exportName) > LONGEST_NAME) {
+    throw new UsageError(`Cannot use --export: a name has at most ${LONGEST_NAME} bytes`);
+  }
   if (tls.verifyPeer && tls.certificates === undefined) {
     throw new UsageError("Cannot use --tls-verify-peer: it needs --tls-certificates, whose ca-cert.pem is what counts");
   }
