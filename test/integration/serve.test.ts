@@ -1,6 +1,6 @@
 // The life of a served clone from outside: how it starts, what it leaves behind, and the ways in which it ends.
 import { existsSync } from "node:fs";
-import { mkdir, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
+import { mkdir, readdir, readFile, rename, rm, stat, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { holds, randomFile } from "../support/files.ts";
@@ -116,6 +116,20 @@ describe("A finalize while clients are served", () => {
     const disk = await readFile(join(cwd, "disk.img"));
     disk.copy(image, 5 * REGION, 5 * REGION, 6 * REGION); // undefined after a trim
     expect(disk.equals(image)).toBe(true);
+  });
+
+  test("does not call a clone finalized whose source has changed since it last committed", async () => {
+    await using made = await freshClone();
+    const { cwd } = made;
+    await using server = await startServe({ clone: "disk.img", cwd, args: ["--no-hydrate"] });
+    await using client = await NbdSession.connect(server);
+    await client.write(0, Buffer.alloc(SIZE - REGION, 1), { fua: true });
+    await writeFile(join(cwd, "base.img"), Buffer.alloc(SIZE, 5));
+    await client.write(SIZE - REGION, Buffer.alloc(REGION, 2));
+    expectFailure(await clone(["finalize", "disk.img"], { cwd }), 1, /it has changed since/);
+    await server.process.child.kill("SIGKILL");
+    await server.process.done;
+    expect(oneJson(await cloneOk(["status", "disk.img", "--json"], { cwd })).state).not.toBe("finalized");
   });
 
   test("is refused as long as regions are missing, and changes nothing then", async () => {
@@ -247,6 +261,26 @@ describe("clone serve refuses", () => {
     await stopServe(server);
     await cloneOk(["finalize", "disk.img", "--keep-metadata"], { cwd });
     expectFailure(await clone(["serve", "disk.img", "--socket", "other"], { cwd }), 1, /it is finalized/);
+  });
+
+  test.for([
+    ["removed", "removed or replaced", (path: string) => rm(path)],
+    ["replaced by another file", "removed or replaced", (path: string) => rename(`${path}.clone.copy`, path)],
+    ["shortened", "shortened", (path: string) => truncate(path, REGION)],
+  ] as const)("to go on with a destination that is %s", async ([, word, harm]) => {
+    await using made = await freshClone();
+    const { cwd } = made;
+    await using server = await startServe({ clone: "disk.img", cwd, args: ["--no-hydrate"] });
+    await using client = await NbdSession.connect(server);
+    await client.write(0, Buffer.alloc(REGION, 1), { fua: true });
+    await writeFile(join(cwd, "disk.img.clone.copy"), "another");
+    await harm(join(cwd, "disk.img"));
+    await client.write(REGION, Buffer.alloc(REGION, 2));
+    await expect(client.flush()).rejects.toMatchObject({ errno: 5 });
+    expect(await server.stop()).toMatchObject({
+      code: 1,
+      stderr: expect.stringContaining(`somebody else has ${word} it`),
+    });
   });
 
   test("a source that changes while it is served: nothing of it is vouched for any more", async () => {

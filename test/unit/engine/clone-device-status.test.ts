@@ -191,6 +191,39 @@ describe("CloneDevice.becomeLinear()", () => {
     await device.drain();
   });
 
+  test("leaves requests that began before what they had, and tells when the last of them has ended", async () => {
+    const size = 32 * 2 ** 20;
+    const regionSize = 65536;
+    const source = new HeldDevice(new MemoryDevice({ name: "source", size, content: noise(size, 1) }));
+    const destination = new MemoryDevice({ name: "destination", size });
+    const { device, metadata } = await makeClone({ size, regionSize, source, destination });
+    source.hold("read");
+    const buffer = new Uint8Array(size);
+    let read = false;
+    const reading = device.read(0, buffer).then(() => {
+      read = true; // of more parts than are at work at once: it looks at the map again
+    });
+    await whenIdle();
+    const after = noise(size, 3);
+    await device.write(0, after, { fua: true });
+    expect(device.becomeLinear()).toBe(true);
+    let drained = false;
+    const draining = device.drainLive().then(async () => {
+      drained = true;
+      expect(read).toBe(true);
+      await metadata[Symbol.asyncDispose]();
+    });
+    await device.write(0, after.subarray(0, 512)); // who comes now does not wait, and is not waited for
+    await whenIdle();
+    expect(drained).toBe(false);
+    source.release("read");
+    await Promise.all([reading, draining]);
+    // Each byte is as before or after the write, which it did not wait for.
+    const before = noise(size, 1);
+    const odd = buffer.findIndex((byte, at) => byte !== after[at] && byte !== before[at]);
+    expect(odd).toBe(-1);
+  });
+
   test("is no end of failing: a flush that fails is final, and writes are refused from then on", async () => {
     const bad = new FaultyDevice(new MemoryDevice({ name: "destination", size: SIZE }), {});
     const { device, commits } = await setUp({ destination: bad });

@@ -381,6 +381,23 @@ describe("RegionCopier", () => {
     expect(Buffer.compare(await imageOf(memory), NOISE)).toBe(0);
   });
 
+  test("in a hurry is not kept by those that wait for the rate, however many they are", async () => {
+    const clock = new VirtualClock();
+    const throttle = new Throttle(clock, 4096);
+    const memory = new MemoryDevice({ size: MIB });
+    const copier = copierOf(new MemoryDevice({ size: MIB, content: NOISE }), memory, { throttle, depth: 2 });
+    const stop = new AbortController();
+    const patient = [0, 1, 2, 3].map((part) =>
+      copier.copy({ offset: part * 131072, length: 131072 }, stop.signal).catch(() => {}),
+    );
+    const hurry = new AbortController();
+    hurry.abort();
+    await copier.copy({ offset: 786432, length: 262144 }, never, hurry.signal);
+    expect(clock.now()).toBeLessThan(1000); // at this rate the others take two minutes
+    stop.abort(new Error("stopped"));
+    await Promise.all(patient);
+  });
+
   test("leaves a wait for the rate at once when stopped", async () => {
     const clock = new VirtualClock();
     const log: string[] = [];
