@@ -241,28 +241,33 @@ export class LiveClone {
    * @throws {CloneError} why the clone failed
    */
   async stop(): Promise<{ stuck: boolean }> {
-    const { device, periodic, governor, commits, hydrator, destination } = this.#engine;
     clearInterval(this.#sampling);
     this.#stopping.abort();
     // Of an error of a finalize, whoever asked for it hears.
-    const ended = Promise.all([this.#finalized?.catch(() => {}), this.#hydration, device.drain()]);
+    const ended = Promise.all([this.#finalized?.catch(() => {}), this.#hydration, this.device.drain()]);
     let stuck = !(await settlesWithin(ended, DRAIN_MS));
+    try {
+      await this.#closeBooks();
+    } finally {
+      // Last, since commits ask the source too. Reads that were given up may still hang in it.
+      stuck ||= !(await settlesWithin(this.#sourceReleased ?? this.#clone.releaseSource(), DRAIN_MS));
+    }
+    return { stuck };
+  }
+
+  async #closeBooks(): Promise<void> {
+    const { device, periodic, governor, commits, hydrator, destination } = this.#engine;
     await governor.stop();
     await periodic.stop();
     await device[Symbol.asyncDispose]();
     if (device.isLinear) await destination.view.flush();
     else await commits.flush();
     await refuseLostDestination(destination.device, this.#clone.exactSize);
-    if (!device.isLinear) {
-      const ranges = hydrator.unreadable;
-      const complete = hydrator.triedAll;
-      const inexact = !complete && ranges.length > 0 && (this.#clone.descriptor?.unreadable.inexact ?? false);
-      await this.#clone.settle({ unreadable: { ranges, inexact, complete } });
-    }
-    // Last, since commits ask the source too. Reads that were given up may still hang in it.
-    const released = this.#sourceReleased ?? this.#clone.releaseSource();
-    stuck ||= !(await settlesWithin(released, DRAIN_MS));
-    return { stuck };
+    if (device.isLinear) return;
+    const ranges = hydrator.unreadable;
+    const complete = hydrator.triedAll;
+    const inexact = !complete && ranges.length > 0 && (this.#clone.descriptor?.unreadable.inexact ?? false);
+    await this.#clone.settle({ unreadable: { ranges, inexact, complete } });
   }
 
   async #finalize(request: Pick<FinalizeRequest, "keepMetadata" | "acceptUnreadable">): Promise<FinalizeReport> {
