@@ -70,6 +70,8 @@ export class Clone implements AsyncDisposable {
   readonly #onWarning: (warning: string) => void;
   #source: AttachedSource | undefined;
   #destination: (AttachedDestination & { access: DestinationAccess }) | undefined;
+  /** Settles, never rejects, when the last change to the descriptor has been made. */
+  #updated: Promise<unknown> = Promise.resolve();
   /** Whether the destination is another file than the one the clone was made with. */
   #takenOnWord = false;
   /** What the devices turned out to be, to be kept once both are found to be right. */
@@ -159,10 +161,15 @@ export class Clone implements AsyncDisposable {
    * @throws {DeviceError}
    */
   async updateDescriptor(changes: Partial<Descriptor>): Promise<boolean> {
-    const descriptor = this.descriptor;
-    if (descriptor === null) return false;
-    await this.#descriptors.write({ ...descriptor, ...changes });
-    return true;
+    // One after the other, each from what the one before has left: a server may finalize and stop at the same time.
+    const update = this.#updated.then(async () => {
+      const descriptor = this.descriptor;
+      if (descriptor === null) return false;
+      await this.#descriptors.write({ ...descriptor, ...changes });
+      return true;
+    });
+    this.#updated = update.catch(() => {}); // whoever asked for it hears of it
+    return await update;
   }
 
   /**
@@ -315,10 +322,11 @@ export class Clone implements AsyncDisposable {
 
   /** Records the destination as it is now, everything flushed and committed. @throws {DeviceError} */
   async settle(changes: Partial<Descriptor> = {}): Promise<boolean> {
-    const [descriptor, destination] = [this.descriptor, this.#destination];
-    if (descriptor === null || destination === undefined) return false;
+    const destination = this.#destination;
+    if (destination === undefined) return false;
     const settled = await settledState(this, destination.device);
-    const pinned = this.#findings.destination ?? descriptor.destination;
+    const pinned = this.#findings.destination ?? this.descriptor?.destination; // as it is after the wait
+    if (pinned === undefined) return false;
     return await this.updateDescriptor({ ...this.#findings, ...changes, destination: { ...pinned, settled } });
   }
 

@@ -209,7 +209,7 @@ export async function changeAsError(source: AttachedSource): Promise<CloneError 
 }
 
 /** Of a file the time of change tells the next run; of a block device nothing would. @throws {DeviceError} */
-async function rememberChange(clone: Clone, { device }: AttachedSource): Promise<void> {
+export async function rememberChange(clone: Clone, { device }: AttachedSource): Promise<void> {
   const pinned = clone.descriptor?.source;
   if (pinned === undefined || device.kind !== "block") return;
   const fingerprint = { ...pinned.fingerprint, sample: "changed while it was copied" };

@@ -8,7 +8,7 @@
  * A failed flush or commit ends hydration and writes, not reads: see `CloneDevice`.
  */
 import { systemClock } from "../base/clock.ts";
-import { CloneError } from "../base/errors.ts";
+import { CloneError, DeviceError } from "../base/errors.ts";
 import type { RegionRange } from "../base/geometry.ts";
 import { RateMeter } from "../base/rate-meter.ts";
 import type { Tuning } from "../control/control-target.ts";
@@ -36,7 +36,7 @@ import {
   recordFinalized,
   refuseMissing,
 } from "./finalize-clone.ts";
-import { changeAsError, ZERO_UNIT } from "./hydrate-clone.ts";
+import { changeAsError, rememberChange, ZERO_UNIT } from "./hydrate-clone.ts";
 import { removeMetadata } from "./metadata-file.ts";
 import { type HydrateOnReadPolicy, OnReadPolicy } from "./on-read-policy.ts";
 import { settleSource } from "./open-devices.ts";
@@ -88,6 +88,9 @@ const BACKGROUND_READS = 6;
 const MOST_ZEROS_AT_ONCE = 64 * 2 ** 20;
 /** What hangs at a device when the clone is stopped is waited for no longer than this. */
 const DRAIN_MS = 5000;
+/** When nothing was hydrated for so long, the status says so; unless the rate is so low that this is no wonder. */
+const SILENCE_SECONDS = 10;
+const SLOW_RATE = 2 ** 20;
 /** How often the pace of hydration is looked at, ms. */
 const SAMPLE_INTERVAL_MS = 1000;
 
@@ -99,7 +102,10 @@ export class LiveClone {
   readonly #engine: Engine;
   #events: LiveEvents | undefined;
   readonly #onRead: OnReadPolicy;
-  readonly #stopping = new AbortController();
+  /** Ends background hydration; a new one once it begins anew. */
+  #hydrating = new AbortController();
+  #isStopping = false;
+  #isFinalizing = false;
   #hydration: Promise<void> = Promise.resolve();
   #finalized: Promise<FinalizeReport> | undefined;
   /** Settles when nothing reads the source any more, after a finalize. */
@@ -107,6 +113,9 @@ export class LiveClone {
   /** The last that was known before the metadata was let go. */
   #last: LiveCounts | undefined;
   readonly #meter = new RateMeter();
+  /** All that hydration has done when it was last looked at, and when it last was more than before. */
+  #moved = -1;
+  #movedAt = systemClock.now();
   readonly #sampling: NodeJS.Timeout;
 
   private constructor(clone: Clone, devices: Devices, request: LiveRequest) {
@@ -140,16 +149,23 @@ export class LiveClone {
 
   /** Begins to hydrate, unless that is to wait, and to commit. */
   run(events: LiveEvents, { hydrate }: { hydrate: boolean }): void {
-    const { hydrator, periodic, governor, commits } = this.#engine;
+    const { hydrator, periodic, governor } = this.#engine;
     this.#events = events;
     if (!hydrate) hydrator.pause();
     periodic.start();
     governor.start();
-    this.#hydration = hydrator.run(this.#stopping.signal).then(
+    this.#hydrate();
+  }
+
+  #hydrate(): void {
+    const { hydrator, governor, commits } = this.#engine;
+    const { signal } = this.#hydrating;
+    this.#hydration = hydrator.run(signal).then(
       (end) => {
-        if (end !== "complete") return;
+        // Told to end at the same moment, it has nothing to tell: whoever did so goes on with what there is.
+        if (end !== "complete" || signal.aborted) return;
         void governor.stop(); // nothing is left to hold back, and measuring costs each turn a little
-        events.onHydrated();
+        this.#events?.onHydrated();
       },
       // The pipeline has told of its own failure; anything else shows a mistake, after which nothing is vouched for.
       (error: unknown) => commits.fail(asError(error)),
@@ -167,7 +183,7 @@ export class LiveClone {
       finalized: this.device.isLinear,
       paused: hydrator.paused || hydrator.threshold === 0,
       hydrating: hydrator.working,
-      stalled: hydrator.stalled?.reason,
+      stalled: hydrator.stalled?.reason ?? this.#silence(),
       rate: governor.rate,
       minRate: governor.minRate,
       threshold: hydrator.threshold,
@@ -228,8 +244,13 @@ export class LiveClone {
    * @throws {CloneError} where regions are missing, or a device fails
    */
   finalize(request: Pick<FinalizeRequest, "keepMetadata" | "acceptUnreadable">): Promise<FinalizeReport> {
+    if (this.#isStopping) {
+      return Promise.reject(new CloneError("failed", `Cannot finalize "${this.#clone.path}": its server ends`));
+    }
     this.#finalized ??= this.#finalize(request).catch((error: unknown) => {
       this.#finalized = undefined;
+      this.#isFinalizing = false;
+      this.#goOnHydrating();
       throw error;
     });
     return this.#finalized;
@@ -242,12 +263,16 @@ export class LiveClone {
    */
   async stop(): Promise<{ stuck: boolean }> {
     clearInterval(this.#sampling);
-    this.#stopping.abort();
+    this.#isStopping = true;
+    this.#hydrating.abort();
     // Of an error of a finalize, whoever asked for it hears.
     const ended = Promise.all([this.#finalized?.catch(() => {}), this.#hydration, this.device.drain()]);
     let stuck = !(await settlesWithin(ended, DRAIN_MS));
     try {
       await this.#closeBooks();
+    } catch (error) {
+      await this.#rememberChange();
+      throw error;
     } finally {
       // Last, since commits ask the source too. Reads that were given up may still hang in it.
       stuck ||= !(await settlesWithin(this.#sourceReleased ?? this.#clone.releaseSource(), DRAIN_MS));
@@ -263,7 +288,7 @@ export class LiveClone {
     if (device.isLinear) await destination.view.flush();
     else await commits.flush();
     await refuseLostDestination(destination.device, this.#clone.exactSize);
-    if (device.isLinear) return;
+    if (device.isLinear || this.#isFinalizing) return; // a finalize that is only slow writes its own record
     const ranges = hydrator.unreadable;
     const complete = hydrator.triedAll;
     const inexact = !complete && ranges.length > 0 && (this.#clone.descriptor?.unreadable.inexact ?? false);
@@ -277,7 +302,8 @@ export class LiveClone {
     const unreadable = { ranges: hydrator.unreadable, inexact: false, complete: hydrator.triedAll };
     await clone.updateDescriptor({ unreadable });
     refuseMissing(clone, request);
-    this.#stopping.abort();
+    this.#isFinalizing = true;
+    this.#hydrating.abort();
     await this.#hydration;
     // What is hydrated must be vouched for, guard and all, before anything says that the destination stands alone.
     await commits.commit();
@@ -305,6 +331,21 @@ export class LiveClone {
       unreadable: missing,
       metadata: keeps ? clone.path : null,
     };
+  }
+
+  /** After a finalize that failed, what is missing is still wanted. */
+  #goOnHydrating(): void {
+    if (!this.#hydrating.signal.aborted || this.#isStopping || this.device.isLinear) return;
+    if (this.#engine.commits.failure !== undefined) return;
+    this.#hydrating = new AbortController();
+    this.#hydrate();
+  }
+
+  /** A block device has no time of change that the next run could look at. */
+  async #rememberChange(): Promise<void> {
+    const { source, commits } = this.#engine;
+    if (source?.device.kind !== "block" || commits.failure instanceof DeviceError) return;
+    if ((await changeAsError(source)) !== undefined) await rememberChange(this.#clone, source);
   }
 
   /**
@@ -344,9 +385,24 @@ export class LiveClone {
     };
   }
 
+  /** That nothing has been hydrated for a while although it should be, or undefined. */
+  #silence(): string | undefined {
+    const { hydrator, governor, regions } = this.#engine;
+    const isIdle = hydrator.paused || !hydrator.working || regions.hydratingCount === 0;
+    const isSlow = governor.rate !== null && governor.rate < SLOW_RATE;
+    const seconds = Math.floor((systemClock.now() - this.#movedAt) / 1000);
+    if (isIdle || isSlow || seconds < SILENCE_SECONDS) return undefined;
+    const why = hydrator.lastReadError;
+    return `Nothing was copied for ${seconds} s${why === undefined ? ", the source does not answer" : `. ${why}`}`;
+  }
+
   #sample(): void {
-    const { copied, reflinked } = this.#engine.copier.counts;
-    this.#meter.add(systemClock.now(), { done: this.#counts().hydratedBytes, moved: copied + reflinked });
+    const { copied, reflinked, zeroed, skipped } = this.#engine.copier.counts;
+    const { hydratedBytes: done, hydratingRegions } = this.#counts();
+    const moved = copied + reflinked;
+    if (moved + zeroed + skipped + done !== this.#moved || hydratingRegions === 0) this.#movedAt = systemClock.now();
+    this.#moved = moved + zeroed + skipped + done;
+    this.#meter.add(systemClock.now(), { done, moved });
   }
 }
 

@@ -66,6 +66,10 @@ export interface ServeListener {
   /** Aborts when the server is to end. */
   signal: AbortSignal;
   onReady: (server: RunningServer) => void;
+  /** The server goes down: nobody else will come. */
+  onStopping?: () => void;
+  /** Whether somebody will still come, though nobody is connected. */
+  isAwaited?: () => boolean;
   /** A line about what is going on. */
   onNote: (line: string) => void;
   /** A line that only the curious want. */
@@ -154,6 +158,7 @@ class ServedClone implements ControlTarget {
       this.#services.status(this.#summary());
     }
     this.#services.stopping("stopping");
+    this.#listener.onStopping?.();
   }
 
   /** Ends it: what clients have under way is answered, and everything is committed. @throws {CloneError} where it is not */
@@ -234,7 +239,7 @@ class ServedClone implements ControlTarget {
 
   /** Ends the server where it has done what it was there for, and nobody uses it. */
   #endIfDone(): void {
-    if (this.#nbd.connections > 0) return;
+    if (this.#nbd.connections > 0 || this.#listener.isAwaited?.() === true) return;
     if (this.#live.device.isLinear || (this.#isHydrated && this.#request.exitWhenHydrated)) this.#ending.abort();
   }
 

@@ -14,7 +14,7 @@
  */
 import type { Clock } from "../base/clock.ts";
 import { DeviceError } from "../base/errors.ts";
-import type { Geometry, RegionRange } from "../base/geometry.ts";
+import type { ByteRange, Geometry, RegionRange } from "../base/geometry.ts";
 import type { BlockDevice, Extent } from "../device/block-device.ts";
 import { checkRange, checkWritable } from "../device/range-check.ts";
 import type { ServedDevice, ServedZeroOptions, StatusContext } from "../device/served-device.ts";
@@ -332,7 +332,9 @@ export class CloneDevice implements ServedDevice {
     };
     const live = this.#live;
     if (live === undefined) return await apply({ offset, length });
-    await this.#change(live, offset, length, {
+    // Where nothing would become of a part, it need not be copied either.
+    const range = isFast || mayPunch ? { offset, length } : wholeRegions(live, offset, length, this.size);
+    await this.#change(live, range.offset, range.length, {
       apply,
       // Not copied, but what an earlier life of the destination has left must not show through either.
       replace: (range) => showZeros(destination, range, { mayPunch }),
@@ -390,6 +392,14 @@ export class CloneDevice implements ServedDevice {
       inFlight.end();
     }
   }
+}
+
+/** The part of a range that consists of whole regions, as clients see them. */
+function wholeRegions({ geometry }: Live, offset: number, length: number, size: number): ByteRange {
+  const reachesEnd = offset + length === size;
+  const inside = geometry.regionsInside({ offset, length: reachesEnd ? geometry.size - offset : length });
+  const start = geometry.offsetOf(inside.start);
+  return { offset: start, length: Math.max(0, Math.min(size, geometry.offsetOf(inside.end)) - start) };
 }
 
 function isHydrated({ geometry, regions }: Live, offset: number, length: number): boolean {

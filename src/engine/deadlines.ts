@@ -14,6 +14,7 @@ export class Deadlines {
   /** Ascending by `at`: a set remembers the order of insertion. */
   readonly #running = new Set<Deadline>();
   #watch: AbortController | undefined;
+  #renewedAt = -Infinity;
 
   /** `timeoutMs` Infinity: never. */
   constructor(clock: Clock, timeoutMs: number) {
@@ -37,6 +38,11 @@ export class Deadlines {
     this.#running.delete(deadline);
   }
 
+  /** Everybody's time runs anew from now on. */
+  renew(): void {
+    this.#renewedAt = this.#clock.now();
+  }
+
   /** Stops watching: nobody is told any more, and no timer keeps the process alive. */
   close(): void {
     this.#running.clear();
@@ -51,7 +57,7 @@ export class Deadlines {
         this.#watch = undefined;
         return;
       }
-      const leftMs = oldest.at - this.#clock.now();
+      const leftMs = Math.max(oldest.at, this.#renewedAt + this.timeoutMs) - this.#clock.now();
       if (leftMs > 0) {
         await this.#clock.sleep(leftMs, closed);
         continue;
@@ -73,6 +79,8 @@ export class Patience {
   #expired: Promise<never> | undefined;
   #error: Error | undefined;
 
+  readonly #progresses: (() => number)[] = [];
+
   /** `makeError` is called when the time is up; what it makes is thrown by every `wait()` from then on. */
   constructor(deadlines: Deadlines, makeError: () => Error) {
     this.#deadlines = deadlines;
@@ -84,18 +92,30 @@ export class Patience {
     return this.#error;
   }
 
-  /** Settles as `promise` does, or rejects when the time is up. */
-  wait<T>(promise: Promise<T>): Promise<T> {
+  /**
+   * Settles as `promise` does, or rejects when the time is up. `progress` is a number that grows while there is hope: where
+   * it has grown, the time runs anew.
+   */
+  wait<T>(promise: Promise<T>, progress?: () => number): Promise<T> {
+    if (progress !== undefined) this.#progresses.push(progress);
     if (this.#expired === undefined) {
-      this.#expired = new Promise((_, reject) => {
-        this.#deadline = this.#deadlines.start(() => {
-          this.#error = this.#makeError();
-          reject(this.#error);
-        });
-      });
+      this.#expired = new Promise((_, reject) => this.#start(reject));
       this.#expired.catch(() => {}); // those who wait hear of it by the race
     }
     return Promise.race([promise, this.#expired]);
+  }
+
+  #start(reject: (error: Error) => void): void {
+    const before = this.#progress;
+    this.#deadline = this.#deadlines.start(() => {
+      if (this.#progress > before) return this.#start(reject);
+      this.#error = this.#makeError();
+      reject(this.#error);
+    });
+  }
+
+  get #progress(): number {
+    return this.#progresses.reduce((sum, progress) => sum + progress(), 0);
   }
 
   end(): void {

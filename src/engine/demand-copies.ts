@@ -42,7 +42,8 @@ export class DemandCopies {
   async #copy(hydration: Hydration): Promise<void> {
     const { geometry, regions, copier, commits, stats, inFlight } = this.#parts;
     try {
-      await copier.copy(geometry.bytesOf(hydration), this.#never);
+      const onRead = (): void => regions.noteProgress(hydration);
+      await copier.copy(geometry.bytesOf(hydration), this.#never, { onRead });
       regions.complete(hydration);
     } catch (error) {
       stats.demandCopyFailures++;

@@ -37,6 +37,8 @@ export interface PaceParts {
 /** Regions hydrated as one. `zeros`: the source says they are, so no bytes will move. */
 export type Batch = Readonly<RegionRange & { zeros: boolean }>;
 
+/** Most bytes of data per copy, unless copying itself asks for more: who waits for a region waits for its batch. */
+const MOST_BATCH_BYTES = 64 * 2 ** 20;
 /** Batches in flight at once, whatever the threshold: zeros cost no copy, but each batch of them is a task. */
 const MOST_BATCHES = 64;
 /** How often it looks what clients have hydrated meanwhile, ms: for room, and for whether there is anything left. */
@@ -62,7 +64,9 @@ export class HydrationPace {
   /** The batch size in use, regions. */
   get batchSize(): number {
     const automatic = Math.floor(this.#parts.copier.preferredLength / this.#parts.geometry.regionSize);
-    return Math.max(1, Math.min(this.#settings.batchSize ?? automatic, this.#settings.threshold ?? Infinity));
+    const most = Math.floor(MOST_BATCH_BYTES / this.#parts.geometry.regionSize);
+    const wanted = Math.min(this.#settings.batchSize ?? automatic, Math.max(automatic, most));
+    return Math.max(1, Math.min(wanted, this.#settings.threshold ?? Infinity));
   }
 
   /** The threshold in use, regions. */

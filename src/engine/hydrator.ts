@@ -85,6 +85,7 @@ export class Hydrator {
   #waiting: Waiting[] = [];
   readonly #unreadable = new UnreadableRegions();
   #firstReadError: SourceReadError | undefined;
+  #lastReadError: SourceReadError | undefined;
   readonly #batches = new Set<Promise<void>>();
   /** End the waiting of each. */
   readonly #hurries = new Set<() => void>();
@@ -116,6 +117,11 @@ export class Hydrator {
   /** Regions this run has hydrated. */
   get hydratedRegions(): number {
     return this.#hydratedRegions;
+  }
+
+  /** What the source answered where it could not be read last, or undefined. */
+  get lastReadError(): SourceReadError | undefined {
+    return this.#lastReadError;
   }
 
   /** What the source answered for the first region given up on, or undefined. */
@@ -300,7 +306,8 @@ export class Hydrator {
     const copyingBytes = batch.zeros ? 0 : range.length;
     this.#copyingBytes += copyingBytes;
     try {
-      await copier.copy(range, stop, hurry.signal);
+      const onRead = (): void => regions.noteProgress(hydration);
+      await copier.copy(range, stop, { hurry: hurry.signal, onRead });
     } catch (error) {
       regions.fail(hydration);
       if (stop.aborted && error === stop.reason) return;
@@ -315,6 +322,7 @@ export class Hydrator {
   }
 
   #putOff({ start, end }: RegionRange, error: SourceReadError): void {
+    this.#lastReadError = error;
     if (isSourceGone(error)) this.#fail(error);
     const alone = end - start === 1 ? error : undefined;
     for (let region = start; region < end; region++) this.#waiting.push({ region, error: alone });

@@ -58,6 +58,7 @@ export class OnlineHydrator {
   #run: Hydrator | undefined;
   #stall: Stall | undefined;
   #firstReadError: string | undefined;
+  #lastReadError: string | undefined;
   /** The next run tries again what was given up on; the first one does. */
   #retryUnreadable = true;
   #triedAll = false;
@@ -108,6 +109,11 @@ export class OnlineHydrator {
   /** Whether everything has been tried since it began: then what is not listed as unreadable is not known to be. */
   get triedAll(): boolean {
     return this.#triedAll;
+  }
+
+  /** What the source said where it could not be read last, or undefined. */
+  get lastReadError(): string | undefined {
+    return this.#run?.lastReadError?.message ?? this.#lastReadError;
   }
 
   /** What the source said of the first region that was given up on, or undefined. */
@@ -235,6 +241,7 @@ export class OnlineHydrator {
       return { error, headway, waits: run.gaveUp };
     } finally {
       this.#firstReadError ??= run.firstReadError?.message;
+      this.#lastReadError = run.lastReadError?.message ?? this.#lastReadError;
       this.#run = undefined;
       halt.signal.removeEventListener("abort", follow);
     }

@@ -48,6 +48,7 @@ export interface CopyAllowance {
 interface Stop {
   signal: AbortSignal;
   hurry: AbortSignal;
+  onRead: () => void;
 }
 
 /** What a copier works on. */
@@ -122,14 +123,18 @@ export class RegionCopier {
 
   /**
    * Makes the destination's range equal the source's; durable after the destination's next flush. Once `hurry` aborts it
-   * does not wait for the rate any more.
+   * does not wait for the rate any more; `onRead` is called when a piece has come from the source.
    * @throws {SourceReadError} where the source cannot be read
    * @throws {DeviceError} where the destination fails
    * @throws the reason of `signal` or of the halt signal when either aborts between two pieces; the range is then unfinished
    */
-  async copy(range: ByteRange, signal: AbortSignal, hurry: AbortSignal = signal): Promise<void> {
+  async copy(
+    range: ByteRange,
+    signal: AbortSignal,
+    { hurry = signal, onRead = () => {} }: { hurry?: AbortSignal; onRead?: () => void } = {},
+  ): Promise<void> {
     const extents = await this.#sourceExtents(range);
-    const stop = { signal, hurry };
+    const stop = { signal, hurry, onRead };
     if (this.#reflinks && extents.some(({ zero }) => !zero) && (await this.#reflink(range, stop))) return;
     const pieces = this.#pieceTasks(extents, stop);
     const workers = Array.from({ length: this.#depth }, async () => {
@@ -198,13 +203,11 @@ export class RegionCopier {
   }
 
   async #copyPiece({ offset, length }: ByteRange, stop: Stop): Promise<void> {
-    // Paid for before a place is taken: a copy in a hurry would find all of them held by those that wait for the rate.
-    await this.#pay(length, stop);
-    const buffer = await this.#buffers.acquire();
+    const buffer = await this.#payAndAcquire(length, stop);
     try {
-      stop.signal.throwIfAborted();
       const data = asBuffer(buffer, length);
       await this.#readSource(offset, data);
+      stop.onRead();
       for (const run of this.#zeroRuns(data)) {
         if (run.zero) await this.#zeroRun({ offset: offset + run.start, length: run.end - run.start });
         else await this.#write(offset + run.start, data.subarray(run.start, run.end));
@@ -212,6 +215,24 @@ export class RegionCopier {
       if (this.#parts.verify) await this.#compare(offset, data);
     } finally {
       this.#buffers.release(buffer);
+    }
+  }
+
+  /**
+   * Pays before it takes a place: a copy in a hurry would find all places held by those that wait for the rate. Who paid
+   * nothing, when there was no limit, pays once there is one.
+   * @throws the reason to stop, if there is one by then
+   */
+  async #payAndAcquire(bytes: number, stop: Stop): Promise<Uint8Array> {
+    const { throttle } = this.#parts;
+    for (;;) {
+      const wasFree = throttle.bytesPerSecond === null;
+      await this.#pay(bytes, stop);
+      const buffer = await this.#buffers.acquire();
+      const owes = wasFree && throttle.bytesPerSecond !== null && !stop.hurry.aborted;
+      if (!owes && !stop.signal.aborted) return buffer;
+      this.#buffers.release(buffer);
+      stop.signal.throwIfAborted();
     }
   }
 
@@ -260,10 +281,8 @@ export class RegionCopier {
       // zeroes without writing.
       const piece = alignDown(Math.min(ZERO_LENGTH, this.#shareLength), 4096);
       const part = Math.min(most, piece);
-      await this.#pay(part, stop);
-      const slot = await this.#buffers.acquire();
+      const slot = await this.#payAndAcquire(part, stop);
       try {
-        stop.signal.throwIfAborted();
         await this.#zero(position, part);
         return part;
       } finally {

@@ -165,6 +165,17 @@ export class RegionMap {
     return true;
   }
 
+  /** A piece of a running hydration has come from the source: who waits for it need not give up. */
+  noteProgress(hydration: Hydration): void {
+    this.#claimed(hydration).pieces++;
+  }
+
+  /** How many pieces have come so far, of one that may have ended meanwhile. */
+  progressOf(hydration: Hydration): number {
+    assert(hydration instanceof Entry, "no hydration of this kind of map");
+    return hydration.pieces;
+  }
+
   /** Resolves when a running hydration ends, however it does; to the error that `fail()` was given. Never rejects. */
   ended(hydration: Hydration): Promise<unknown> {
     const entry = this.#claimed(hydration);
@@ -221,6 +232,8 @@ class Entry implements Hydration {
   readonly end: Region;
   /** Whether nothing of it has begun to reach the destination, and nothing will before it is asked. */
   cancellable: boolean;
+  /** Pieces that have come from the source. */
+  pieces = 0;
   /** Those who wait for its end. */
   waiting: ((error: unknown) => void)[] | undefined;
   readonly onAwaited: (() => void) | undefined;

@@ -6,6 +6,9 @@
  *                └── time is up ───────┴──► ETIMEDOUT to the client. In the queue it is forgotten; at the device it keeps
  *                                           its slot and its buffer until the device answers, which may be never
  *
+ * The time is that of the source's silence: at the device it runs from there on, and in the queue from the last answer that
+ * anybody got, since a source that is only slow gets to everybody in the end.
+ *
  * The slots are the bound: each read that hangs takes a thread of the pool, and the destination needs some too. The
  * buffer is private because a read that was given up may still be filled, when the client's has long been used again.
  */
@@ -56,6 +59,7 @@ export class SourceReader {
   readonly #source: BlockDevice;
   readonly #depth: number;
   readonly #deadlines: Deadlines;
+  readonly #queueDeadlines: Deadlines;
   readonly #stats: SourceReaderParts["stats"];
   readonly #buffers = new BufferShelf(MOST_KEPT, (byteLength) => Buffer.allocUnsafeSlow(byteLength));
   /** In the order of arrival. */
@@ -67,6 +71,7 @@ export class SourceReader {
     this.#depth = depth;
     this.#stats = stats;
     this.#deadlines = new Deadlines(clock, timeoutMs);
+    this.#queueDeadlines = new Deadlines(clock, timeoutMs);
   }
 
   /** Time limits for whatever else waits for the source. */
@@ -88,9 +93,12 @@ export class SourceReader {
       const read: PendingRead = { ...request, resolve, reject, deadline: undefined };
       // What is in memory needs no deadline, no slot and no thread.
       if (this.#readAtOnce(read, request.buffer)) return;
-      read.deadline = this.#deadlines.start(() => this.#giveUp(read));
-      this.#queue.add(read);
-      if (this.#running < this.#depth) this.#startNext();
+      if (this.#running < this.#depth) {
+        this.#start(read);
+      } else {
+        read.deadline = this.#queueDeadlines.start(() => this.#giveUp(read));
+        this.#queue.add(read);
+      }
     });
   }
 
@@ -116,6 +124,7 @@ export class SourceReader {
   /** No timer is left behind. */
   close(): void {
     this.#deadlines.close();
+    this.#queueDeadlines.close();
   }
 
   /** Serves a read from memory; false, with nothing done, where that cannot be. */
@@ -150,6 +159,12 @@ export class SourceReader {
     const [read] = this.#queue;
     if (read === undefined) return;
     this.#queue.delete(read);
+    if (read.deadline !== undefined) this.#queueDeadlines.end(read.deadline);
+    this.#start(read);
+  }
+
+  #start(read: PendingRead): void {
+    read.deadline = this.#deadlines.start(() => this.#giveUp(read));
     this.#running++;
     void this.#run(read);
   }
@@ -180,6 +195,7 @@ export class SourceReader {
 
   #end(read: PendingRead): void {
     if (read.deadline !== undefined) this.#deadlines.end(read.deadline);
+    this.#queueDeadlines.renew();
     this.#running--;
     this.#startNext();
   }

@@ -135,11 +135,12 @@ export const serveCommand = defineCommand({
       signal: stop,
       onNote: (line) => terminal.note(line),
       onDetail: (line) => terminal.detail(line),
+      onStopping: () => command?.terminate(),
+      isAwaited: () => command !== undefined && !ending.signal.aborted,
       onReady: (server) => {
         if (options.run === undefined) announce(server, options.clone, context);
         else {
           command = new CaptiveCommand(options.run, server);
-          stop.addEventListener("abort", () => command?.terminate(), { once: true });
           command.ended.then(
             (status) => {
               exit = status;
@@ -157,6 +158,7 @@ export const serveCommand = defineCommand({
       exit = exitCodeOf(error);
       throw error;
     } finally {
+      command?.terminate(); // where it was not told yet
       // A dead source may still hang in what nobody waits for: the process would outlive its work.
       setTimeout(() => exitNow(exit), LINGERING_MS).unref();
     }

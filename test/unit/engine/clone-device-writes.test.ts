@@ -3,8 +3,10 @@ import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { bytesAt, destinationOf, drawing, makeClone } from "../../support/clone-device.ts";
 import { FaultyDevice } from "../../support/faulty-device.ts";
 import { HeldDevice } from "../../support/held-device.ts";
+import { formattedStore } from "../../support/hydration.ts";
 import { noise } from "../../support/layout.ts";
-import { whenIdle } from "../../support/virtual-clock.ts";
+import { SlowDevice } from "../../support/slow-device.ts";
+import { VirtualClock, whenIdle } from "../../support/virtual-clock.ts";
 
 const REGION = 4096;
 const SIZE = 8 * REGION;
@@ -175,6 +177,18 @@ describe("CloneDevice.write()", () => {
     expect(drawing({ regions })).toBe("##......");
     expect(destination.log).toEqual([`write ${REGION}+${REGION}`, `write 0+${REGION}`]);
     await check();
+  });
+
+  test("waits as long as it takes for a large region of a source that answers, however slowly", async () => {
+    const size = 8 * 2 ** 20;
+    const clock = new VirtualClock();
+    const source = new SlowDevice(new MemoryDevice({ name: "source", size, content: noise(size, 1) }), clock, 3000);
+    const made = { size, regionSize: size, source, clock, sourceTimeoutMs: 7000 };
+    const { device, regions } = await makeClone({ ...made, store: await formattedStore(size, size) });
+    await device.write(4096, Buffer.alloc(4096, 7));
+    expect(clock.now()).toBeGreaterThan(10_000);
+    expect(drawing({ regions })).toBe("#");
+    expect(await bytesAt(device, 4096, 4096)).toEqual(Buffer.alloc(4096, 7));
   });
 
   test("that fails at the destination is only its own error; what it covered whole stays the source's", async () => {

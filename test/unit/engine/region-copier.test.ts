@@ -376,7 +376,7 @@ describe("RegionCopier", () => {
     const copier = copierOf(new MemoryDevice({ size: MIB, content: NOISE }), memory, { throttle });
     const hurry = new AbortController();
     void clock.sleep(5000).then(() => hurry.abort());
-    await copier.copy({ offset: 0, length: MIB }, never, hurry.signal);
+    await copier.copy({ offset: 0, length: MIB }, never, { hurry: hurry.signal });
     expect(clock.now()).toBe(5000);
     expect(Buffer.compare(await imageOf(memory), NOISE)).toBe(0);
   });
@@ -392,7 +392,7 @@ describe("RegionCopier", () => {
     );
     const hurry = new AbortController();
     hurry.abort();
-    await copier.copy({ offset: 786432, length: 262144 }, never, hurry.signal);
+    await copier.copy({ offset: 786432, length: 262144 }, never, { hurry: hurry.signal });
     expect(clock.now()).toBeLessThan(1000); // at this rate the others take two minutes
     stop.abort(new Error("stopped"));
     await Promise.all(patient);

@@ -6,6 +6,7 @@ import { SourceReader } from "../../../src/engine/source-reader.ts";
 import { FaultyDevice } from "../../support/faulty-device.ts";
 import { HeldDevice } from "../../support/held-device.ts";
 import { noise } from "../../support/layout.ts";
+import { SlowDevice } from "../../support/slow-device.ts";
 import { VirtualClock, whenIdle } from "../../support/virtual-clock.ts";
 
 const SIZE = 4 * 2 ** 20;
@@ -91,6 +92,25 @@ describe("SourceReader", () => {
     // The bytes are good for something else all the same.
     expect(Buffer.compare((ends[0] as Uint8Array).subarray(0, 4096), CONTENT.subarray(4096, 8192))).toBe(0);
     expect(clock.sleeping).toBe(0);
+  });
+
+  test("waits as long as it takes in the queue of a source that answers, however slowly", async () => {
+    const clock = new VirtualClock();
+    const source = new SlowDevice(new MemoryDevice({ name: "source", size: SIZE, content: CONTENT }), clock, 20_000);
+    const reader = new SourceReader({
+      source,
+      clock,
+      timeoutMs: 30_000,
+      depth: 2,
+      stats: { sourceReadBytes: 0, timeouts: 0 },
+    });
+    const reads = Array.from({ length: 8 }, async (_, index) => {
+      const buffer = Buffer.alloc(512);
+      await reader.read({ range: { offset: index * 512, length: 512 }, skip: 0, buffer });
+      return buffer.equals(CONTENT.subarray(index * 512, (index + 1) * 512));
+    });
+    expect(await Promise.all(reads)).toEqual(reads.map(() => true));
+    expect(clock.now()).toBe(80_000);
   });
 
   test("what hangs keeps its place; those who wait for one give up too, and never reach the source", async () => {
