@@ -181,6 +181,16 @@ describe("clone serve ends", () => {
     expect((await readdir(cwd)).sort()).toEqual(["base.img", "disk.img", "disk.img.clone"]);
   });
 
+  test("with --run only with its command, though everything is hydrated and finalized before that connects", async () => {
+    await using made = await freshClone();
+    const { cwd, image } = made;
+    const command = 'until test ! -e disk.img.clone; do sleep 0.1; done; test -S "$unixsocket"';
+    const run = await clone(["serve", "disk.img", "--finalize-when-hydrated", "--run", command], { cwd });
+    expect(run).toMatchObject({ code: 0 });
+    expect((await readdir(cwd)).sort()).toEqual(["base.img", "disk.img"]);
+    expect(await holds(join(cwd, "disk.img"), image)).toBe(true);
+  });
+
   test("with --run, when it is told to: the command is told too", async () => {
     await using made = await freshClone();
     const { cwd } = made;
