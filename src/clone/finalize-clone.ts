@@ -13,7 +13,7 @@
  * the marks, so that zeros are never taken for data that was read.
  */
 import { realpath } from "node:fs/promises";
-import { CloneError, UsageError } from "../base/errors.ts";
+import { CloneError, errnoOf, UsageError } from "../base/errors.ts";
 import { countRegions, type RegionRange, SECTOR_SIZE } from "../base/geometry.ts";
 import { formatSize } from "../base/units.ts";
 import { syncDirectoryOf } from "../device/directory.ts";
@@ -110,7 +110,7 @@ export async function recordFinalized(
   record: { missing: RegionRange[]; verified: boolean; keepsMetadata: boolean },
 ): Promise<void> {
   await destination.view.flush();
-  await syncDirectoryOf(await realpath(destination.device.path));
+  await syncName(destination.device.path);
   const recorded = await clone.settle({
     finalized: {
       finished: new Date().toISOString(),
@@ -123,6 +123,14 @@ export async function recordFinalized(
   if (record.keepsMetadata && !recorded) {
     clone.warn(`"${clone.path}" has no room for a record: its status will not say that it is finalized`);
   }
+}
+
+/** Makes the name of a destination as durable as its content. @throws {CloneError} */
+async function syncName(path: string): Promise<void> {
+  const real = await realpath(path).catch((error: unknown) => {
+    throw new CloneError("failed", `Cannot find "${path}" any more: ${errnoOf(error)}`, { cause: error });
+  });
+  await syncDirectoryOf(real);
 }
 
 /**

@@ -12,21 +12,9 @@ import { CloneError, DeviceError } from "../base/errors.ts";
 import type { RegionRange } from "../base/geometry.ts";
 import { RateMeter } from "../base/rate-meter.ts";
 import type { Tuning } from "../control/control-target.ts";
-import { AbsentDevice } from "../device/absent-device.ts";
-import { alignedBuffer } from "../device/aligned-buffer.ts";
-import { SharedLanes } from "../device/filters/shared-lanes.ts";
-import { CloneDevice } from "../engine/clone-device.ts";
-import { CommitPipeline } from "../engine/commit-pipeline.ts";
-import { ExtentCache } from "../engine/extent-cache.ts";
-import { ForegroundMeter } from "../engine/foreground-meter.ts";
-import { Governor } from "../engine/governor.ts";
-import type { HydrationSettings } from "../engine/hydrator.ts";
-import { OnlineHydrator } from "../engine/online-hydrator.ts";
-import { PeriodicCommits } from "../engine/periodic-commits.ts";
-import { RegionCopier } from "../engine/region-copier.ts";
-import { type Hydration, RegionMap } from "../engine/region-map.ts";
-import { Throttle } from "../engine/throttle.ts";
-import type { AttachedDestination, AttachedSource, Clone, DeviceRequest } from "./clone.ts";
+import type { CloneDevice } from "../engine/clone-device.ts";
+import type { Hydration, RegionMap } from "../engine/region-map.ts";
+import type { AttachedSource, Clone } from "./clone.ts";
 import { hydratedBytes, type RunningState } from "./clone-status.ts";
 import { refuseLostDestination } from "./destination-guard.ts";
 import {
@@ -36,56 +24,12 @@ import {
   recordFinalized,
   refuseMissing,
 } from "./finalize-clone.ts";
-import { changeAsError, rememberChange, ZERO_UNIT } from "./hydrate-clone.ts";
+import { changeAsError, rememberChange } from "./hydrate-clone.ts";
+import { assemble, type Devices, type Engine, type LiveEvents, type LiveRequest } from "./live-engine.ts";
 import { removeMetadata } from "./metadata-file.ts";
-import { type HydrateOnReadPolicy, OnReadPolicy } from "./on-read-policy.ts";
+import { OnReadPolicy } from "./on-read-policy.ts";
 import { settleSource } from "./open-devices.ts";
-import { patientGuard } from "./patient-guard.ts";
 
-/** How a clone is put to work. */
-export interface LiveRequest extends DeviceRequest, Omit<HydrationSettings, "limit"> {
-  /** Clients may not write. */
-  readOnly: boolean;
-  hydrateOnRead: HydrateOnReadPolicy;
-  discardPassdown: boolean;
-  /** How long a client's request may wait for the source. */
-  sourceTimeoutMs: number;
-  /** Bytes per second at most, or null. */
-  rate: number | null;
-  /** Bytes per second that foreground I/O never takes from the background; null is the default. */
-  minRate: number | null;
-  /** Read back what was copied and compare. */
-  verify: boolean;
-  /** Trust the holes that the source reports. */
-  extents: boolean;
-}
-
-/** Who hears of what happens to a live clone. */
-export interface LiveEvents {
-  /** Everything is hydrated, and durably so; at once, where it was when it was opened. */
-  onHydrated: () => void;
-  /** Nothing is written any more. */
-  onFailed: (error: Error) => void;
-  /** Hydration makes no headway. */
-  onStall: (reason: string) => void;
-}
-
-/** Pieces of background copies in flight. */
-const PIECES_IN_FLIGHT = 8;
-const PIECE_LENGTH = 2 ** 21;
-/** A copy that a client waits for is a region, or as much of one as makes a good request. */
-const DEMAND_PIECE_LENGTH = 2 ** 20;
-const DEMAND_PIECES_IN_FLIGHT = 4;
-/**
- * Questions to the source in flight at once, of all together: where it hangs each keeps a thread of the pool's 16, and the
- * destination needs some. The others leave a few to clients, who may ask for parts of it that do not hang.
- */
-const SOURCE_REQUESTS = 12;
-const CLIENT_READS = 8;
-const DEMAND_READS = 3;
-const BACKGROUND_READS = 6;
-/** Zeros hydrated as one in the background are not so long that a client's write would have to wait for them long. */
-const MOST_ZEROS_AT_ONCE = 64 * 2 ** 20;
 /** What hangs at a device when the clone is stopped is waited for no longer than this. */
 const DRAIN_MS = 5000;
 /** When nothing was hydrated for so long, the status says so; unless the rate is so low that this is no wonder. */
@@ -335,8 +279,9 @@ export class LiveClone {
 
   /** After a finalize that failed, what is missing is still wanted. */
   #goOnHydrating(): void {
-    if (!this.#hydrating.signal.aborted || this.#isStopping || this.device.isLinear) return;
-    if (this.#engine.commits.failure !== undefined) return;
+    const { regions, commits } = this.#engine;
+    const isMissing = !this.device.isLinear && regions.hydratedCount < regions.regionCount;
+    if (!isMissing || !this.#hydrating.signal.aborted || this.#isStopping || commits.failure !== undefined) return;
     this.#hydrating = new AbortController();
     this.#hydrate();
   }
@@ -417,134 +362,6 @@ type LiveCounts = Pick<
   | "usedBlocks"
   | "totalBlocks"
 >;
-
-/** The parts of the engine, put together. */
-interface Engine {
-  device: CloneDevice;
-  regions: RegionMap;
-  commits: CommitPipeline;
-  periodic: PeriodicCommits;
-  hydrator: OnlineHydrator;
-  governor: Governor;
-  meter: ForegroundMeter;
-  /** Of the background. */
-  copier: RegionCopier;
-  source: AttachedSource | undefined;
-  destination: AttachedDestination;
-}
-
-/** Where it gets its bytes from and puts them. */
-
-interface Devices {
-  /** Undefined where the clone is complete and can do without. */
-  source: AttachedSource | undefined;
-  destination: AttachedDestination;
-}
-
-function assemble(
-  clone: Clone,
-  { source, destination }: Devices,
-  request: LiveRequest,
-  events: () => LiveEvents | undefined,
-): Engine {
-  const { geometry, metadata } = clone;
-  const clock = systemClock;
-  const halt = new AbortController();
-  const lanes = new SharedLanes(source?.view ?? new AbsentDevice("the source", geometry.size), {
-    total: SOURCE_REQUESTS,
-  });
-  // In the order of who waits for it.
-  const [forClients, forWrites] = [lanes.lane(CLIENT_READS), lanes.lane(DEMAND_READS)];
-  const [forExtents, forCopies] = [lanes.lane(1), lanes.lane(BACKGROUND_READS)];
-  const throttle = new Throttle(clock, request.rate);
-  const meter = new ForegroundMeter(clock);
-  const governor = new Governor({
-    meter,
-    clock,
-    throttle,
-    moved: () => copier.counts.copied + copier.counts.reflinked,
-    rate: request.rate,
-    minRate: request.minRate,
-  });
-  const extents = new ExtentCache(forExtents, { trusted: request.extents });
-  const copying = {
-    destination: destination.view,
-    extents,
-    zeroUnit: Math.min(ZERO_UNIT, geometry.regionSize),
-    allocate: (byteLength: number) => alignedBuffer(byteLength, destination.device.directAlignment),
-    verify: request.verify,
-    halt: halt.signal,
-  };
-  const copier = new RegionCopier({
-    ...copying,
-    source: forCopies,
-    throttle,
-    allowance: governor,
-    pieceLength: PIECE_LENGTH,
-    depth: PIECES_IN_FLIGHT,
-  });
-  const demandCopier = new RegionCopier({
-    ...copying,
-    source: forWrites,
-    throttle: new Throttle(clock, null),
-    pieceLength: Math.min(DEMAND_PIECE_LENGTH, Math.max(geometry.regionSize, ZERO_UNIT)),
-    depth: DEMAND_PIECES_IN_FLIGHT,
-  });
-  const regions = new RegionMap(metadata);
-  const sourceGuard = source === undefined ? undefined : patientGuard(() => changeAsError(source), clock);
-  const commits = new CommitPipeline({
-    metadata,
-    destination: destination.view,
-    guard: async () => {
-      await refuseLostDestination(destination.device, clone.exactSize);
-      await sourceGuard?.();
-    },
-    onFailed: (error) => {
-      halt.abort(error);
-      events()?.onFailed(error);
-    },
-  });
-  const known = clone.descriptor?.unreadable.ranges ?? [];
-  const hydrator = new OnlineHydrator(
-    {
-      geometry,
-      metadata,
-      regions,
-      copier,
-      extents,
-      commits,
-      clock,
-      halt,
-      get copiesInFlight() {
-        return Math.min(PIECES_IN_FLIGHT, governor.depth);
-      },
-      zerosLength: MOST_ZEROS_AT_ONCE,
-      onStall: (stall) => events()?.onStall(stall.reason),
-    },
-    request,
-    known,
-  );
-  const device = new CloneDevice({
-    geometry,
-    exactSize: clone.exactSize,
-    regions,
-    source: forClients,
-    destination: destination.view,
-    extents,
-    commits,
-    copier: demandCopier,
-    clock,
-    meter,
-    onHint: (range, kind) => hydrator.hint(range, kind),
-    hydrateOnRead: "never",
-    discardPassdown: request.discardPassdown,
-    readOnly: request.readOnly,
-    sourceTimeoutMs: request.sourceTimeoutMs,
-    sourceDepth: CLIENT_READS,
-  });
-  const periodic = new PeriodicCommits({ commits, clock, onFailure: () => {} }); // the pipeline has told of it
-  return { device, regions, commits, periodic, hydrator, governor, meter, copier, source, destination };
-}
 
 /** A clone that is complete can do without its source, which may be gone by now. */
 async function attachSourceIfNeeded(clone: Clone, request: LiveRequest): Promise<AttachedSource | undefined> {

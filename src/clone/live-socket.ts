@@ -69,7 +69,7 @@ async function bind(server: ControlServer, path: string): Promise<LiveSocket> {
   const bound = lstatSync(path, { bigint: true });
   const close = async (): Promise<void> => {
     const standing = await lstat(path, { bigint: true }).catch(absent);
-    if (standing !== undefined && isSameFile(standing, bound)) await unlink(path).catch(absent);
+    if (standing !== undefined && isSameFile(standing, bound)) await unlink(path).catch(leftBehind);
     await server.close();
   };
   return { path, close, [Symbol.asyncDispose]: close };
@@ -91,6 +91,11 @@ async function refuseTaken(path: string): Promise<void> {
   const found = await lookAtSocket(path);
   if (found === "other") throw new CloneError("failed", "something else stands there");
   if (found === "answered") throw new CloneError("failed", "another process answers there");
+}
+
+/** A socket that cannot be removed is one that the next process replaces. */
+function leftBehind(error: unknown): void {
+  if (errnoOf(error) === undefined) throw error;
 }
 
 function absent(error: unknown): undefined {

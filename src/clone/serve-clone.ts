@@ -13,11 +13,13 @@ import type { ControlTarget, Tuning } from "../control/control-target.ts";
 import { listenDescriptors, ServiceNotifier } from "../control/sd-notify.ts";
 import { exitNow } from "../device/libc.ts";
 import { NbdServer, type NbdServerOptions } from "../nbd/server.ts";
+import { checkCredentials } from "../nbd/tls-upgrade.ts";
 import type { Clone } from "./clone.ts";
 import { type CloneStatus, statusOf } from "./clone-status.ts";
 import { type FinalizeJson, finalizeJson } from "./finalize-clone.ts";
 import { type ListenPlace, type ListenTarget, listenIn, listenPlaces } from "./listen-places.ts";
-import { LiveClone, type LiveRequest } from "./live-clone.ts";
+import { LiveClone } from "./live-clone.ts";
+import type { LiveRequest } from "./live-engine.ts";
 import { firstRegions } from "./live-regions.ts";
 import { openLiveSocket } from "./live-socket.ts";
 import { displayUri } from "./location.ts";
@@ -118,6 +120,8 @@ class ServedClone implements ControlTarget {
   readonly #services = new ServiceNotifier();
   readonly #ending = new AbortController();
   #isHydrated = false;
+  /** Why the finalize failed that was to come when all is hydrated: the server goes on, but not as if it had succeeded. */
+  #failure: Error | undefined;
 
   constructor(clone: Clone, live: LiveClone, request: ServeRequest, tls: ServerTls, listener: ServeListener) {
     this.#clone = clone;
@@ -159,6 +163,7 @@ class ServedClone implements ControlTarget {
     }
     this.#services.stopping("stopping");
     this.#listener.onStopping?.();
+    if (this.#failure !== undefined && !this.#live.device.isLinear) throw this.#failure;
   }
 
   /** Ends it: what clients have under way is answered, and everything is committed. @throws {CloneError} where it is not */
@@ -189,10 +194,13 @@ class ServedClone implements ControlTarget {
   }
 
   async finalize(asked: { keepMetadata: boolean; acceptUnreadable: boolean }): Promise<FinalizeJson> {
+    const isFirst = !this.#live.device.isLinear;
     const report = await this.#live.finalize(asked);
-    this.#listener.onNote(
-      `Finalized ${report.destination}: ${formatSize(report.size)}, it stands alone now; served until its clients leave.`,
-    );
+    if (isFirst) {
+      this.#listener.onNote(
+        `Finalized ${report.destination}: ${formatSize(report.size)}, it stands alone now; served until its clients leave.`,
+      );
+    }
     // After the answer, which is on its way when this has returned.
     setImmediate(() => this.#endIfDone());
     return finalizeJson(report);
@@ -232,9 +240,10 @@ class ServedClone implements ControlTarget {
       this.#endIfDone();
       return;
     }
-    this.finalize({ keepMetadata: false, acceptUnreadable: false }).catch((error: Error) =>
-      this.#clone.warn(error.message),
-    );
+    this.finalize({ keepMetadata: false, acceptUnreadable: false }).catch((error: Error) => {
+      this.#failure = error;
+      this.#clone.warn(error.message);
+    });
   }
 
   /** Ends the server where it has done what it was there for, and nobody uses it. */
@@ -267,6 +276,7 @@ async function tlsOptions({ mode, certificates, presharedKeys, verifyPeer }: Tls
   const { certificate, key, authority } = await readServerCertificates(certificates as string);
   const authorities = authority === undefined ? {} : { authorities: authority };
   const credentials = { kind: "certificates", certificate, key, ...authorities, verifyPeer } as const;
+  checkCredentials(credentials); // before anything is opened for it
   return { mode: mode ?? "require", credentials };
 }
 

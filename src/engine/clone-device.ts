@@ -127,7 +127,7 @@ export class CloneDevice implements ServedDevice {
     const depth = parts.sourceDepth ?? SOURCE_DEPTH;
     const source = new SourceReader({ source: parts.source, clock, timeoutMs: parts.sourceTimeoutMs, depth, stats });
     const behind = new WriteBehind({ geometry, regions, destination, commits, clock, mostBytes, stats, inFlight });
-    const copies = new DemandCopies({ geometry, regions, copier, commits, stats, inFlight });
+    const copies = new DemandCopies({ geometry, regions, copier, commits, stats, inFlight, clock });
     this.#live = {
       regions,
       geometry,

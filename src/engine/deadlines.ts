@@ -38,6 +38,11 @@ export class Deadlines {
     this.#running.delete(deadline);
   }
 
+  /** Whether a time is less than the time limit ago. */
+  isRecent(atMs: number): boolean {
+    return atMs + this.timeoutMs > this.#clock.now();
+  }
+
   /** Everybody's time runs anew from now on. */
   renew(): void {
     this.#renewedAt = this.#clock.now();
@@ -93,11 +98,11 @@ export class Patience {
   }
 
   /**
-   * Settles as `promise` does, or rejects when the time is up. `progress` is a number that grows while there is hope: where
-   * it has grown, the time runs anew.
+   * Settles as `promise` does, or rejects when the time is up. `progressAt` tells when what is waited for got on last, by
+   * the clock of the deadlines: where that was less than the time limit ago, the time runs anew.
    */
-  wait<T>(promise: Promise<T>, progress?: () => number): Promise<T> {
-    if (progress !== undefined) this.#progresses.push(progress);
+  wait<T>(promise: Promise<T>, progressAt?: () => number): Promise<T> {
+    if (progressAt !== undefined) this.#progresses.push(progressAt);
     if (this.#expired === undefined) {
       this.#expired = new Promise((_, reject) => this.#start(reject));
       this.#expired.catch(() => {}); // those who wait hear of it by the race
@@ -106,16 +111,11 @@ export class Patience {
   }
 
   #start(reject: (error: Error) => void): void {
-    const before = this.#progress;
     this.#deadline = this.#deadlines.start(() => {
-      if (this.#progress > before) return this.#start(reject);
+      if (this.#progresses.some((at) => this.#deadlines.isRecent(at()))) return this.#start(reject);
       this.#error = this.#makeError();
       reject(this.#error);
     });
-  }
-
-  get #progress(): number {
-    return this.#progresses.reduce((sum, progress) => sum + progress(), 0);
   }
 
   end(): void {

@@ -1,3 +1,4 @@
+import type { Clock } from "../base/clock.ts";
 import { CloneError } from "../base/errors.ts";
 import type { Geometry, Region } from "../base/geometry.ts";
 import type { CloneDeviceStats } from "./clone-device-stats.ts";
@@ -14,6 +15,7 @@ export interface DemandCopiesParts {
   commits: CommitPipeline;
   stats: CloneDeviceStats;
   inFlight: InFlight;
+  clock: Clock;
 }
 
 /**
@@ -22,11 +24,22 @@ export interface DemandCopiesParts {
  */
 export class DemandCopies {
   readonly #parts: DemandCopiesParts;
+  /** When any of them got on last. */
+  #progressAt = -Infinity;
   /** Nobody stops these: who closes the clone waits for them. */
   readonly #never = new AbortController().signal;
 
   constructor(parts: DemandCopiesParts) {
     this.#parts = parts;
+  }
+
+  /**
+   * When a hydration got on last; and, while it has not had its turn, when any of these copies did, since it will have its
+   * turn then.
+   */
+  progressOf(hydration: Hydration): number {
+    const own = this.#parts.regions.progressOf(hydration);
+    return own === -Infinity ? this.#progressAt : own;
   }
 
   /** Enters an unhydrated region in the table and begins to copy it. Its `ended()` tells the copy's error. */
@@ -40,10 +53,13 @@ export class DemandCopies {
   }
 
   async #copy(hydration: Hydration): Promise<void> {
-    const { geometry, regions, copier, commits, stats, inFlight } = this.#parts;
+    const { geometry, regions, copier, commits, stats, inFlight, clock } = this.#parts;
     try {
-      const onRead = (): void => regions.noteProgress(hydration);
-      await copier.copy(geometry.bytesOf(hydration), this.#never, { onRead });
+      const onProgress = (): void => {
+        this.#progressAt = clock.now();
+        regions.noteProgress(hydration, this.#progressAt);
+      };
+      await copier.copy(geometry.bytesOf(hydration), this.#never, { onProgress });
       regions.complete(hydration);
     } catch (error) {
       stats.demandCopyFailures++;

@@ -295,7 +295,7 @@ export class Hydrator {
 
   /** Hydrates a run of regions as one. @throws what the copier throws, after taking the run off the table */
   async #hydrate(batch: Batch, stop: AbortSignal): Promise<void> {
-    const { geometry, regions, copier } = this.#parts;
+    const { geometry, regions, copier, clock } = this.#parts;
     const range = geometry.bytesOf(batch);
     // A client that waits for the regions should not wait for the rate.
     const hurry = new AbortController();
@@ -306,8 +306,8 @@ export class Hydrator {
     const copyingBytes = batch.zeros ? 0 : range.length;
     this.#copyingBytes += copyingBytes;
     try {
-      const onRead = (): void => regions.noteProgress(hydration);
-      await copier.copy(range, stop, { hurry: hurry.signal, onRead });
+      const onProgress = (): void => regions.noteProgress(hydration, clock.now());
+      await copier.copy(range, stop, { hurry: hurry.signal, onProgress });
     } catch (error) {
       regions.fail(hydration);
       if (stop.aborted && error === stop.reason) return;

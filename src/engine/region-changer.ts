@@ -139,7 +139,7 @@ export class RegionChanger {
     const whole = part.kind === "busy" && part.whole;
     const hydration = part.kind === "busy" ? part.hydration : copies.start(part.region);
     if (!whole || !regions.cancel(hydration)) {
-      const error = await patience.wait(regions.ended(hydration), () => regions.progressOf(hydration));
+      const error = await patience.wait(regions.ended(hydration), () => copies.progressOf(hydration));
       if (error !== undefined && !whole) throw error;
     }
     // The world has changed: look again.

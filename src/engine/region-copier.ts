@@ -48,7 +48,7 @@ export interface CopyAllowance {
 interface Stop {
   signal: AbortSignal;
   hurry: AbortSignal;
-  onRead: () => void;
+  onProgress: () => void;
 }
 
 /** What a copier works on. */
@@ -123,7 +123,7 @@ export class RegionCopier {
 
   /**
    * Makes the destination's range equal the source's; durable after the destination's next flush. Once `hurry` aborts it
-   * does not wait for the rate any more; `onRead` is called when a piece has come from the source.
+   * does not wait for the rate any more; `onProgress` is called when a piece has got its turn, and when it has been read, shared or made zero.
    * @throws {SourceReadError} where the source cannot be read
    * @throws {DeviceError} where the destination fails
    * @throws the reason of `signal` or of the halt signal when either aborts between two pieces; the range is then unfinished
@@ -131,10 +131,10 @@ export class RegionCopier {
   async copy(
     range: ByteRange,
     signal: AbortSignal,
-    { hurry = signal, onRead = () => {} }: { hurry?: AbortSignal; onRead?: () => void } = {},
+    { hurry = signal, onProgress = () => {} }: { hurry?: AbortSignal; onProgress?: () => void } = {},
   ): Promise<void> {
     const extents = await this.#sourceExtents(range);
-    const stop = { signal, hurry, onRead };
+    const stop = { signal, hurry, onProgress };
     if (this.#reflinks && extents.some(({ zero }) => !zero) && (await this.#reflink(range, stop))) return;
     const pieces = this.#pieceTasks(extents, stop);
     const workers = Array.from({ length: this.#depth }, async () => {
@@ -187,6 +187,7 @@ export class RegionCopier {
         this.#reflinks = false;
         return false;
       }
+      stop.onProgress();
       this.counts.reflinked += data;
       this.counts.skipped += length - data;
       if (this.#parts.verify) for (const piece of this.#pieces({ offset, length })) await this.#verifyPiece(piece);
@@ -206,8 +207,9 @@ export class RegionCopier {
     const buffer = await this.#payAndAcquire(length, stop);
     try {
       const data = asBuffer(buffer, length);
+      stop.onProgress();
       await this.#readSource(offset, data);
-      stop.onRead();
+      stop.onProgress();
       for (const run of this.#zeroRuns(data)) {
         if (run.zero) await this.#zeroRun({ offset: offset + run.start, length: run.end - run.start });
         else await this.#write(offset + run.start, data.subarray(run.start, run.end));
@@ -283,7 +285,9 @@ export class RegionCopier {
       const part = Math.min(most, piece);
       const slot = await this.#payAndAcquire(part, stop);
       try {
+        stop.onProgress();
         await this.#zero(position, part);
+        stop.onProgress();
         return part;
       } finally {
         this.#buffers.release(slot);

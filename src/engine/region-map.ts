@@ -165,15 +165,15 @@ export class RegionMap {
     return true;
   }
 
-  /** A piece of a running hydration has come from the source: who waits for it need not give up. */
-  noteProgress(hydration: Hydration): void {
-    this.#claimed(hydration).pieces++;
+  /** A running hydration gets on: who waits for it need not give up. */
+  noteProgress(hydration: Hydration, atMs: number): void {
+    this.#claimed(hydration).progressAt = atMs;
   }
 
-  /** How many pieces have come so far, of one that may have ended meanwhile. */
+  /** When it got on last, by the clock of whoever noted it; it may have ended since. -Infinity: it has not had its turn yet. */
   progressOf(hydration: Hydration): number {
     assert(hydration instanceof Entry, "no hydration of this kind of map");
-    return hydration.pieces;
+    return hydration.progressAt;
   }
 
   /** Resolves when a running hydration ends, however it does; to the error that `fail()` was given. Never rejects. */
@@ -232,8 +232,8 @@ class Entry implements Hydration {
   readonly end: Region;
   /** Whether nothing of it has begun to reach the destination, and nothing will before it is asked. */
   cancellable: boolean;
-  /** Pieces that have come from the source. */
-  pieces = 0;
+  /** When it got on last. */
+  progressAt = -Infinity;
   /** Those who wait for its end. */
   waiting: ((error: unknown) => void)[] | undefined;
   readonly onAwaited: (() => void) | undefined;

@@ -33,7 +33,7 @@ export class RegionStatus {
 
   /**
    * The extents of a range: of each region as the device says that has its truth. Which that is, is decided before either
-   * is asked: a region that is hydrated meanwhile is described by the source, of which it is a copy.
+   * is asked: a region that is hydrated meanwhile is described as it was when the question came.
    *
    * What the source cannot tell, or not in time, is data. Work and answer grow with the range, which servers bound.
    * @throws {DeviceError} of the destination
