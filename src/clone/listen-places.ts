@@ -1,5 +1,6 @@
 /** Where a server listens: a place that the user names, sockets that systemd hands over, or a socket only we know. */
 import { mkdtemp, rm, unlink } from "node:fs/promises";
+import { isIP } from "node:net";
 import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { BusyError, CloneError, errnoOf, UsageError } from "../base/errors.ts";
@@ -10,7 +11,7 @@ import { lookAtSocket } from "./socket-path.ts";
 export type ListenPlace = { socket: string } | ListenAddress;
 
 /** What a server can listen on. */
-export type ListenTarget = { path: string } | { host: string; port: number } | { fd: number };
+export type ListenTarget = { path: string } | { host: string; port: number; name?: string } | { fd: number };
 
 /** Places to listen in; disposing of them removes what was made for them. */
 export interface ListenPlaces extends AsyncDisposable {
@@ -78,7 +79,8 @@ export async function listenPlaces(request: PlacesRequest): Promise<ListenPlaces
         hint: "--tls require with certificates or keys protects the disk; --insecure lets anybody read and write it.",
       });
     }
-    const targets = hosts.map((host) => ({ host, port: place.port }));
+    const isName = place.host !== "" && isIP(place.host) === 0;
+    const targets = hosts.map((host) => ({ host, port: place.port, ...(isName ? { name: place.host } : {}) }));
     return { targets, need: place.host === "" ? "first" : "available", [Symbol.asyncDispose]: nothing };
   }
   if (inherited.length > 0) {

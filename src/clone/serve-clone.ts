@@ -11,6 +11,7 @@ import { systemClock } from "../base/clock.ts";
 import { formatSize } from "../base/units.ts";
 import type { ControlTarget, Tuning } from "../control/control-target.ts";
 import { listenDescriptors, ServiceNotifier } from "../control/sd-notify.ts";
+import { descriptorLimit } from "../device/descriptor-limit.ts";
 import { exitNow } from "../device/libc.ts";
 import { NbdServer, type NbdServerOptions } from "../nbd/server.ts";
 import { checkCredentials } from "../nbd/tls-upgrade.ts";
@@ -80,6 +81,8 @@ export interface ServeListener {
 
 /** How long requests under way at the end may take, ms. */
 const SHUTDOWN_MS = 10_000;
+/** Descriptors that are not for clients: libraries, devices, sockets, and what is open for a moment. */
+const OWN_DESCRIPTORS = 40;
 /** How often the service manager is told how far it is, ms. */
 const STATUS_INTERVAL_MS = 5000;
 
@@ -132,7 +135,7 @@ class ServedClone implements ControlTarget {
     this.#nbd = new NbdServer({
       exports: [{ name, device: live.device, readOnly, description: `clone of ${sourceName(clone)}` }],
       tls,
-      limits: { connections: maxConnections },
+      limits: { connections: boundedConnections(maxConnections, clone) },
       onWarning: listener.onDetail,
       onConnections: () => this.#endIfDone(),
     });
@@ -262,6 +265,15 @@ class ServedClone implements ControlTarget {
     const pace = state === "hydrating" ? `, ${formatSize(hydration.bytesPerSecond)}/s` : "";
     return `${state}, ${Math.floor((hydrated / size) * 100)} % of ${formatSize(size)} hydrated${pace}`;
   }
+}
+
+/** As many clients as there are descriptors for, with some left for the clone's own files and for its control socket. */
+function boundedConnections(wanted: number, clone: Clone): number {
+  const limit = descriptorLimit();
+  const most = Math.max(1, limit - OWN_DESCRIPTORS);
+  if (wanted <= most) return wanted;
+  clone.warn(`At most ${most} clients are let in at once, not ${wanted}, because only ${limit} files may be open`);
+  return most;
 }
 
 /** What the server is to be as to encryption. */

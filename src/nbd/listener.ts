@@ -15,6 +15,8 @@ export type ListenAddress =
       host: string;
       /** 0 for any that is free. */
       port: number;
+      /** The name that clients are told, where that is another: certificates are for names. */
+      name?: string;
     }
   | {
       /** A socket that listens already, as from systemd. It is the server's from now on. */
@@ -78,7 +80,8 @@ export class Listener {
     if (socket !== undefined) return `${scheme}+unix:///${path}?socket=${encodeSocketPath(socket)}`;
     const bound = this.#server.address();
     if (bound === null || typeof bound === "string" || bound.port === undefined) return undefined;
-    const host = bound.family === "IPv6" ? `[${bound.address}]` : bound.address;
+    const literal = bound.family === "IPv6" ? `[${bound.address}]` : bound.address;
+    const host = ("name" in address ? address.name : undefined) ?? literal;
     return `${scheme}://${host}:${bound.port}/${path}`;
   }
 

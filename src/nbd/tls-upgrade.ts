@@ -43,7 +43,9 @@ export function checkCredentials(credentials: TlsCredentials): void {
     createServer(tlsOptions(credentials));
   } catch (cause) {
     const reason = cause instanceof Error ? cause.message : String(cause);
-    throw new UsageError(`Cannot use the TLS certificates: ${reason}`, { cause });
+    // OpenSSL's own words, without the number before them: "x509 certificate routines::key values mismatch".
+    const words = reason.replace(/^error:[0-9a-f]+:/i, "");
+    throw new UsageError(`Cannot use server-cert.pem, server-key.pem and ca-cert.pem: ${words}`, { cause });
   }
 }
 

@@ -248,6 +248,13 @@ describe("clone serve refuses", () => {
     [["--socket", "x".repeat(200)], 2, /at most 107 bytes/],
     [["--socket", "nowhere/s"], 1, /nowhere\/s/],
     [["--socket", "s", "--tls", "require"], 2, /^clone: Cannot use --tls require: it needs/m],
+    [["--socket", "s", "--tls", "off", "--tls-psk", "base.img"], 2, /^clone: Cannot use --tls off with/m],
+    [["--socket", ""], 2, /^clone: Cannot use --socket/m],
+    [
+      ["--socket", "s", "--export", "x".repeat(5000)],
+      2,
+      /^clone: Cannot use --export: a name has at most 4096 bytes$/m,
+    ],
     [["--socket", "s", "--tls-verify-peer"], 2, /^clone: Cannot use --tls-verify-peer/m],
     [["--socket", "s", "--tls-certificates", "certs"], 1, /server-cert\.pem": no such file/],
     [["--socket", "s", "--tls-psk", "base.img"], 2, /^clone: Cannot use the keys in "base\.img": line 1/m],

@@ -183,12 +183,11 @@ function checkTogether({ tls, place, exportName }: ServeRequest): void {
   if (tls.verifyPeer && tls.certificates === undefined) {
     throw new UsageError("Cannot use --tls-verify-peer: it needs --tls-certificates, whose ca-cert.pem is what counts");
   }
-  if (
-    tls.mode !== undefined &&
-    tls.mode !== "off" &&
-    tls.certificates === undefined &&
-    tls.presharedKeys === undefined
-  ) {
+  const hasSecrets = tls.certificates !== undefined || tls.presharedKeys !== undefined;
+  if (tls.mode === "off" && hasSecrets) {
+    throw new UsageError("Cannot use --tls off with certificates or keys: nothing would be encrypted with them");
+  }
+  if ((tls.mode === "on" || tls.mode === "require") && !hasSecrets) {
     throw new UsageError(`Cannot use --tls ${tls.mode}: it needs --tls-certificates or --tls-psk`);
   }
 }

@@ -21,6 +21,11 @@ describe("listenPlaces()", () => {
     expect((await listenPlaces({ ...NOWHERE, place: { host: "127.0.0.1", port: 7 } })).targets).toHaveLength(1);
   });
 
+  test("keeps the name that was given, since certificates are for names", async () => {
+    const { targets } = await listenPlaces({ ...NOWHERE, place: { host: "localhost", port: 7 } });
+    for (const target of targets) expect(target).toMatchObject({ port: 7, name: "localhost" });
+  });
+
   test("takes the sockets of systemd, but a place that is named before them", async () => {
     expect((await listenPlaces({ ...NOWHERE, inherited: [3, 4] })).targets).toEqual([{ fd: 3 }, { fd: 4 }]);
   });
