@@ -113,8 +113,8 @@ export async function hydrateClone(
   const commits = new CommitPipeline({
     metadata,
     destination: destination.view,
+    refuseLost: () => refuseLostDestination(destination.device, clone.exactSize),
     guard: async () => {
-      await refuseLostDestination(destination.device, clone.exactSize);
       const change = await changeAsError(source);
       if (change !== undefined) throw change;
     },

@@ -141,10 +141,8 @@ export function assemble(
   const commits = new CommitPipeline({
     metadata,
     destination: destination.view,
-    guard: async () => {
-      await refuseLostDestination(destination.device, clone.exactSize);
-      await sourceGuard?.();
-    },
+    ...(sourceGuard === undefined ? {} : { guard: sourceGuard }),
+    refuseLost: () => refuseLostDestination(destination.device, clone.exactSize),
     onFailed: (error) => {
       halt.abort(error);
       events()?.onFailed(error);

@@ -34,6 +34,8 @@ export interface CommitParts {
    * the source has changed while they were copied.
    */
   guard?: () => Promise<void>;
+  /** Asked before each flush of the destination, to commit or not; throws where what was written to it is lost anyway. */
+  refuseLost?: () => Promise<void>;
   /** Told after each commit that made regions durable. */
   onCommitted?: () => void;
   /** Told once, when the clone turns `failed`. */
@@ -119,7 +121,7 @@ export class CommitPipeline {
     if (!changed && !flushes) return;
     try {
       if (changed) await this.#commitChanges(this.#metadata as CloneMetadata);
-      else await this.#parts.destination.flush();
+      else await this.#flushDestination();
     } catch (error) {
       this.fail(error instanceof Error ? error : new CloneError("failed", `Cannot commit: ${error}`));
       throw this.#failure;
@@ -128,13 +130,18 @@ export class CommitPipeline {
   }
 
   async #commitChanges(metadata: CloneMetadata): Promise<void> {
-    const { destination, guard } = this.#parts;
     metadata.preCommit();
-    await guard?.();
+    await this.#parts.guard?.();
     // A failure that was found meanwhile is one of what the frozen regions hold.
     this.check();
-    await destination.flush();
+    await this.#flushDestination();
     this.check();
     await metadata.commit();
+  }
+
+  async #flushDestination(): Promise<void> {
+    const { destination, refuseLost } = this.#parts;
+    await refuseLost?.();
+    await destination.flush();
   }
 }

@@ -300,6 +300,19 @@ describe("clone serve refuses", () => {
     });
   });
 
+  test("to flush to a destination that was removed when all was hydrated", async () => {
+    await using made = await freshClone();
+    const { cwd } = made;
+    await using server = await startServe({ clone: "disk.img", cwd });
+    await using client = await NbdSession.connect(server);
+    await server.hydrated();
+    await client.write(0, Buffer.alloc(512, 1), { fua: true });
+    await rm(join(cwd, "disk.img"));
+    await client.write(0, Buffer.alloc(512, 2));
+    await expect(client.flush()).rejects.toMatchObject({ errno: 5 });
+    expect((await server.stop()).code).toBe(1);
+  });
+
   test("a source that changes while it is served: nothing of it is vouched for any more", async () => {
     await using made = await freshClone();
     const { cwd } = made;
