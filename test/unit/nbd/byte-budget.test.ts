@@ -46,6 +46,21 @@ describe("ByteBudget", () => {
     expect(budget.contended).toBe(false);
   });
 
+  test("when more comes back than the first needs, the next is woken as well", async () => {
+    const budget = new ByteBudget(100);
+    const woken: string[] = [];
+    const open = (name: string) => budget.open({ reserve: 0, most: 1000, onAvailable: () => woken.push(name) });
+    const [holder, one, two] = [open("holder"), open("one"), open("two")];
+    holder.tryTake(100);
+    expect([one.tryTake(40), two.tryTake(40)]).toEqual([false, false]);
+    holder.give(100);
+    await null;
+    expect(one.tryTake(40)).toBe(true);
+    await null;
+    expect(woken).toEqual(["one", "two"]);
+    expect(two.tryTake(40)).toBe(true);
+  });
+
   test("never lends more than there is, wakes who waits, and comes out even", async () => {
     const step = fc.record({ who: fc.nat(3), bytes: fc.integer({ min: 1, max: 80 }), give: fc.boolean() });
     await fc.assert(

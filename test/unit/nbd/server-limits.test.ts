@@ -190,6 +190,61 @@ describe("A client that stalls", () => {
   });
 });
 
+describe("A client that is slow", () => {
+  test("is not dropped for it, though others wait for what it holds", async () => {
+    const clock = new ManualClock();
+    const limits = { bytesReserved: 64 * KIB, bytesShared: MIB, stallMs: 1000 };
+    await using served = await testServer({ limits, clock });
+    await using slow = await NbdClient.go(served);
+    await using other = await NbdClient.go(served);
+    slow.send(requestBytes({ type: Command.write, length: MIB, cookie: 1 }));
+    await until(() => served.server.bytesInFlight >= MIB);
+    other.post({ type: Command.write, data: Buffer.alloc(512 * KIB), cookie: 9 });
+    for (let second = 0; second < 10; second++) {
+      slow.send(Buffer.alloc(KIB));
+      await new Promise((resolve) => setTimeout(resolve, 40));
+      await clock.advance(1000);
+    }
+    expect(served.warnings).toEqual([]);
+    slow.send(Buffer.alloc(MIB - 10 * KIB));
+    expect((await slow.reply()).cookie).toBe(1);
+    expect((await other.reply()).cookie).toBe(9);
+  });
+
+  test("and waits for memory that it could not use yet, does not keep those behind it waiting", async () => {
+    const [holding, late] = [gate(), gate()];
+    const before = (_verb: string, offset: number) => [holding.opened, late.opened][offset / MIB];
+    const device = new ServedMemory(8 * MIB, { before });
+    Object.assign(device, { tryRead: (offset: number) => offset >= 2 * MIB });
+    const limits = { bytesReserved: 512 * KIB, bytesShared: MIB, bytesQueued: MIB };
+    await using served = await testServer({ device, limits });
+    await using holder = await NbdClient.go(served);
+    await using slow = await NbdClient.go(served);
+    await using other = await NbdClient.go(served);
+    slow.detach();
+    holder.post({ type: Command.read, offset: 0, length: MIB + 512 * KIB, cookie: 1 });
+    await until(() => device.log.length === 1);
+    // Its replies fill what lies between, but not all that it may have queued …
+    const held = (): number => served.server.bytesInFlight - (MIB + 512 * KIB);
+    while (held() < 600 * KIB) {
+      slow.post({ type: Command.read, offset: 2 * MIB, length: 16 * KIB });
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+    // … so that it comes to ask for more than its own; then what it asked for before is answered, and fills the queue.
+    for (let index = 0; index < 8; index++) slow.post({ type: Command.read, offset: MIB, length: 64 * KIB });
+    slow.post({ type: Command.read, offset: 2 * MIB, length: 512 * KIB });
+    await until(() => device.log.length === 1 + 8);
+    await settled(() => served.server.bytesInFlight);
+    other.post({ type: Command.read, offset: 2 * MIB, length: MIB, cookie: 2 });
+    late.open();
+    await until(() => served.server.counters.requestsInFlight === 1);
+    await settled(() => served.server.bytesInFlight);
+    holding.open();
+    expect((await other.reply()).cookie).toBe(2);
+    expect((await holder.reply()).cookie).toBe(1);
+  });
+});
+
 describe("A client gone in mid-write", () => {
   test.for([
     ["a small one", 4096],

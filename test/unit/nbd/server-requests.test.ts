@@ -152,6 +152,15 @@ describe("Commands", () => {
     expect((await client.request(status)).error).toBe(0);
   });
 
+  test("a write with FUA is one to the device too, whatever its size, though it could be done at once", async () => {
+    await using served = await server();
+    await using client = await NbdClient.go(served);
+    for (const length of [1, 4096, 100 * KIB, MIB]) {
+      expect((await client.write(0, Buffer.alloc(length, 1), CommandFlag.fua)).error).toBe(0);
+      expect(served.device.log.at(-1)).toBe(`write 0 ${length} fua`);
+    }
+  });
+
   test("a flag that is not the command's, or an unknown command, is refused and nothing is done", async () => {
     await using served = await server();
     await using client = await NbdClient.go(served);

@@ -103,7 +103,10 @@ describe("NbdServer.shutdown()", () => {
       await using client = await NbdClient.go(served);
       client.post({ type: Command.read, length: 8, cookie: 1 });
       await until(() => device.log.length === 1);
+      client.send(Buffer.alloc(28, 1)); // no request: it is dropped
+      await client.closed();
     }
+    expect(served.server.connections).toBe(0);
     let done = false;
     const shutdown = served.server.shutdown({ graceMs: 60_000 }).then(() => {
       done = true;

@@ -97,6 +97,23 @@ describe("SocketInput", () => {
     );
   });
 
+  test("has a long payload written straight to where it belongs, and the next bytes to the shared buffer again", () => {
+    const shared = new SharedBuffer();
+    const consumer = new Messages(100, []);
+    const input = new SocketInput(shared, consumer, () => {});
+    consumer.input = input;
+    expect(input.next()).toBe(shared.reads);
+    shared.reads.set([0, 0, 4, 0, 7, 7]);
+    input.received(6, input.next());
+    const where = input.next();
+    expect(where.length).toBe(1024 - 2);
+    expect(where.buffer).not.toBe(shared.bytes.buffer);
+    where.fill(7);
+    input.received(where.length, where);
+    expect(consumer.seen).toEqual([Buffer.alloc(1024, 7)]);
+    expect(input.next()).toBe(shared.reads);
+  });
+
   test("throws away what comes after it was closed, and does not stop the socket", () => {
     const consumer = new Messages(100, []);
     const input = new SocketInput(new SharedBuffer(), consumer, () => {});
