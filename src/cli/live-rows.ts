@@ -20,19 +20,21 @@ export function settingRows({ state, hydration, server }: CloneStatus): Row[] {
   return rows;
 }
 
-/** How a hydration gets on, in a line. */
-export function paceRow({ state, hydration, hydratingRegions }: CloneStatus): Row {
+/** How a hydration gets on, and what bounds it: each short enough for a narrow terminal. */
+export function paceRows({ state, hydration, hydratingRegions }: CloneStatus): Row[] {
   const { bytesPerSecond, etaSeconds, rate, threshold, batchSize } = hydration;
-  const parts = [
+  const pace = [
     ...(state === "hydrating"
       ? [`${formatRate(bytesPerSecond)}, ETA ${etaSeconds === null ? "-" : formatDuration(etaSeconds)}`]
       : []),
     ...(hydratingRegions > 0 ? [`${hydratingRegions} in flight`] : []),
-    rate === null ? "no limit" : `at most ${formatRate(rate)}`,
+  ];
+  const limits = [
+    rate === null ? "no rate limit" : `at most ${formatRate(rate)}`,
     `threshold ${threshold ?? "-"}`,
     `batch size ${batchSize ?? "-"}`,
   ];
-  return ["hydration", parts.join(", ")];
+  return [...(pace.length > 0 ? ([["hydration", pace.join(", ")]] as Row[]) : []), ["limits", limits.join(", ")]];
 }
 
 /** Where clients are served, and how many there are. */

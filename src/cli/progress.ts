@@ -98,13 +98,14 @@ function plainDisplay(label: string): Display {
   };
 }
 
+/** Characters of a bar. */
+const LONGEST_BAR = 24;
+const LEAST_BAR = 4;
+
 async function barDisplay(label: string): Promise<Display> {
   const { default: cliProgress } = await import("cli-progress");
   const bar = new cliProgress.SingleBar({
-    format: `${label} {share} |{bar}| {text}`,
-    barCompleteChar: "█",
-    barIncompleteChar: "░",
-    barsize: 24,
+    format: `${label} {share} |{blocks}| {text}`,
     hideCursor: true,
     stream: process.stderr,
     // Lines wider than the terminal would be drawn below one another.
@@ -113,10 +114,12 @@ async function barDisplay(label: string): Promise<Display> {
   let started = false;
   return {
     show(sample, meter, final) {
-      const payload = {
-        share: percentage(sample),
-        text: [amounts(sample), ...pace(sample, meter, final)].join("  "),
-      };
+      const share = percentage(sample);
+      const parts = [amounts(sample), ...pace(sample, meter, final)];
+      const room = (): number => (process.stderr.columns ?? 80) - `${label} ${share} || ${parts.join("  ")}`.length;
+      // How much is in flight is the least that anybody needs to know; what is unreadable stays.
+      while (room() < LEAST_BAR && parts.length > 3) parts.splice(3, 1);
+      const payload = { share, text: parts.join("  "), blocks: blocks(sample, room()) };
       if (started) bar.update(sample.done, payload);
       else bar.start(sample.total, sample.done, payload);
       started = true;
@@ -124,6 +127,13 @@ async function barDisplay(label: string): Promise<Display> {
     },
     end: () => bar.stop(),
   };
+}
+
+/** The bar itself, as long as there is room for it: the figures beside it say more. */
+function blocks({ done, total }: ProgressSample, room: number): string {
+  const length = Math.max(LEAST_BAR, Math.min(LONGEST_BAR, room));
+  const full = total === 0 ? length : Math.floor((done / total) * length);
+  return "█".repeat(full) + "░".repeat(length - full);
 }
 
 /** Rounded down: 100 % is said only when all is done. */

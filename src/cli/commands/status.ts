@@ -5,7 +5,7 @@ import { displayUri } from "../../clone/location.ts";
 import type { LockHolder } from "../../device/lock.ts";
 import { type CliContext, defineCommand } from "../command.ts";
 import { ExitCode } from "../exit-codes.ts";
-import { formatRow, paceRow, type Row, serverRow } from "../live-rows.ts";
+import { formatRow, paceRows, type Row, serverRow } from "../live-rows.ts";
 import { cloneArgument, countOf, jsonOption } from "../options.ts";
 import { formatRegions } from "../regions.ts";
 import { isOutputRead } from "../standard-output.ts";
@@ -94,7 +94,7 @@ function rowsOf({ status, unreadable, holder, peer }: StatusReport, out: ChalkIn
     rows.push(["unreadable", out.red(`${status.unreadableInexact ? "among " : ""}${formatRegions(unreadable)}`)]);
   }
   if (hydration.stalled !== null) rows.push(["stalled", out.red(hydration.stalled)]);
-  if (peer !== undefined) rows.push(paceRow(status));
+  if (peer !== undefined) rows.push(...paceRows(status));
   if (server !== null) rows.push(serverRow(server));
   rows.push(
     ["source", source === null ? "not known" : displayUri(source.uri)],
