@@ -3,9 +3,13 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { constants } from "node:os";
 import { CloneError } from "../base/errors.ts";
 
+/** How long a command that is told to end may take, ms. */
+const PATIENCE_MS = 10_000;
+
 /** A command in a shell, running. */
 export class CaptiveCommand {
   readonly #child: ChildProcess;
+  #isTold = false;
   /** Its exit status, as a shell tells it: 128 and the signal's number where one ended it. Rejects where no shell starts. */
   readonly ended: Promise<number>;
 
@@ -24,9 +28,12 @@ export class CaptiveCommand {
     });
   }
 
-  /** Asks it to end. */
+  /** Asks it to end, and ends it where it does not in time: nobody else would. */
   terminate(): void {
-    this.#child.kill("SIGTERM");
+    if (!this.#child.kill("SIGTERM") || this.#isTold) return;
+    this.#isTold = true;
+    const kill = setTimeout(() => this.#child.kill("SIGKILL"), PATIENCE_MS);
+    this.#child.once("exit", () => clearTimeout(kill));
   }
 }
 

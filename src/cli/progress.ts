@@ -116,7 +116,8 @@ async function barDisplay(label: string): Promise<Display> {
     show(sample, meter, final) {
       const share = percentage(sample);
       const parts = [amounts(sample), ...pace(sample, meter, final)];
-      const room = (): number => (process.stderr.columns ?? 80) - `${label} ${share} || ${parts.join("  ")}`.length;
+      // One less than there is: the last column is where a terminal's cursor waits.
+      const room = (): number => (process.stderr.columns ?? 80) - 1 - `${label} ${share} || ${parts.join("  ")}`.length;
       // How much is in flight is the least that anybody needs to know; what is unreadable stays.
       while (room() < LEAST_BAR && parts.length > 3) parts.splice(3, 1);
       const payload = { share, text: parts.join("  "), blocks: blocks(sample, room()) };
