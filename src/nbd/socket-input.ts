@@ -15,12 +15,20 @@
 export const ROOM = 96 * 1024;
 /** Bytes of one read. */
 const READ_SIZE = 256 * 1024;
+/**
+ * Where such a payload has come, others like it mostly follow. Then the next message is begun with a small read, and the
+ * bulk of its payload goes where it belongs at once, instead of being copied there out of a large read.
+ */
+const LARGE_PAYLOAD = 128 * 1024;
+const SMALL_READ_SIZE = 4096;
 
 /** The buffer that the connections of a server read into, one after the other. */
 export class SharedBuffer {
   readonly bytes = Buffer.allocUnsafeSlow(ROOM + READ_SIZE);
   /** Where a socket may write. */
   readonly reads = this.bytes.subarray(ROOM);
+  /** The same, where little is wanted. */
+  readonly smallReads = this.bytes.subarray(ROOM, ROOM + SMALL_READ_SIZE);
 }
 
 /** Who understands the bytes. */
@@ -47,6 +55,8 @@ export class SocketInput {
   /** Lets the socket go on. */
   readonly #resume: () => void;
   #payload: Payload | undefined;
+  /** The last payload that had its own buffer was a large one. */
+  #expectsLarge = false;
   #carry: Buffer | undefined;
   #carried = 0;
   #blocked = false;
@@ -74,17 +84,20 @@ export class SocketInput {
   /** Where the socket's next bytes are to go. */
   next(): Uint8Array {
     const payload = this.#payload;
-    if (payload === undefined || this.#blocked) return this.#shared.reads;
+    if (payload === undefined || this.#blocked) {
+      return this.#expectsLarge ? this.#shared.smallReads : this.#shared.reads;
+    }
     return payload.target.subarray(payload.filled, payload.length);
   }
 
   /** The socket wrote `count` bytes to where `next()` had said. False where it is to stop reading. */
   received(count: number, where: Uint8Array): boolean {
-    if (where !== this.#shared.reads) {
+    if (where !== this.#shared.reads && where !== this.#shared.smallReads) {
       this.progress++;
       this.#fill(count);
     } else {
       this.push(this.#shared.bytes, ROOM, ROOM + count);
+      if (this.#payload === undefined) this.#expectsLarge = false;
     }
     return !this.#blocked;
   }
@@ -109,6 +122,7 @@ export class SocketInput {
   /** For the consumer: the payload of `length` bytes, of which `filled` are there, is to be received into `target`. */
   receive(target: Buffer, filled: number, length: number, whenWhole: () => void): void {
     this.#payload = { target, filled, length, whenWhole };
+    this.#expectsLarge = length >= LARGE_PAYLOAD;
   }
 
   /** For the consumer: no more, until `unblock()`. */

@@ -114,6 +114,31 @@ describe("SocketInput", () => {
     expect(input.next()).toBe(shared.reads);
   });
 
+  test("begins with a small read where a large payload came last, until none comes", () => {
+    const shared = new SharedBuffer();
+    const consumer = new Messages(100, []);
+    const input = new SocketInput(shared, consumer, () => {});
+    consumer.input = input;
+    const receive = (bytes: Buffer): number => {
+      let reads = 0;
+      for (let at = 0; at < bytes.length; reads++) {
+        const where = input.next();
+        const count = Math.min(where.length, bytes.length - at);
+        bytes.copy(where, 0, at, at + count);
+        input.received(count, where);
+        at += count;
+      }
+      return reads;
+    };
+    const large = Buffer.concat([Buffer.from([0, 4, 0, 0]), Buffer.alloc(256 * 1024, 1)]);
+    expect(receive(large)).toBe(2); // what fits in a large read, which is copied, and the rest
+    expect(input.next()).toBe(shared.smallReads);
+    expect(receive(large)).toBe(2); // a small one, and all that is left
+    expect(receive(Buffer.from([0, 0, 0, 1, 9]))).toBe(1);
+    expect(input.next()).toBe(shared.reads);
+    expect(consumer.seen.map((message) => message.length)).toEqual([256 * 1024, 256 * 1024, 1]);
+  });
+
   test("throws away what comes after it was closed, and does not stop the socket", () => {
     const consumer = new Messages(100, []);
     const input = new SocketInput(new SharedBuffer(), consumer, () => {});
