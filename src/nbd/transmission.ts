@@ -12,24 +12,15 @@ import type { ServedDevice } from "../device/served-device.ts";
 import { blockStatus, statusCost } from "./block-status.ts";
 import type { Allowance } from "./byte-budget.ts";
 import { describeFailure } from "./error-reply.ts";
-import { blockSizesOf, isReadOnly } from "./export.ts";
 import type { Session } from "./handshake.ts";
-import { encodeText } from "./option-codec.ts";
 import type { PayloadBuffers } from "./payload-buffers.ts";
-import { ChunkType, Command, CommandFlag, NbdErrno, Size } from "./protocol.ts";
+import { Command, CommandFlag, NbdErrno, Size } from "./protocol.ts";
+import { Replies } from "./replies.ts";
 import type { ReplyWriter } from "./reply-writer.ts";
+import { type Refusal, RequestRules } from "./request-rules.ts";
 import type { CommandCounter, ServerCounters } from "./server-counters.ts";
 import type { Consumer, SocketInput } from "./socket-input.ts";
-import { encodeSparseRead, SMALLEST_SPARSE_READ } from "./sparse-read.ts";
-import {
-  decodeRequest,
-  encodeChunkHeader,
-  encodeDataChunk,
-  encodeErrorChunk,
-  encodeSimpleReply,
-  encodeStatusChunk,
-  type Request,
-} from "./transmission-codec.ts";
+import { decodeRequest, type Request } from "./transmission-codec.ts";
 
 /** A payload up to this long is waited for in the shared buffer; a longer one gets its own at once. Bytes. */
 const LARGEST_IN_PLACE = 32 * 1024;
@@ -43,16 +34,7 @@ const BATCHED_REPLIES = 6;
 /** A reply up to this long that comes later is copied to the batch rather than sent alone. Bytes. */
 const LARGEST_COPY = 16 * 1024;
 
-/** The flags that each command may have besides FUA. */
-const FLAGS = new Map<number, number>([
-  [Command.read, CommandFlag.df],
-  [Command.write, 0],
-  [Command.flush, 0],
-  [Command.trim, 0],
-  [Command.cache, 0],
-  [Command.writeZeroes, CommandFlag.noHole + CommandFlag.fastZero],
-  [Command.blockStatus, CommandFlag.requestOne],
-]);
+const SHUTTING_DOWN: Refusal = { errno: NbdErrno.ESHUTDOWN, text: "the server is shutting down" };
 
 /** What holds a client back. */
 export interface TransmissionLimits {
@@ -81,21 +63,12 @@ export interface TransmissionOptions {
   onAnswered: () => void;
 }
 
-/** Why a request is refused before it gets to the device. */
-interface Refusal {
-  errno: number;
-  text: string;
-}
-
 /** One connection's requests. */
 export class Transmission implements Consumer {
   readonly #session: Session;
   readonly #device: ServedDevice;
-  readonly #structured: boolean;
-  readonly #readOnly: boolean;
-  readonly #maximum: number;
-  /** What offsets and lengths have to be multiples of. */
-  readonly #alignment: number;
+  readonly #rules: RequestRules;
+  readonly #replies: Replies;
   readonly #input: SocketInput;
   readonly #writer: ReplyWriter;
   readonly #allowance: Allowance;
@@ -118,13 +91,10 @@ export class Transmission implements Consumer {
 
   constructor(options: TransmissionOptions) {
     const { session } = options;
-    const sizes = blockSizesOf(session.served);
     this.#session = session;
     this.#device = session.served.device;
-    this.#structured = session.structured;
-    this.#readOnly = isReadOnly(session.served);
-    this.#maximum = sizes.maximum;
-    this.#alignment = session.knowsBlockSizes ? sizes.minimum : 1;
+    this.#rules = new RequestRules(session);
+    this.#replies = new Replies(options.writer, session);
     this.#input = options.input;
     this.#writer = options.writer;
     this.#allowance = options.allowance;
@@ -185,7 +155,7 @@ export class Transmission implements Consumer {
       this.#options.onDisconnect();
       return Size.request;
     }
-    const refusal = this.#refusal(request);
+    const refusal = this.#options.isShuttingDown() ? SHUTTING_DOWN : this.#rules.refusal(request);
     if (refusal !== undefined) {
       this.#count(request);
       if (request.type === Command.write) {
@@ -206,41 +176,6 @@ export class Transmission implements Consumer {
     return Size.request;
   }
 
-  /** Why the request cannot be done, by the protocol alone. */
-  #refusal(request: Request): Refusal | undefined {
-    const { type, offset, length } = request;
-    const allowed = FLAGS.get(type);
-    if (this.#options.isShuttingDown()) return { errno: NbdErrno.ESHUTDOWN, text: "the server is shutting down" };
-    if (allowed === undefined) return { errno: NbdErrno.EINVAL, text: `command ${type} is not known` };
-    if (!this.#flagsFit(request, allowed)) {
-      return { errno: NbdErrno.EINVAL, text: `command ${type} has no flags ${request.flags}` };
-    }
-    if (type === Command.flush) return undefined;
-    const changes = type === Command.write || type === Command.trim || type === Command.writeZeroes;
-    if (changes && this.#readOnly) return { errno: NbdErrno.EPERM, text: "the export is read-only" };
-    const hasPayload = type === Command.read || type === Command.write;
-    if (hasPayload && length > this.#maximum) {
-      return { errno: NbdErrno.EINVAL, text: `${length} bytes are more than the ${this.#maximum} of one request` };
-    }
-    if (offset + length > this.#device.size) {
-      const errno = type === Command.write || type === Command.writeZeroes ? NbdErrno.ENOSPC : NbdErrno.EINVAL;
-      return { errno, text: `the export ends at ${this.#device.size}` };
-    }
-    if (this.#alignment > 1 && (offset % this.#alignment > 0 || length % this.#alignment > 0)) {
-      return { errno: NbdErrno.EINVAL, text: `offset or length is no multiple of ${this.#alignment}` };
-    }
-    if (type === Command.blockStatus && (this.#session.contexts.length === 0 || length === 0)) {
-      return { errno: NbdErrno.EINVAL, text: "no block status was negotiated, or of no bytes" };
-    }
-    return undefined;
-  }
-
-  #flagsFit({ type, flags }: Request, allowed: number): boolean {
-    if (flags <= CommandFlag.fua) return true; // what nearly all have
-    const known = type === Command.read && !this.#structured ? 0 : allowed;
-    return (flags & ~(known | CommandFlag.fua)) === 0;
-  }
-
   /** Reads at once, or begins to; false where there is no room for it now. */
   #read(request: Request): boolean {
     const { offset, length } = request;
@@ -248,13 +183,13 @@ export class Transmission implements Consumer {
       this.#succeed(request);
       return true;
     }
-    const header = this.#structured ? Size.dataChunkHeader : Size.simpleReply;
+    const header = this.#replies.headerSize;
     if (length <= LARGEST_IN_BATCH) {
       const batch = this.#writer.room(header + length);
       const at = this.#writer.position;
       try {
         if (this.#device.tryRead(offset, batch.subarray(at + header, at + header + length))) {
-          this.#writer.advance(this.#encodeRead(batch, at, request) - at);
+          this.#writer.advance(this.#replies.encodeRead(batch, at, request) - at);
           return true;
         }
       } catch (error) {
@@ -270,7 +205,7 @@ export class Transmission implements Consumer {
     if (length > LARGEST_IN_BATCH) {
       try {
         if (this.#device.tryRead(offset, buffer.subarray(header, header + length))) {
-          this.#writer.send(buffer, this.#encodeRead(buffer, 0, request), length);
+          this.#writer.send(buffer, this.#replies.encodeRead(buffer, 0, request), length);
           return true;
         }
       } catch (error) {
@@ -289,7 +224,7 @@ export class Transmission implements Consumer {
     try {
       await this.#device.read(offset, buffer.subarray(header, header + length));
       if (this.#closed) return this.#release(buffer, length);
-      const bytes = this.#encodeRead(buffer, 0, request);
+      const bytes = this.#replies.encodeRead(buffer, 0, request);
       if (bytes > LARGEST_COPY) {
         this.#writer.send(buffer, bytes, length);
       } else {
@@ -302,19 +237,6 @@ export class Transmission implements Consumer {
     } finally {
       this.#end();
     }
-  }
-
-  /** Puts the headers to what was read, which stands behind their place at `at`. Returns where the reply ends. */
-  #encodeRead(buffer: Buffer, at: number, request: Request): number {
-    if (!this.#structured) {
-      encodeSimpleReply(buffer, at, 0, request);
-      return at + Size.simpleReply + request.length;
-    }
-    if (request.length >= SMALLEST_SPARSE_READ && (request.flags & CommandFlag.df) === 0) {
-      return encodeSparseRead(buffer, at, request, request);
-    }
-    encodeDataChunk(buffer, at, { done: true, offset: request.offset, length: request.length }, request);
-    return at + Size.dataChunkHeader + request.length;
   }
 
   /** Writes at once, or begins to, or begins to receive what is to be written. Returns the bytes taken of the input. */
@@ -433,9 +355,7 @@ export class Transmission implements Consumer {
     const { offset, length } = request;
     const statuses = await blockStatus(this.#device, this.#session.contexts, { offset, length, one });
     if (this.#closed) return;
-    for (const [index, { id, runs }] of statuses.entries()) {
-      this.#writer.append(encodeStatusChunk(id, runs, index === statuses.length - 1, request));
-    }
+    this.#replies.status(request, statuses);
   }
 
   /** Goes past the payload of a refused write, and then says so. */
@@ -467,19 +387,6 @@ export class Transmission implements Consumer {
     this.#allowance.give(charge);
   }
 
-  /** Says that a request without data to return is done. Of a read, a structured reply has to say it. */
-  #succeed(request: Request): void {
-    if (this.#closed) return;
-    if (this.#structured && request.type === Command.read) {
-      const none = { done: true, type: ChunkType.none, length: 0 };
-      encodeChunkHeader(this.#writer.room(Size.chunkHeader), this.#writer.position, none, request);
-      this.#writer.advance(Size.chunkHeader);
-    } else {
-      encodeSimpleReply(this.#writer.room(Size.simpleReply), this.#writer.position, 0, request);
-      this.#writer.advance(Size.simpleReply);
-    }
-  }
-
   /** Tells of a device's failure. A broken invariant is not the client's affair, and ends the process. */
   #failWith(request: Request, error: unknown, fast = false): void {
     if (error instanceof AssertionError) throw error;
@@ -487,15 +394,13 @@ export class Transmission implements Consumer {
     this.#fail(request, errno, text);
   }
 
+  #succeed(request: Request): void {
+    if (!this.#closed) this.#replies.succeed(request);
+  }
+
   #fail(request: Request, errno: number, text: string): void {
     this.#counter(request).errors++;
-    if (this.#closed) return;
-    if (this.#structured) {
-      this.#writer.append(encodeErrorChunk(errno, encodeText(text), request));
-    } else {
-      encodeSimpleReply(this.#writer.room(Size.simpleReply), this.#writer.position, errno, request);
-      this.#writer.advance(Size.simpleReply);
-    }
+    if (!this.#closed) this.#replies.fail(request, errno, text);
   }
 
   #count(request: Request): void {
