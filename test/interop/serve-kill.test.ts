@@ -116,6 +116,7 @@ async function writeUntilKilled(server: Server, random: SeededRandom, blocks: Ma
     [
       ...[
         "--name=load",
+        "--thread", // a job that is a process would outlive the kill
         "--ioengine=nbd",
         `--uri=${server.uri}`,
         "--rw=randwrite",
