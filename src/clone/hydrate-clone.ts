@@ -72,8 +72,8 @@ export interface HydrateReport {
 }
 
 /** Bytes per read and write, and how many are in flight: what `test/bench` found best on disks and page cache alike. */
-const PIECE_LENGTH = 2 ** 21;
-const PIECES_IN_FLIGHT = 8;
+export const PIECE_LENGTH = 2 ** 21;
+export const PIECES_IN_FLIGHT = 8;
 /** Zeros are looked for in units of this, or of a region: smaller ones would tatter the copy, larger ones hide zeros. */
 export const ZERO_UNIT = 65536;
 

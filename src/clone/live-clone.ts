@@ -16,7 +16,6 @@ import type { CloneDevice } from "../engine/clone-device.ts";
 import type { Hydration, RegionMap } from "../engine/region-map.ts";
 import type { AttachedSource, Clone } from "./clone.ts";
 import { hydratedBytes, type RunningState } from "./clone-status.ts";
-import { refuseLostDestination } from "./destination-guard.ts";
 import {
   type FinalizeReport,
   type FinalizeRequest,
@@ -225,13 +224,11 @@ export class LiveClone {
   }
 
   async #closeBooks(): Promise<void> {
-    const { device, periodic, governor, commits, hydrator, destination } = this.#engine;
+    const { device, periodic, governor, commits, hydrator } = this.#engine;
     await governor.stop();
     await periodic.stop();
     await device[Symbol.asyncDispose]();
-    if (device.isLinear) await destination.view.flush();
-    else await commits.flush();
-    await refuseLostDestination(destination.device, this.#clone.exactSize);
+    await commits.flush();
     if (device.isLinear || this.#isFinalizing) return; // a finalize that is only slow writes its own record
     const ranges = hydrator.unreadable;
     const complete = hydrator.triedAll;
@@ -249,9 +246,9 @@ export class LiveClone {
     this.#isFinalizing = true;
     this.#hydrating.abort();
     await this.#hydration;
-    // What is hydrated must be vouched for, guard and all, before anything says that the destination stands alone.
-    await commits.commit();
-    await refuseLostDestination(destination.device, clone.exactSize);
+    // What is hydrated must be vouched for, guard and all, before anything says that the destination stands alone. A
+    // flush rather than a commit, which looks at the destination even where nothing is to be committed.
+    await commits.flush();
     const missing = refuseMissing(clone, request);
     const keeps = keepsMetadata(clone, request);
     await this.#fillMissing(missing, async () => {

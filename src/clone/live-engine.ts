@@ -16,7 +16,7 @@ import { RegionMap } from "../engine/region-map.ts";
 import { Throttle } from "../engine/throttle.ts";
 import type { AttachedDestination, AttachedSource, Clone, DeviceRequest } from "./clone.ts";
 import { refuseLostDestination } from "./destination-guard.ts";
-import { changeAsError, ZERO_UNIT } from "./hydrate-clone.ts";
+import { changeAsError, PIECE_LENGTH, PIECES_IN_FLIGHT, ZERO_UNIT } from "./hydrate-clone.ts";
 import type { HydrateOnReadPolicy } from "./on-read-policy.ts";
 import { patientGuard } from "./patient-guard.ts";
 
@@ -48,9 +48,6 @@ export interface LiveEvents {
   onStall: (reason: string) => void;
 }
 
-/** Pieces of background copies in flight. */
-const PIECES_IN_FLIGHT = 8;
-const PIECE_LENGTH = 2 ** 21;
 /** A copy that a client waits for is a region, or as much of one as makes a good request. */
 const DEMAND_PIECE_LENGTH = 2 ** 20;
 const DEMAND_PIECES_IN_FLIGHT = 4;
@@ -64,6 +61,7 @@ const DEMAND_READS = 3;
 const BACKGROUND_READS = 6;
 /** Zeros hydrated as one in the background are not so long that a client's write would have to wait for them long. */
 const MOST_ZEROS_AT_ONCE = 64 * 2 ** 20;
+
 /** The parts of the engine, put together. */
 export interface Engine {
   device: CloneDevice;

@@ -12,7 +12,6 @@ import { formatSize } from "../base/units.ts";
 import type { ControlTarget, Tuning } from "../control/control-target.ts";
 import { listenDescriptors, ServiceNotifier } from "../control/sd-notify.ts";
 import { descriptorLimit } from "../device/descriptor-limit.ts";
-import { exitNow } from "../device/libc.ts";
 import { NbdServer, type NbdServerOptions } from "../nbd/server.ts";
 import { checkCredentials } from "../nbd/tls-upgrade.ts";
 import type { Clone } from "./clone.ts";
@@ -88,7 +87,7 @@ const STATUS_INTERVAL_MS = 5000;
 
 /**
  * Serves an open clone until it is told to end; then everything is committed. Afterwards the clone should only be closed.
- * Where a device hangs for good, the process is left at the end, since nothing else would end it.
+ * Where a device hangs for good, disposing of the clone does too: then only leaving the process (`exitNow`) ends it.
  * @throws {UsageError} where it would be open to others without protection, or nothing says where to listen
  * @throws {CloneError} where a device, a socket or a commit fails
  */
@@ -98,19 +97,14 @@ export async function serveClone(clone: Clone, request: ServeRequest, listener: 
   await using places = await listenPlaces({ ...request, inherited, encrypted: tls.mode === "require" });
   const live = await LiveClone.open(clone, request);
   const served = new ServedClone(clone, live, request, tls, listener);
-  let stuck = false;
   try {
     await listenIn(places, (target) => served.listen(target));
     await using _control = await openLiveSocket(clone, served, listener.onDetail);
     await using _pidFile = request.pidFile === undefined ? undefined : await PidFile.write(request.pidFile);
     await served.run();
   } finally {
-    ({ stuck } = await served.close());
+    await served.close();
   }
-  if (!stuck) return;
-  await places[Symbol.asyncDispose]();
-  clone.warn("A device hangs and is left behind; everything that it has answered is committed");
-  exitNow(0);
 }
 
 /** A clone while it is served, and what its control socket steers. */
@@ -162,7 +156,7 @@ class ServedClone implements ControlTarget {
     this.#services.ready(this.#summary());
     while (!end.aborted) {
       await systemClock.sleep(STATUS_INTERVAL_MS, end);
-      this.#services.status(this.#summary());
+      if (this.#services.isHeard) this.#services.status(this.#summary());
     }
     this.#services.stopping("stopping");
     this.#listener.onStopping?.();
@@ -170,11 +164,11 @@ class ServedClone implements ControlTarget {
   }
 
   /** Ends it: what clients have under way is answered, and everything is committed. @throws {CloneError} where it is not */
-  async close(): Promise<{ stuck: boolean }> {
+  async close(): Promise<void> {
     await this.#nbd.shutdown({ graceMs: SHUTDOWN_MS });
-    const report = await this.#live.stop();
+    const { stuck } = await this.#live.stop();
     this.#services[Symbol.dispose]();
-    return report;
+    if (stuck) this.#clone.warn("A device hangs and is left behind; everything that it has answered is committed");
   }
 
   status(): CloneStatus {

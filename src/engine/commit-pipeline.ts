@@ -101,6 +101,11 @@ export class CommitPipeline {
     this.#parts.onFailed?.(error);
   }
 
+  /** Turns it `failed` for an error that is no operating error but a broken invariant: then nothing is vouched for. */
+  failUnlessOperating(error: unknown): void {
+    if (!(error instanceof CloneError)) this.fail(error as Error);
+  }
+
   /** @throws why the clone is `failed`, if it is */
   check(): void {
     if (this.#failure !== undefined) throw this.#failure;

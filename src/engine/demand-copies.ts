@@ -1,5 +1,4 @@
 import type { Clock } from "../base/clock.ts";
-import { CloneError } from "../base/errors.ts";
 import type { Geometry, Region } from "../base/geometry.ts";
 import type { CloneDeviceStats } from "./clone-device-stats.ts";
 import type { CommitPipeline } from "./commit-pipeline.ts";
@@ -64,7 +63,7 @@ export class DemandCopies {
     } catch (error) {
       stats.demandCopyFailures++;
       regions.fail(hydration, error);
-      if (!(error instanceof CloneError)) commits.fail(error as Error); // a broken invariant: vouch for nothing more
+      commits.failUnlessOperating(error);
     }
     inFlight.end();
   }

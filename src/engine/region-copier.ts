@@ -14,6 +14,7 @@ import type { ByteRange } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import { BufferPool } from "./buffer-pool.ts";
 import type { ExtentCache } from "./extent-cache.ts";
+import { ZERO_LENGTH, zeroWhereNeeded } from "./show-zeros.ts";
 import type { Throttle } from "./throttle.ts";
 
 /** Bytes moved, by how. */
@@ -76,8 +77,6 @@ export interface RegionCopierParts {
 
 /** The most bytes shared by one call unless told otherwise, so that a stop is not kept waiting. */
 const SHARE_LENGTH = 256 * 2 ** 20;
-/** The most bytes zeroed by one call, for the same reason: a device may have to write them. */
-const ZERO_LENGTH = 32 * 2 ** 20;
 
 /** Copies byte ranges; many calls may run at once, the pieces in flight are bounded together. */
 export class RegionCopier {
@@ -304,16 +303,9 @@ export class RegionCopier {
     });
   }
 
-  /** Has `zero` make zeros, a part at a time, of what the destination does not show as zeros. */
-  async #makeZero(
-    { offset, length }: ByteRange,
-    zero: (position: number, most: number) => Promise<number>,
-  ): Promise<void> {
-    for (const extent of await this.#parts.destination.extents(offset, length)) {
-      const end = extent.offset + extent.length;
-      if (extent.zero) this.counts.skipped += extent.length;
-      else for (let position = extent.offset; position < end; ) position += await zero(position, end - position);
-    }
+  async #makeZero(range: ByteRange, zero: (position: number, most: number) => Promise<number>): Promise<void> {
+    const shown = await zeroWhereNeeded(this.#parts.destination, range, zero);
+    this.counts.skipped += shown; // only now: others have counted meanwhile
   }
 
   async #zero(offset: number, length: number): Promise<void> {

@@ -10,7 +10,6 @@
  * the regions stay unhydrated. It rests for a second then, since a full destination would fail the next one too.
  */
 import type { Clock } from "../base/clock.ts";
-import { CloneError } from "../base/errors.ts";
 import type { Geometry, RegionRange } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import type { CloneDeviceStats } from "./clone-device-stats.ts";
@@ -79,7 +78,7 @@ export class WriteBehind {
         regions.fail(hydration);
         stats.writeBehindFailures++;
         this.#restsUntil = clock.now() + REST_MS;
-        if (!(error instanceof CloneError)) commits.fail(error as Error); // a broken invariant: vouch for nothing more
+        commits.failUnlessOperating(error);
       }
     }
     stats.writeBehindBytes -= length;
