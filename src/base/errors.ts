@@ -56,6 +56,25 @@ export class DeviceError extends CloneError {
   }
 }
 
+/**
+ * A device went away and came back, and what was written to it since its last flush may be lost; what was flushed is
+ * there, and the device can be used again. Thrown by the writes that were under way, and by the next flush, once.
+ */
+export class LostWritesError extends DeviceError {}
+
+/**
+ * A source is not what it was when it was opened: another entity tag, size or time. Nothing that is read from it any more
+ * may be mixed with what was read before, so it is final. `difference` is the end of a sentence about it.
+ */
+export class ChangedError extends DeviceError {
+  readonly difference: string;
+
+  constructor(message: string, options: DeviceErrorOptions & { difference: string }) {
+    super(message, { errno: "ESTALE", ...options });
+    this.difference = options.difference;
+  }
+}
+
 /** The metadata is damaged, truncated or of another kind. `block` is the 4096-byte block that shows it. */
 export class MetadataError extends CloneError {
   override readonly name = "MetadataError";

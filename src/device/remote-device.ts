@@ -1,0 +1,46 @@
+/**
+ * What a device at the other end of a network, or of another process, is beyond a BlockDevice: each request costs a round
+ * trip, no thread of the pool waits for it, and it may go away and come back.
+ */
+import type { BlockDevice } from "./block-device.ts";
+
+/** What tells it from another one, or from what it was before; each is there only where the protocol tells it. */
+export interface RemoteIdentity {
+  /** The protocol: `nbd`, `http`, `s3`. */
+  readonly kind: string;
+  /** Bytes. */
+  readonly size: number;
+  /** A strong entity tag, as it was sent. */
+  readonly etag?: string;
+  /** As it was sent. */
+  readonly lastModified?: string;
+}
+
+/** A device that is not of this machine, or not of this process. */
+export interface RemoteDevice extends BlockDevice {
+  readonly identity: RemoteIdentity;
+  /**
+   * How often the connection was lost and made anew: for protocols without entity tags, what stands behind it may be
+   * another thing from then on, and who cares compares samples.
+   */
+  readonly incarnation: number;
+  /**
+   * How it has changed since it was opened, as far as its own answers have told: the end of a sentence about it; undefined
+   * as long as it has not. Asks nobody.
+   */
+  readonly changed: string | undefined;
+  /** Most bytes that are best asked for by one request. */
+  readonly mostAtOnce: number;
+}
+
+/** What whoever opens a remote device may want to say and hear. */
+export interface RemoteOptions {
+  /** Ends the opening. */
+  signal?: AbortSignal | undefined;
+  /** Told when the connection is lost and when it is there again; sentences, without credentials. */
+  onNote?: ((line: string) => void) | undefined;
+  /** How long one request may take before its connection counts as lost, ms. */
+  requestTimeoutMs?: number | undefined;
+  /** How long a device that is gone is called again before requests fail, ms. */
+  reconnectTimeoutMs?: number | undefined;
+}
