@@ -39,7 +39,7 @@ type ZeroOrData = ByteRange & { zero: boolean };
 export interface CopyAllowance {
   /** Most bytes per read and write, at least 4096. */
   readonly pieceLength: number;
-  /** Most pieces in flight at once, at least 1. */
+  /** Most pieces of that length in flight at once, at least 1; of smaller ones as many bytes. */
   readonly depth: number;
   /** Most bytes shared or zeroed by one call, which may keep the file to itself meanwhile. */
   readonly shareLength: number;
@@ -61,7 +61,7 @@ export interface RegionCopierParts {
   throttle: Throttle;
   /** Bytes per read and write, a multiple of 64 KiB. */
   pieceLength: number;
-  /** Pieces in flight at once. */
+  /** Pieces of that length in flight at once; of smaller ones as many bytes. */
   depth: number;
   /** What holds of this, and of long shares, at any moment, where that changes. */
   allowance?: CopyAllowance;
@@ -92,10 +92,11 @@ export class RegionCopier {
     this.#parts = parts;
     this.#reflinks = parts.destination.reflinkFrom !== undefined;
     const pool = () =>
-      new BufferPool(
-        () => this.#depth,
-        () => parts.allocate(parts.pieceLength),
-      );
+      new BufferPool({
+        capacity: () => this.#depth * this.#pieceLength,
+        largest: parts.pieceLength,
+        allocate: parts.allocate,
+      });
     this.#buffers = pool();
     this.#readBack = pool();
     this.#zeros = Buffer.alloc(parts.zeroUnit);
@@ -229,7 +230,7 @@ export class RegionCopier {
     for (;;) {
       const wasFree = throttle.bytesPerSecond === null;
       await this.#pay(bytes, stop);
-      const buffer = await this.#buffers.acquire();
+      const buffer = await this.#buffers.acquire(Math.min(bytes, this.#parts.pieceLength));
       const owes = wasFree && throttle.bytesPerSecond !== null && !stop.hurry.aborted;
       if (!owes && !stop.signal.aborted) return buffer;
       this.#buffers.release(buffer);
@@ -315,7 +316,7 @@ export class RegionCopier {
   }
 
   async #verifyPiece({ offset, length }: ByteRange): Promise<void> {
-    const buffer = await this.#buffers.acquire();
+    const buffer = await this.#buffers.acquire(length);
     try {
       const data = asBuffer(buffer, length);
       await this.#readSource(offset, data);
@@ -327,7 +328,7 @@ export class RegionCopier {
 
   async #verifyZeros(range: ByteRange): Promise<void> {
     for (const { offset, length } of this.#pieces(range)) {
-      const buffer = await this.#buffers.acquire();
+      const buffer = await this.#buffers.acquire(length);
       try {
         await this.#compare(offset, asBuffer(buffer, length).fill(0));
       } finally {
@@ -339,7 +340,7 @@ export class RegionCopier {
   /** Compares the destination with what it was given. */
   async #compare(offset: number, expected: Buffer): Promise<void> {
     const { destination } = this.#parts;
-    const buffer = await this.#readBack.acquire();
+    const buffer = await this.#readBack.acquire(expected.length);
     try {
       const actual = asBuffer(buffer, expected.length);
       await destination.read(offset, actual);
