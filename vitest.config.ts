@@ -5,6 +5,8 @@ const reportFile = process.env.VITEST_JSON_REPORT;
 export default defineConfig({
   test: {
     include: ["test/**/*.test.ts"],
+    // These need a Ceph, and have a configuration of their own, which brings one up.
+    exclude: ["test/ceph/**", "**/node_modules/**"],
     globalSetup: ["test/support/global-setup.ts"],
     // Most tests wait for processes and disks: as many at once as there are processors, not one fewer.
     maxWorkers: "100%",

@@ -6,14 +6,17 @@ import { hasProgram, run, scratchDirectory } from "./scratch.ts";
 /** Why no certificates can be made here, or undefined where they can. */
 export const noOpenSsl: string | undefined = hasProgram("openssl") ? undefined : "needs openssl";
 
-/** An authority, and a server and a client that it vouches for: `ca-cert.pem`, `server-cert.pem`, `client-key.pem`, … */
-export async function certificates() {
+/**
+ * An authority, and a server and a client that it vouches for: `ca-cert.pem`, `server-cert.pem`, `client-key.pem`, …; `names`
+ * is what they are called, as `DNS:*.example.org,IP:127.0.0.1`.
+ */
+export async function certificates(names = "DNS:localhost,IP:127.0.0.1") {
   const directory = await scratchDirectory();
   const at = (name: string): string => join(directory.path, name);
   const key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout"];
   const ca = ["-x509", "-days", "30", "-subj", "/CN=Test authority", "-out", at("ca-cert.pem")];
   await run("openssl", "req", ...key, at("ca-key.pem"), ...ca);
-  await writeFile(at("extensions"), "subjectAltName=DNS:localhost,IP:127.0.0.1\n");
+  await writeFile(at("extensions"), `subjectAltName=${names}\n`);
   for (const who of ["server", "client"]) {
     await run("openssl", "req", ...key, at(`${who}-key.pem`), "-subj", "/CN=localhost", "-out", at(`${who}.csr`));
     const signed = ["-CA", at("ca-cert.pem"), "-CAkey", at("ca-key.pem"), "-CAcreateserial", "-days", "30"];
