@@ -39,8 +39,11 @@ export type Batch = Readonly<RegionRange & { zeros: boolean }>;
 
 /** Most bytes of data per copy, unless copying itself asks for more: who waits for a region waits for its batch. */
 const MOST_BATCH_BYTES = 64 * 2 ** 20;
-/** Batches in flight at once, whatever the threshold: zeros cost no copy, but each batch of them is a task. */
-const MOST_BATCHES = 64;
+/**
+ * Batches in flight at once, whatever the threshold: zeros cost no copy, but each batch of them is a task. Enough for regions
+ * of 64 KiB that do not lie together to fill 16 MiB.
+ */
+const MOST_BATCHES = 256;
 /** How often it looks what clients have hydrated meanwhile, ms: for room, and for whether there is anything left. */
 const LOOK_WHILE_CROWDED_MS = 10;
 const LOOK_WHILE_PAUSED_MS = 1000;
@@ -102,6 +105,13 @@ export class HydrationPace {
     const threshold = this.threshold - this.#foregroundRegions;
     const batchSize = Math.max(0, Math.min(this.batchSize, threshold));
     return this.#copyingRegions + batchSize <= threshold ? batchSize : 0;
+  }
+
+  /** As `room`, for those who need no whole batch, since they do not want the neighbours. */
+  get spareRoom(): number {
+    if (this.#paused || this.#batches >= MOST_BATCHES) return 0;
+    const spare = this.threshold - this.#foregroundRegions - this.#copyingRegions;
+    return Math.max(0, Math.min(this.batchSize, spare));
   }
 
   /** Waits for what may make room. The foreground does not tell when it has hydrated something, so that is looked at. */

@@ -1,7 +1,8 @@
 /**
  * One run of background hydration: copies every region that is missing, several at a time, and stops cleanly.
  *
- *     pass           regions ascending, those known unreadable left out; hinted ones, whenever there are any, before them
+ *     pass           regions ascending, those known unreadable left out; hinted ones, whenever there are any, before them,
+ *                    and those of an order, as long as there are any
  *     a read error   the batch is given up and its regions are queued one by one: the good areas come first
  *     then           the queue, each region alone; what still fails again, `retry` times, with growing pauses between
  *     then           the known unreadable in the same way: a pass, and what cannot be read alone
@@ -70,6 +71,8 @@ const FIRST_RETRY_MS = 100;
 const LONGEST_RETRY_MS = 5000;
 /** Regions that may wait to be tried alone before the pass is interrupted for them. */
 const MOST_WAITING = 4096;
+/** Ranges of an order passed over in one turn of the event loop, because they are hydrated already. */
+const MOST_PASSED_OVER = 4096;
 /** Errors that say the source itself is gone: trying region after region would only waste hours. */
 const SOURCE_GONE = new Set(["ENODEV", "ENXIO", "ENOMEDIUM", "ESHUTDOWN", "EBADF", "ESTALE"]);
 
@@ -196,7 +199,7 @@ export class Hydrator {
   async #pass({ start, end }: RegionRange, stop: AbortSignal): Promise<void> {
     for (let cursor = start; cursor < end; ) {
       while (!this.#isOver(stop) && (this.pace.room === 0 || this.#hintsComeFirst)) await this.pace.change();
-      if (this.#waiting.length >= (this.#settings.onError === "stop" ? 1 : MOST_WAITING)) await this.#settle(stop);
+      if (this.#tooManyWait) await this.#settle(stop);
       if (this.#isOver(stop)) return;
       if (this.#bytesLeft() > 0) cursor = await this.#startNext(cursor, end, stop);
       else if (this.#batches.size === 0) return;
@@ -204,29 +207,47 @@ export class Hydrator {
     }
   }
 
-  /** Starts batches for what is hinted, before the passes take any room, until they are over. */
+  /** Starts batches for what is hinted or ordered, before the passes take any room, until they are over. */
   async #followHints(stop: AbortSignal): Promise<void> {
     const hints = this.#hints;
-    while (!stop.aborted && !this.#passesOver) {
+    for (let passedOver = 0; !stop.aborted && !this.#passesOver; ) {
       const next = hints.next;
       if (next === undefined || !this.#hintsComeFirst) {
         await this.pace.changed.wait();
         continue;
       }
-      if (this.pace.room === 0) {
+      if (this.#parts.regions.nextUnhydrated(next.start, next.end, 1) === undefined) {
+        this.#passHint(next.end);
+        if (++passedOver % MOST_PASSED_OVER === 0) await this.#parts.clock.sleep(0, stop);
+        continue;
+      }
+      const ordered = hints.isOrdered;
+      if ((ordered ? this.pace.spareRoom : this.pace.room) === 0) {
         await this.pace.change();
         continue;
       }
       const part = this.#notGivenUp(next);
-      const done = part === undefined ? next.end : await this.#startNext(part.start, part.end, stop);
-      if (hints.next === next) hints.advance(done); // else a newer one came before it; what was begun is in the table
-      if (hints.empty) this.pace.changed.wake();
+      const done = part === undefined ? next.end : await this.#startNext(part.start, part.end, stop, { ordered });
+      if (hints.next === next) this.#passHint(done); // else a newer one came before it; what was begun is in the table
     }
   }
 
-  /** Whether what is hinted has its turn before the passes: unless regions that could not be read wait for theirs. */
+  #passHint(done: Region): void {
+    this.#hints.advance(done);
+    if (this.#hints.empty) this.pace.changed.wake();
+  }
+
+  /**
+   * Whether what is hinted has its turn before the passes: unless regions that could not be read wait for theirs, or nothing
+   * more may be copied.
+   */
   get #hintsComeFirst(): boolean {
-    return !this.#hints.empty && this.#waiting.length < MOST_WAITING;
+    return !this.#hints.empty && !this.#tooManyWait && this.#bytesLeft() > 0;
+  }
+
+  /** Whether those that could not be read have their turn before all others. */
+  get #tooManyWait(): boolean {
+    return this.#waiting.length >= (this.#settings.onError === "stop" ? 1 : MOST_WAITING);
   }
 
   /** The first part of a range of which nothing is known to be unreadable. */
@@ -252,9 +273,10 @@ export class Hydrator {
 
   /**
    * Starts hydrating the next regions together: a whole run of known zeros, however long, or one batch of data. Returns
-   * where to go on: `from` itself where the world changed meanwhile, `end` where nothing is left.
+   * where to go on: `from` itself where the world changed meanwhile, `end` where nothing is left. What is `ordered` lies here
+   * and there: it takes what room there is, and does not wait for what the source has to say of each place.
    */
-  async #startNext(from: Region, end: Region, stop: AbortSignal): Promise<Region> {
+  async #startNext(from: Region, end: Region, stop: AbortSignal, { ordered = false } = {}): Promise<Region> {
     const { geometry, regions, extents, zerosLength = WINDOW_BYTES } = this.#parts;
     // As far as one question to the source can tell of its zeros, or one batch of data reaches.
     const limit = Math.max(this.batchSize, Math.ceil(zerosLength / geometry.regionSize));
@@ -262,11 +284,12 @@ export class Hydrator {
     if (run === undefined) return end;
     const offset = geometry.offsetOf(run.start);
     // A source that cannot tell its holes fails the copy too, where the error is counted and reported.
-    const zerosEnd = await extents.zerosEnd(offset).catch(() => offset);
+    const zerosEnd = ordered ? offset : await extents.zerosEnd(offset).catch(() => offset);
 
     // From here on nothing waits: the decision and the entry in the table are one step.
     const now = regions.nextUnhydrated(from, end, limit);
-    const { room, batchSize } = this.pace;
+    const { batchSize } = this.pace;
+    const room = ordered ? this.pace.spareRoom : this.pace.room;
     const bytesLeft = this.#bytesLeft();
     if (stop.aborted || room === 0 || bytesLeft <= 0) return from;
     if (now?.start !== run.start || now.end !== run.end) return from;
@@ -348,7 +371,7 @@ export class Hydrator {
   async #tryEach(waiting: Waiting[], round: number, stop: AbortSignal): Promise<Waiting[]> {
     const again: Waiting[] = [];
     for (const { region, error: before } of waiting) {
-      while (!this.#isOver(stop) && this.pace.room === 0) await this.pace.change();
+      while (!this.#isOver(stop) && this.pace.spareRoom === 0) await this.pace.change();
       if (stop.aborted || this.#bytesLeft() <= 0) return [];
       if (this.#parts.regions.state(region) !== "unhydrated") continue;
       const error = round === 0 && before !== undefined ? before : await this.#tryAlone(region, stop);

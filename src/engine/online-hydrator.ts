@@ -18,6 +18,7 @@
 import { CloneError } from "../base/errors.ts";
 import type { RegionRange } from "../base/geometry.ts";
 import { type HintKind, HintQueue } from "./hint-queue.ts";
+import type { HydrationOrder } from "./hydration-order.ts";
 import { HydrationPace, type PaceSettings } from "./hydration-pace.ts";
 import { type HydrationSettings, Hydrator, type HydratorParts } from "./hydrator.ts";
 import { type HydratedRegions, UnreadableRegions } from "./unreadable-regions.ts";
@@ -26,6 +27,8 @@ import { Wakeup } from "./wakeup.ts";
 /** What it works on. `halt` is the clone's: aborted here only when a commit failed or an invariant is broken. */
 export interface OnlineHydratorParts extends Omit<HydratorParts, "pace" | "hints"> {
   metadata: HydratedRegions;
+  /** Regions that are hydrated before those that nobody asked for. */
+  order?: HydrationOrder;
   /** Hydration has stalled. Not called again before it has made headway. */
   onStall?: (stall: Stall) => void;
 }
@@ -50,7 +53,7 @@ export class OnlineHydrator {
   readonly #parts: OnlineHydratorParts;
   readonly #settings: HydrationSettings;
   readonly #pace: HydrationPace;
-  readonly #hints = new HintQueue();
+  readonly #hints: HintQueue;
   /** Wakes it between two runs. */
   readonly #goOn = new Wakeup();
   /** What earlier runs gave up on. */
@@ -68,6 +71,7 @@ export class OnlineHydrator {
     this.#parts = parts;
     this.#settings = { ...settings, limit: null };
     this.#pace = new HydrationPace(parts, settings);
+    this.#hints = new HintQueue(parts.order);
     this.#given = new UnreadableRegions(known);
   }
 
@@ -222,6 +226,7 @@ export class OnlineHydrator {
     halt.signal.addEventListener("abort", follow, { once: true });
     const retryKnown = this.#retryUnreadable;
     this.#retryUnreadable = false;
+    this.#hints.rewind();
     const parts = { ...this.#parts, halt: ended, pace: this.#pace, hints: this.#hints };
     const run = new Hydrator(parts, this.#settings, this.#given.ranges);
     this.#run = run;

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "vitest";
 import { HintQueue } from "../../../src/engine/hint-queue.ts";
+import { HydrationOrder } from "../../../src/engine/hydration-order.ts";
 
 const range = (start: number, end: number) => ({ start, end });
 
@@ -67,8 +68,32 @@ describe("HintQueue", () => {
     hints.add(mine, "asked");
     hints.advance(5);
     expect(mine).toEqual(range(0, 10));
-    hints.clear();
+    hints.advance(10);
     expect(hints.empty).toBe(true);
     hints.advance(3);
+  });
+
+  test("has what is ordered after all hints, and again when it is rewound", () => {
+    const order = new HydrationOrder();
+    for (const start of [40, 3, 70]) order.push(range(start, start + 2));
+    const hints = new HintQueue(order);
+    expect([hints.empty, hints.isOrdered, hints.next]).toEqual([false, true, range(40, 42)]);
+    hints.advance(41);
+    hints.add(range(10, 20), "asked");
+    hints.add(range(5, 6), "nearby");
+    expect(hints.isOrdered).toBe(false);
+    expect(drain(hints)).toEqual([
+      [5, 6],
+      [10, 20],
+      [41, 42],
+      [3, 5],
+      [70, 72],
+    ]);
+    hints.rewind();
+    expect(drain(hints)).toEqual([
+      [40, 42],
+      [3, 5],
+      [70, 72],
+    ]);
   });
 });
