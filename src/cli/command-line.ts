@@ -2,6 +2,7 @@
 import yargs, { type Argv } from "yargs";
 import { CloneError, UsageError } from "../base/errors.ts";
 import { packageVersion } from "../clone/package-version.ts";
+import { safeUrl } from "../device/http/safe-url.ts";
 import { firstWord, prepareArguments, refuseFlagValues } from "./arguments.ts";
 import type { CliContext, Command } from "./command.ts";
 import { ExitCode, exitCodeOf } from "./exit-codes.ts";
@@ -82,7 +83,14 @@ const HELP_FOOTER = "man clone (or clone.1 in the package's man/) has the detail
 
 /** Parses and runs a command line, and sets the process's exit code. */
 export async function runCommandLine(given: string[]): Promise<void> {
-  const args = prepareArguments(given);
+  hideCredentials(given);
+  let args: string[];
+  try {
+    args = prepareArguments(given);
+  } catch (error) {
+    process.exitCode = await report(error, undefined, given);
+    return;
+  }
   let context: CliContext | undefined;
   let exit: ExitCode = ExitCode.done;
   const parser = buildParser(args);
@@ -100,6 +108,12 @@ export async function runCommandLine(given: string[]): Promise<void> {
     context?.interruption[Symbol.dispose]();
   }
   process.exitCode = exit;
+}
+
+/** Everybody on the machine may read what a process was started with, for as long as that is its title. */
+function hideCredentials(args: string[]): void {
+  const isSecret = (text: string): boolean => /^[a-z0-9+.-]+:\/\//i.test(text) && !safeUrl(text).isComplete;
+  if (args.some((arg) => isSecret(arg.replace(/^--[a-z-]+=/, "")))) process.title = `clone ${firstWord(args) ?? ""}`;
 }
 
 /** Before the parser, which would rather complain of what follows it. */

@@ -70,7 +70,8 @@ export function deviceOptions<T>(yargs: Argv<T>) {
     .option("accept-changed-source", {
       type: "boolean",
       describe: "Go on although the source has changed since the clone was created",
-    });
+    })
+    .option("header-file", HEADER_FILE);
 }
 
 /** What the options of `deviceOptions` say. */
@@ -78,19 +79,29 @@ export function deviceRequest(options: {
   source: string | undefined;
   destination: string | undefined;
   "accept-changed-source": boolean | undefined;
+  "header-file": string | undefined;
 }) {
   const { source, destination } = options;
-  return { source, destination, acceptChangedSource: options["accept-changed-source"] };
+  return {
+    source,
+    destination,
+    acceptChangedSource: options["accept-changed-source"],
+    headerFile: options["header-file"],
+  };
 }
 
 /** Arguments and options of `create` and `copy`. */
 export function createOptions<T>(yargs: Argv<T>) {
   return yargs
-    .positional("source", { type: "string", demandOption: true, describe: "File or block device to clone" })
+    .positional("source", {
+      type: "string",
+      demandOption: true,
+      describe: "What to clone: a path, a URI, or [ COMMAND … ]",
+    })
     .positional("destination", {
       type: "string",
       demandOption: true,
-      describe: "Where to; a file that is not there is created, sparse",
+      describe: "Where to: a path, created sparse where nothing is, or an nbd URI",
     })
     .option("metadata", {
       type: "string",
@@ -106,9 +117,24 @@ export function createOptions<T>(yargs: Argv<T>) {
     })
     .option("force", { type: "boolean", describe: "Overwrite a destination that holds data" })
     .option("source-format", {
-      choices: ["raw"] as const,
-      describe: "Clone an image's own bytes, not the disk inside it",
-    });
+      type: "string",
+      requiresArg: true,
+      coerce: sourceFormatOf,
+      describe: "How to read the source: raw, its own bytes, or qcow2, vmdk, … [default: by its first bytes]",
+    })
+    .option("header-file", HEADER_FILE);
+}
+
+const HEADER_FILE = {
+  type: "string",
+  requiresArg: true,
+  describe: "File of headers to send to a web server, one `Name: value` a line",
+} as const;
+
+/** qemu knows which formats there are; a name of one cannot be mistaken for anything else. */
+function sourceFormatOf(text: string): string {
+  if (/^[a-z0-9][a-z0-9_-]*$/i.test(text)) return text;
+  throw new UsageError(`Cannot use --source-format: "${text}" is no name of a format`);
 }
 
 function regionSizeOf(text: string): number {

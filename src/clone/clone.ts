@@ -6,7 +6,7 @@ import assert from "node:assert";
 import { CloneError, DeviceError, MetadataError, UsageError } from "../base/errors.ts";
 import type { Geometry } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
-import { FileDevice } from "../device/file-device.ts";
+import type { FileDevice } from "../device/file-device.ts";
 import { refuseClaimed, refuseInUse } from "../device/in-use.ts";
 import { acquireLock } from "../device/lock.ts";
 import { sharesStorage } from "../device/same-storage.ts";
@@ -19,10 +19,18 @@ import {
   settledState,
   trustInDestination,
 } from "./destination-state.ts";
-import { destinationFingerprint, differenceFrom, sourceFingerprint, watchSource } from "./fingerprint.ts";
-import { displayUri, parseLocation, uriOf } from "./location.ts";
+import { destinationFingerprint, differenceFrom } from "./fingerprint.ts";
+import { displayUri, parseLocation, parsePath } from "./location.ts";
 import { defaultMetadataPath, exists, holdsMetadata, metadataName } from "./metadata-file.ts";
-import { destinationView, openDestination, openSource, sourceView } from "./open-devices.ts";
+import {
+  destinationView,
+  type OpenedDestination,
+  type OpenedSource,
+  openDestination,
+  openSource,
+  shareStorage,
+  sourceView,
+} from "./open-devices.ts";
 import { isStillThere, type MetadataAccess, type OpenedMetadata, openMetadata } from "./open-metadata.ts";
 
 /** How a clone is opened. */
@@ -40,20 +48,18 @@ export interface DeviceRequest {
   source?: string | undefined;
   destination?: string | undefined;
   acceptChangedSource?: boolean | undefined;
+  /** A file of headers to send to a web server, where it is not where it was. */
+  headerFile?: string | undefined;
 }
 
-/** A source as it was opened. */
-export interface AttachedSource {
-  device: FileDevice;
+/** A source of the clone, open. */
+export interface AttachedSource extends OpenedSource {
   /** In whole sectors. */
   view: BlockDevice;
-  /** How it has changed since it was opened, as the end of a sentence about it; undefined as long as it has not. */
-  change(): Promise<string | undefined>;
 }
 
-/** A destination as it was opened. */
-export interface AttachedDestination {
-  device: FileDevice;
+/** The destination of the clone, open. */
+export interface AttachedDestination extends OpenedDestination {
   /** The clone's bytes and no others, in whole sectors. */
   view: BlockDevice;
 }
@@ -69,6 +75,8 @@ export class Clone implements AsyncDisposable {
   readonly #named: string | undefined;
   readonly #onWarning: (warning: string) => void;
   #source: AttachedSource | undefined;
+  /** What closes it. */
+  #sourceOwner: AsyncDisposable | undefined;
   #destination: (AttachedDestination & { access: DestinationAccess }) | undefined;
   /** Settles, never rejects, when the last change to the descriptor has been made. */
   #updated: Promise<unknown> = Promise.resolve();
@@ -185,23 +193,29 @@ export class Clone implements AsyncDisposable {
   async #openSource(request: DeviceRequest): Promise<AttachedSource> {
     const pinned = this.descriptor?.source;
     const location = parseLocation(request.source ?? this.#uri("source", pinned?.uri));
-    const device = this.#own(await openSource(location));
-    await this.#refuseShared(device, "source", this.#destination?.device);
-    const now = await sourceFingerprint(device);
+    const opened = this.#own(
+      await openSource(location, {
+        format: pinned?.format,
+        headerFile: request.headerFile ?? this.#option("headerFile"),
+        onNote: this.#onWarning,
+      }),
+    );
+    this.#sourceOwner = opened;
+    const { device, fingerprint: now, uri } = opened;
+    await this.#refuseShared(opened, "source", this.#destination);
     const difference = pinned === undefined ? undefined : differenceFrom(pinned.fingerprint, now);
-    if (difference !== undefined && !request.acceptChangedSource) throw sourceChanged(device.path, difference);
+    if (difference !== undefined && !request.acceptChangedSource) throw sourceChanged(device.name, difference);
     this.#refuseSmall(device, "source");
     if (difference !== undefined) {
       this.#onWarning(
-        `"${device.path}" has changed since the clone was created (${difference}): regions copied from now on are from what it holds now, those copied before stay as they are`,
+        `"${device.name}" has changed since the clone was created (${difference}): regions copied from now on are from what it holds now, those copied before stay as they are`,
       );
       this.#findings.acceptedChange = new Date().toISOString();
     }
-    const uri = uriOf(location);
     if (pinned !== undefined && (difference !== undefined || uri !== pinned.uri)) {
       this.#findings.source = { ...pinned, uri, size: device.size, fingerprint: now };
     }
-    return { device, view: sourceView(device), change: await watchSource(device, now) };
+    return { ...opened, view: sourceView(device) };
   }
 
   /**
@@ -221,47 +235,48 @@ export class Clone implements AsyncDisposable {
     const location = parseLocation(
       request.destination ?? this.#named ?? this.#uri("destination", this.descriptor?.destination.uri),
     );
-    const writes = access === "read-write";
-    if (!(await exists(location.path))) {
+    if (location.kind === "file" && !(await exists(location.path))) {
       throw new CloneError("failed", `Cannot open "${location.path}": no such file (ENOENT)`, {
         hint: "Where it was moved, name it with --destination.",
       });
     }
-    const device = this.#own(
-      writes
-        ? await openDestination(location)
-        : await FileDevice.open(location.path, { access: "read-only", directReads: true }),
-    );
-    await this.#refuseShared(device, "destination", this.#source?.device);
-    if (!writes) {
-      await refuseInUse(device, "read");
-      await refuseClaimed(device);
+    const opened = this.#own(await openDestination(location, { access, onNote: this.#onWarning }));
+    await this.#refuseShared(opened, "destination", this.#source);
+    if (opened.file !== undefined) await this.#lockDestination(opened.file, access);
+    this.#refuseSmall(opened.device, "destination");
+    await this.#checkDestination(opened, request.destination !== undefined);
+    return { ...opened, view: destinationView(opened.device, this.exactSize) };
+  }
+
+  /** Of what is remote only the metadata is locked: nobody else's is about it. */
+  async #lockDestination(file: FileDevice, access: DestinationAccess): Promise<void> {
+    if (access === "read-only") {
+      await refuseInUse(file, "read");
+      await refuseClaimed(file);
     }
-    this.#own(await acquireLock(device, writes ? "exclusive" : "shared"));
-    if (!(await isStillThere(device))) {
-      throw new CloneError("failed", `Cannot use "${device.path}" as the destination: it was replaced just now`);
+    this.#own(await acquireLock(file, access === "read-write" ? "exclusive" : "shared"));
+    if (!(await isStillThere(file))) {
+      throw new CloneError("failed", `Cannot use "${file.path}" as the destination: it was replaced just now`);
     }
-    this.#refuseSmall(device, "destination");
-    await this.#checkDestination(device, request.destination !== undefined);
-    return { device, view: destinationView(device, this.exactSize) };
   }
 
   /** A clone's destination may move, but only where the user says so, and the one it was made with is nowhere any more. */
-  async #checkDestination(device: FileDevice, named: boolean): Promise<void> {
+  async #checkDestination(opened: OpenedDestination, named: boolean): Promise<void> {
     const pinned = this.descriptor?.destination;
     if (pinned === undefined) return;
-    const now = destinationFingerprint(device.identity);
-    const uri = uriOf({ path: device.path });
+    const { device, file, uri } = opened;
+    const now = destinationFingerprint(opened);
     const difference = differenceFrom(pinned.fingerprint, now);
     if (difference === undefined) {
       if (uri !== pinned.uri) this.#findings.destination = { ...pinned, uri, size: device.size };
       return;
     }
-    const path = displayUri(pinned.uri);
-    if (!named || (device.path !== path && (await exists(path)))) {
+    const before = displayUri(pinned.uri);
+    const isStanding = pinned.uri.startsWith("file:") && file?.path !== before && (await exists(before));
+    if (!named || isStanding) {
       throw new CloneError(
         "failed",
-        `Cannot use "${device.path}" as the destination: the clone belongs to "${path}", and ${difference}`,
+        `Cannot use "${device.name}" as the destination: the clone belongs to "${before}", and ${difference}`,
         {
           hint: named
             ? "Where that one was moved or restored here, remove the other first."
@@ -269,7 +284,7 @@ export class Clone implements AsyncDisposable {
         },
       );
     }
-    this.#onWarning(`"${device.path}" is taken for the destination on your word: ${difference}`);
+    this.#onWarning(`"${device.name}" is taken for the destination on your word: ${difference}`);
     this.#takenOnWord = true;
     const touched = pinned.touched ? { touched: true } : {};
     this.#findings.destination = { uri, size: device.size, fingerprint: now, ...touched };
@@ -285,17 +300,17 @@ export class Clone implements AsyncDisposable {
     const [source, destination] = [this.#source, this.#destination];
     assert(destination !== undefined, "the destination must be attached before");
     assert(source !== undefined || this.isComplete, "the source must be attached before");
-    const trust = await this.trustIn(destination.device);
-    if (trust === "empty") await refuseForeignData(destination.device);
+    const trust = await this.trustIn(destination);
+    if (trust === "empty") await refuseForeignData(destination);
     if (trust === "touched") {
       this.#onWarning(
-        `Somebody else has written to "${destination.device.path}" since the clone last did: \`clone verify\` compares all of it`,
+        `Somebody else has written to "${destination.device.name}" since the clone last did: \`clone verify\` compares all of it`,
       );
     }
     const accepted = this.#findings.acceptedChange ?? this.descriptor?.acceptedChange;
     if ((trust === "compare" || trust === "touched") && accepted === undefined) {
       try {
-        if (source === undefined) this.warnNotCompared(destination.device);
+        if (source === undefined) this.warnNotCompared(destination);
         else await refuseDifferentSamples(this, source.view, destination.view);
       } catch (error) {
         if (!(error instanceof CloneError) || error instanceof DeviceError || !request.acceptChangedSource) throw error;
@@ -307,7 +322,7 @@ export class Clone implements AsyncDisposable {
   }
 
   /** How far a destination can be trusted before it is looked at. @throws {DeviceError} */
-  async trustIn(destination: FileDevice): Promise<DestinationTrust> {
+  async trustIn(destination: OpenedDestination): Promise<DestinationTrust> {
     if (!this.#takenOnWord) return await trustInDestination(this, destination);
     return this.metadata.hydratedCount === 0 ? "empty" : "compare";
   }
@@ -324,15 +339,15 @@ export class Clone implements AsyncDisposable {
   async settle(changes: Partial<Descriptor> = {}): Promise<boolean> {
     const destination = this.#destination;
     if (destination === undefined) return false;
-    const settled = await settledState(this, destination.device);
+    const settled = await settledState(this, destination);
     const pinned = this.#findings.destination ?? this.descriptor?.destination; // as it is after the wait
     if (pinned === undefined) return false;
     return await this.updateDescriptor({ ...this.#findings, ...changes, destination: { ...pinned, settled } });
   }
 
   /** Says that a destination, which may have been changed by somebody else, is taken as it is. */
-  warnNotCompared(destination: FileDevice, why = ""): void {
-    this.warn(`Not even samples of "${destination.path}" were compared with the source.${why === "" ? "" : ` ${why}`}`);
+  warnNotCompared({ device }: OpenedDestination, why = ""): void {
+    this.warn(`Not even samples of "${device.name}" were compared with the source.${why === "" ? "" : ` ${why}`}`);
   }
 
   /** Says what is odd but bearable, a sentence. */
@@ -340,26 +355,33 @@ export class Clone implements AsyncDisposable {
     this.#onWarning(warning);
   }
 
-  #refuseSmall(device: FileDevice, role: "source" | "destination"): void {
+  #refuseSmall(device: BlockDevice, role: "source" | "destination"): void {
     if (device.size >= this.exactSize) return;
     throw new CloneError(
       "failed",
-      `Cannot use "${device.path}" as the ${role}: it has ${device.size} bytes, fewer than the ${this.exactSize} of the clone`,
+      `Cannot use "${device.name}" as the ${role}: it has ${device.size} bytes, fewer than the ${this.exactSize} of the clone`,
     );
   }
 
   /** @throws {UsageError} where a device is the metadata in disguise, or source and destination are the same */
   async #refuseShared(
-    device: FileDevice,
+    opened: OpenedSource | OpenedDestination,
     role: "source" | "destination",
-    other: FileDevice | undefined,
+    other: OpenedSource | OpenedDestination | undefined,
   ): Promise<void> {
-    if (await sharesStorage(device, this.metadataDevice)) {
-      throw new UsageError(`Cannot use "${device.path}" as the ${role}: it is the clone's metadata`);
+    const { file, device } = opened;
+    if (file !== undefined && (await sharesStorage(file, this.metadataDevice))) {
+      throw new UsageError(`Cannot use "${device.name}" as the ${role}: it is the clone's metadata`);
     }
-    if (other !== undefined && (await sharesStorage(device, other))) {
-      throw new UsageError(`Cannot use "${device.path}" as the ${role}: source and destination are the same`);
+    if (other !== undefined && (await shareStorage(opened, other))) {
+      throw new UsageError(`Cannot use "${device.name}" as the ${role}: source and destination are the same`);
     }
+  }
+
+  /** A text among the options that the clone was made with. */
+  #option(name: string): string | undefined {
+    const value = this.descriptor?.options[name];
+    return typeof value === "string" ? value : undefined;
   }
 
   #uri(which: "source" | "destination", uri: string | undefined): string {
@@ -386,11 +408,12 @@ export class Clone implements AsyncDisposable {
 
   /** Closes the source, which may then be detached. */
   async releaseSource(): Promise<void> {
-    const device = this.#source?.device;
+    const owned = this.#sourceOwner;
     this.#source = undefined;
-    if (device === undefined) return;
-    this.#opened = this.#opened.filter((opened) => opened !== device);
-    await device[Symbol.asyncDispose]();
+    this.#sourceOwner = undefined;
+    if (owned === undefined) return;
+    this.#opened = this.#opened.filter((opened) => opened !== owned);
+    await owned[Symbol.asyncDispose]();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -414,7 +437,7 @@ export function sourceChanged(path: string, difference: string): CloneError {
 
 /** For a name that turned out to be no metadata: it may be a destination whose metadata is somewhere else. */
 async function elsewhereHint(name: string): Promise<string | undefined> {
-  const { path } = parseLocation(name);
+  const path = parsePath(name);
   const beside = await defaultMetadataPath(path);
   if (path.endsWith(metadataName("")) || (await holdsMetadata(path)) || (await exists(beside))) return undefined;
   return `There is no "${metadataName(name)}" either: where --metadata put it elsewhere, name that.`;

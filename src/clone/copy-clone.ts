@@ -2,7 +2,7 @@
 import { UsageError } from "../base/errors.ts";
 import { Clone, type OpenRequest } from "./clone.ts";
 import { type CreatedClone, type CreateRequest, createClone, DEFAULT_REGION_SIZE } from "./create-clone.ts";
-import { displayUri, parseLocation, uriOf } from "./location.ts";
+import { displayName, displayUri, type Location, parseLocation, parsePath, uriOf } from "./location.ts";
 import { defaultMetadataPath, exists, holdsMetadata, isBlockDevice } from "./metadata-file.ts";
 
 /** What to copy, and how. */
@@ -28,8 +28,7 @@ export async function startCopy(
   { signal, onWarning }: Pick<OpenRequest, "signal" | "onWarning">,
 ): Promise<CopyStart> {
   const destination = parseLocation(request.destination);
-  const metadata =
-    request.metadata === undefined ? await defaultMetadataPath(destination.path) : parseLocation(request.metadata).path;
+  const metadata = await metadataOf(request, destination);
   // A metadata device is always there; one without metadata on it is to be made into one.
   const isThere = (await isBlockDevice(metadata)) ? await holdsMetadata(metadata) : await exists(metadata);
   const created = isThere
@@ -45,6 +44,14 @@ export async function startCopy(
   }
 }
 
+async function metadataOf({ metadata }: CopyRequest, destination: Location): Promise<string> {
+  if (metadata !== undefined) return parsePath(metadata);
+  if (destination.kind === "file") return await defaultMetadataPath(destination.path);
+  throw new UsageError(`Cannot copy to "${displayName(destination)}": a URI needs --metadata FILE`, {
+    hint: "It is removed again when the copy is whole.",
+  });
+}
+
 function refuseAnother({ path, descriptor, geometry, metadataDevice }: Clone, request: CopyRequest): void {
   if (descriptor === null) {
     throw new UsageError(`Cannot go on with "${path}": it does not say whose clone it is`, {
@@ -55,7 +62,7 @@ function refuseAnother({ path, descriptor, geometry, metadataDevice }: Clone, re
     const wanted = uriOf(parseLocation(request[which]));
     if (descriptor[which].uri === wanted) continue;
     throw new UsageError(
-      `Cannot copy "${request.source}" to "${request.destination}": "${path}" belongs to an unfinished clone whose ${which} is "${displayUri(descriptor[which].uri)}"`,
+      `Cannot copy "${displayName(parseLocation(request.source))}" to "${displayName(parseLocation(request.destination))}": "${path}" belongs to an unfinished clone whose ${which} is "${displayUri(descriptor[which].uri)}"`,
       { hint: "`clone hydrate` goes on with that clone, `clone delete` gives it up." },
     );
   }
@@ -67,7 +74,7 @@ function refuseAnother({ path, descriptor, geometry, metadataDevice }: Clone, re
   const { finalized } = descriptor;
   if (finalized !== null && (finalized.metadataKept || metadataDevice.kind === "block")) {
     throw new UsageError(
-      `Cannot copy "${request.source}" to "${request.destination}": that was finished at ${finalized.finished}`,
+      `Cannot copy "${displayName(parseLocation(request.source))}" to "${displayName(parseLocation(request.destination))}": that was finished at ${finalized.finished}`,
       { hint: "`clone delete` removes the metadata that was kept; then it can be copied anew." },
     );
   }

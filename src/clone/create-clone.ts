@@ -1,5 +1,6 @@
 /** `clone create`: checks source and destination, writes the metadata, copies nothing. */
 import { randomUUID } from "node:crypto";
+import { resolve } from "node:path";
 import { BusyError, UsageError } from "../base/errors.ts";
 import { Geometry, MAX_REGION_COUNT, SECTOR_SIZE } from "../base/geometry.ts";
 import { blockDeviceUser } from "../device/block-users.ts";
@@ -9,8 +10,8 @@ import { describeHolder, lockHolder } from "../device/lock.ts";
 import { sharesStorage } from "../device/same-storage.ts";
 import type { Descriptor } from "../metadata/descriptor.ts";
 import { readStatus } from "./clone-status.ts";
-import { destinationFingerprint, sourceFingerprint } from "./fingerprint.ts";
-import { type Location, parseLocation, uriOf } from "./location.ts";
+import { destinationFingerprint } from "./fingerprint.ts";
+import { displayName, isReopenable, type Location, parseLocation, parsePath } from "./location.ts";
 import {
   createMetadataFile,
   createMetadataOnDevice,
@@ -19,7 +20,7 @@ import {
   isBlockDevice,
 } from "./metadata-file.ts";
 import { NewDestination } from "./new-destination.ts";
-import { findData, openSource, refuseContainer } from "./open-devices.ts";
+import { findData, type OpenedDestination, type OpenedSource, openSource, shareStorage } from "./open-devices.ts";
 
 /** What to clone, and how. */
 export interface CreateRequest {
@@ -33,8 +34,13 @@ export interface CreateRequest {
   regionSize: number;
   /** Overrides one thing: a destination that holds data. */
   force: boolean;
-  /** `raw`: take the source's bytes as they are, even if they look like an image in a format of its own. */
-  sourceFormat?: "raw" | undefined;
+  /** How the source's bytes are to be understood: `raw`, as they are, or a format that qemu knows; else found out. */
+  sourceFormat?: string | undefined;
+  /** A file of headers to send to a web server. */
+  headerFile?: string | undefined;
+  signal?: AbortSignal | undefined;
+  /** Told of connections that are lost and there again. */
+  onNote?: ((line: string) => void) | undefined;
 }
 
 /** The clone that was made. */
@@ -42,6 +48,8 @@ export interface CreatedClone {
   metadata: string;
   source: string;
   destination: string;
+  /** How the source is read: `raw`, or as an image. */
+  format: string;
   geometry: Geometry;
   /** Bytes of the source; the clone's size is this in whole sectors. */
   exactSize: number;
@@ -61,79 +69,85 @@ export const DEFAULT_REGION_SIZE = 65536;
 export async function createClone(request: CreateRequest): Promise<CreatedClone> {
   const sourceLocation = parseLocation(request.source);
   const destinationLocation = parseLocation(request.destination);
-  await using source = await openSource(sourceLocation);
-  if (request.sourceFormat !== "raw") await refuseContainer(source);
+  const { onNote, signal } = request;
+  const headerFile = request.headerFile === undefined ? undefined : resolve(request.headerFile);
+  await using source = await openSource(sourceLocation, { format: request.sourceFormat, headerFile, onNote, signal });
   await refuseUnfinishedSource(source);
   const geometry = geometryOf(source, request.regionSize);
-  const warnings = await warningsOf(source);
-  await using opened = await NewDestination.open(destinationLocation, source.size);
-  const { device: destination, isNew } = opened;
+  await using made = await NewDestination.open(destinationLocation, source.device.size, { onNote, signal });
+  const destination = made.opened;
+  const warnings = [...(await warningsOfSource(source, sourceLocation)), ...warningsOfDestination(destination)];
   await checkPair(source, destination, geometry);
   const metadata = await metadataPathOf(request, destination, source);
   await refuseMetadata(destination, metadata);
-  if (!isNew && !request.force) await refuseData(destination);
-  const descriptor = await describe(request, { source, destination, sourceLocation, destinationLocation });
+  if (!made.isNew && !request.force) await refuseData(destination);
+  const descriptor = describe({ ...request, headerFile }, source, destination);
   const content = { geometry, descriptor };
   if (await isBlockDevice(metadata)) {
     await using device = await FileDevice.open(metadata, { access: "read-write", direct: "off" });
-    if ((await sharesStorage(device, source)) || (await sharesStorage(device, destination))) {
+    for (const { file } of [source, destination]) {
+      if (file === undefined || !(await sharesStorage(device, file))) continue;
       throw new UsageError(`Cannot put the metadata on "${metadata}": it is the source or the destination`);
     }
     await createMetadataOnDevice(device, content);
   } else {
     await createMetadataFile(metadata, content);
   }
-  opened.keep();
-  return { metadata, source: source.path, destination: destination.path, geometry, exactSize: source.size, warnings };
+  made.keep();
+  const exactSize = source.device.size;
+  const names = { source: displayName(sourceLocation), destination: displayName(destinationLocation) };
+  return { metadata, ...names, format: source.format, geometry, exactSize, warnings };
 }
 
 /** The destination of an unfinished clone has holes where its data is not yet. @throws {UsageError | BusyError} */
-async function refuseUnfinishedSource(source: FileDevice): Promise<void> {
-  const holder = await lockHolder(source);
+async function refuseUnfinishedSource({ file }: OpenedSource): Promise<void> {
+  if (file === undefined) return;
+  const holder = await lockHolder(file);
   if (holder !== undefined) {
-    throw new BusyError(`Cannot clone "${source.path}": ${describeHolder(holder)} is writing to it`, {
+    throw new BusyError(`Cannot clone "${file.path}": ${describeHolder(holder)} is writing to it`, {
       pid: holder.pid,
     });
   }
-  const beside = await defaultMetadataPath(source.path);
-  if (source.kind === "block" || !(await holdsMetadata(beside))) return;
+  const beside = await defaultMetadataPath(file.path);
+  if (file.kind === "block" || !(await holdsMetadata(beside))) return;
   const { status } = await readStatus(beside);
   if (status.state === "finalized" || status.hydratedRegions === status.regions) return;
   throw new UsageError(
-    `Cannot clone "${source.path}": it is itself an unfinished clone, ${status.regions - status.hydratedRegions} of its ${status.regions} regions are missing`,
-    { hint: `\`clone hydrate ${source.path}\` finishes it.` },
+    `Cannot clone "${file.path}": it is itself an unfinished clone, ${status.regions - status.hydratedRegions} of its ${status.regions} regions are missing`,
+    { hint: `\`clone hydrate ${file.path}\` finishes it.` },
   );
 }
 
-function geometryOf(source: FileDevice, regionSize: number): Geometry {
-  if (source.kind === "block" && source.size % SECTOR_SIZE !== 0) {
+function geometryOf({ device, file }: OpenedSource, regionSize: number): Geometry {
+  if (file?.kind === "block" && device.size % SECTOR_SIZE !== 0) {
     throw new UsageError(
-      `Cannot clone "${source.path}": its ${source.size} bytes are not a multiple of ${SECTOR_SIZE}`,
+      `Cannot clone "${device.name}": its ${device.size} bytes are not a multiple of ${SECTOR_SIZE}`,
     );
   }
-  const size = Math.ceil(source.size / SECTOR_SIZE) * SECTOR_SIZE;
+  const size = Math.ceil(device.size / SECTOR_SIZE) * SECTOR_SIZE;
   if (Math.ceil(size / regionSize) > MAX_REGION_COUNT) {
     const least = 2 ** Math.ceil(Math.log2(size / MAX_REGION_COUNT));
-    throw new UsageError(`Cannot clone "${source.path}": it has more than 2^31 regions of ${regionSize} bytes`, {
+    throw new UsageError(`Cannot clone "${device.name}": it has more than 2^31 regions of ${regionSize} bytes`, {
       hint: `--region-size ${least} is the smallest that fits.`,
     });
   }
   return new Geometry({ size, regionSize });
 }
 
-async function checkPair(source: FileDevice, destination: FileDevice, geometry: Geometry): Promise<void> {
-  if (await sharesStorage(source, destination)) {
-    throw new UsageError(`Cannot clone "${source.path}" to "${destination.path}": they are the same`);
+async function checkPair(source: OpenedSource, destination: OpenedDestination, geometry: Geometry): Promise<void> {
+  const [from, to] = [source.device, destination.device];
+  if (await shareStorage(source, destination)) {
+    throw new UsageError(`Cannot clone "${from.name}" to "${to.name}": they are the same`);
   }
-  if (destination.size < source.size) {
+  if (to.size < from.size) {
     throw new UsageError(
-      `Cannot clone "${source.path}" to "${destination.path}": the destination has ${destination.size} bytes, the source ${source.size}`,
+      `Cannot clone "${from.name}" to "${to.name}": the destination has ${to.size} bytes, the source ${from.size}`,
     );
   }
-  for (const device of [source, destination]) {
-    if (device.kind === "block" && geometry.regionSize % device.blockSize !== 0) {
+  for (const file of [source.file, destination.file]) {
+    if (file?.kind === "block" && geometry.regionSize % file.blockSize !== 0) {
       throw new UsageError(
-        `Cannot clone in regions of ${geometry.regionSize} bytes: "${device.path}" has sectors of ${device.blockSize}`,
+        `Cannot clone in regions of ${geometry.regionSize} bytes: "${file.path}" has sectors of ${file.blockSize}`,
       );
     }
   }
@@ -143,83 +157,105 @@ async function checkPair(source: FileDevice, destination: FileDevice, geometry: 
  * Never overridden: what the metadata says of regions that only its destination has would be lost with it.
  * @throws {UsageError} where the destination is metadata itself, or belongs to an unfinished clone
  */
-async function refuseMetadata(destination: FileDevice, metadata: string): Promise<void> {
-  if (await holdsMetadata(destination.path)) {
-    throw new UsageError(`Cannot clone to "${destination.path}": it is the metadata of a clone`, {
+async function refuseMetadata({ file }: OpenedDestination, metadata: string): Promise<void> {
+  if (file === undefined) return;
+  if (await holdsMetadata(file.path)) {
+    throw new UsageError(`Cannot clone to "${file.path}": it is the metadata of a clone`, {
       hint: "`clone delete` gives that clone up.",
     });
   }
-  if (destination.kind === "block") return;
-  const beside = await defaultMetadataPath(destination.path);
+  if (file.kind === "block") return;
+  const beside = await defaultMetadataPath(file.path);
   if (beside === metadata || !(await holdsMetadata(beside))) return;
   const { status } = await readStatus(beside);
   if (status.state === "finalized") return;
-  throw new UsageError(`Cannot clone to "${destination.path}": it belongs to the unfinished clone "${beside}"`, {
+  throw new UsageError(`Cannot clone to "${file.path}": it belongs to the unfinished clone "${beside}"`, {
     hint: "`clone hydrate` goes on with that clone, `clone delete` gives it up.",
   });
 }
 
-async function refuseData(destination: FileDevice): Promise<void> {
+async function refuseData(destination: OpenedDestination): Promise<void> {
   const data = await findData(destination);
   if (data === undefined) return;
-  throw new UsageError(`Cannot clone to "${destination.path}": it holds ${data}`, {
+  throw new UsageError(`Cannot clone to "${destination.device.name}": it holds ${data}`, {
     hint: "--force overwrites it. There is no way back.",
   });
 }
 
-async function metadataPathOf(request: CreateRequest, destination: FileDevice, source: FileDevice): Promise<string> {
+async function metadataPathOf(
+  request: CreateRequest,
+  { file, device }: OpenedDestination,
+  source: OpenedSource,
+): Promise<string> {
   const given = request.metadata;
   if (given === undefined) {
-    if (destination.kind === "file") return await defaultMetadataPath(destination.path);
-    throw new UsageError(`Cannot clone to "${destination.path}": a block device needs --metadata FILE`, {
-      hint: "A file beside the device would not survive a restart: name one on a disk.",
+    if (file?.kind === "file") return await defaultMetadataPath(file.path);
+    const what = file === undefined ? "a URI" : "a block device";
+    throw new UsageError(`Cannot clone to "${device.name}": ${what} needs --metadata FILE`, {
+      hint:
+        file === undefined
+          ? "The metadata stays on this machine: name a file on a disk that survives a restart."
+          : "A file beside the device would not survive a restart: name one on a disk.",
     });
   }
-  const { path } = parseLocation(given);
-  if (path === destination.path || path === source.path) {
+  const path = parsePath(given);
+  if (path === file?.path || path === source.file?.path) {
     throw new UsageError(`Cannot put the metadata into "${path}": it is the source or the destination`);
   }
   return path;
 }
 
-async function describe(
-  request: CreateRequest,
-  devices: { source: FileDevice; destination: FileDevice; sourceLocation: Location; destinationLocation: Location },
-): Promise<Descriptor> {
-  const { source, destination, sourceLocation, destinationLocation } = devices;
+function describe(request: CreateRequest, source: OpenedSource, destination: OpenedDestination): Descriptor {
+  const { regionSize, force, headerFile } = request;
   return {
     uuid: randomUUID(),
     created: new Date().toISOString(),
     source: {
-      uri: uriOf(sourceLocation),
-      size: source.size,
-      format: "raw",
-      fingerprint: await sourceFingerprint(source),
+      uri: source.uri,
+      size: source.device.size,
+      format: source.format,
+      fingerprint: source.fingerprint,
     },
     destination: {
-      uri: uriOf(destinationLocation),
-      size: destination.size,
-      fingerprint: destinationFingerprint(destination.identity),
+      uri: destination.uri,
+      size: destination.device.size,
+      fingerprint: destinationFingerprint(destination),
     },
-    exactSize: source.size,
-    options: { regionSize: request.regionSize, force: request.force },
+    exactSize: source.device.size,
+    options: { regionSize, force, ...(headerFile === undefined ? {} : { headerFile }) },
     unreadable: { ranges: [], inexact: false },
     served: false,
     finalized: null,
   };
 }
 
-async function warningsOf(source: FileDevice): Promise<string[]> {
+async function warningsOfSource({ device, file }: OpenedSource, location: Location): Promise<string[]> {
   const warnings = [];
-  if (source.size % SECTOR_SIZE !== 0) {
+  if (device.size % SECTOR_SIZE !== 0) {
     warnings.push(
-      `"${source.path}" is not a whole number of 512-byte sectors: the kernel's dm-clone cannot take over this clone`,
+      `"${device.name}" is not a whole number of 512-byte sectors: the kernel's dm-clone cannot take over this clone`,
     );
   }
-  const mounted = source.identity.rdev === undefined ? undefined : await blockDeviceUser(source.identity.rdev);
-  const user = (await findUser(source, "read"))?.description ?? mounted;
+  if (!isReopenable(location)) {
+    warnings.push(
+      location.kind === "command"
+        ? "The command is not kept, since metadata must never make one run: name it again with --source wherever the source is needed"
+        : `The rest of "${device.name}" is a credential and is not kept: name the whole URL again with --source wherever the source is needed`,
+    );
+  }
+  if (file === undefined) return warnings;
+  const mounted = file.identity.rdev === undefined ? undefined : await blockDeviceUser(file.identity.rdev);
+  const user = (await findUser(file, "read"))?.description ?? mounted;
   if (user !== undefined) {
-    warnings.push(`"${source.path}" is in use (${user}): a copy of what changes meanwhile is worth nothing`);
+    warnings.push(`"${device.name}" is in use (${user}): a copy of what changes meanwhile is worth nothing`);
   }
   return warnings;
+}
+
+/** A server that cannot be told to flush may have everything in memory when it says that it is done. */
+function warningsOfDestination({ device, remote }: OpenedDestination): string[] {
+  if (remote === undefined || remote.canFlush !== false) return [];
+  return [
+    `"${device.name}" cannot be told to make anything durable: the metadata may vouch for data that is lost with it`,
+  ];
 }

@@ -2,9 +2,9 @@
  * Whether a destination still holds what the metadata says of it. Inodes are used again, block devices change their names
  * and files are restored from old backups: then bits would vouch for data that is not there.
  *
- *     never copied to      a block device that only its name identifies must be as empty as it was for `create`, unless
+ *     never copied to      a device that only its name identifies must be as empty as it was for `create`, unless
  *                          that was told to overwrite it
- *     settled              the time of last change is that of our last write; otherwise, and for a block device, samples
+ *     settled              the time of last change is that of our last write; otherwise, and for all but files, samples
  *                          of the hydrated regions must match the source
  *     cut off              the same
  *
@@ -22,7 +22,7 @@ import type { FileDevice } from "../device/file-device.ts";
 import { statDescriptor } from "../device/file-identity.ts";
 import type { SettledState } from "../metadata/descriptor.ts";
 import type { Clone } from "./clone.ts";
-import { findData } from "./open-devices.ts";
+import { findData, type OpenedDestination } from "./open-devices.ts";
 
 /** Hydrated regions that are compared, evenly spread, first and last included; and bytes of each. */
 const SAMPLES = 32;
@@ -31,17 +31,18 @@ const SAMPLE_BYTES = 65536;
 const fsync = promisify(fs.fsync);
 
 /** The destination as it is left, durably, for the next run to compare with. @throws {DeviceError} */
-export async function settledState(clone: Clone, destination: FileDevice): Promise<SettledState> {
+export async function settledState(clone: Clone, { file }: OpenedDestination): Promise<SettledState> {
+  if (file === undefined) return await presentState(clone, file); // it has been flushed, and has no times
   // All of it: a flush of the data may leave the time of change behind, and after a power cut it would be another one.
-  await fsync(destination.fd).catch((cause: unknown) => {
+  await fsync(file.fd).catch((cause: unknown) => {
     const errno = errnoOf(cause);
-    throw new DeviceError(`Cannot flush "${destination.name}": ${errno}`, { errno, cause });
+    throw new DeviceError(`Cannot flush "${file.name}": ${errno}`, { errno, cause });
   });
-  return await presentState(clone, destination);
+  return await presentState(clone, file);
 }
 
-async function presentState(clone: Clone, destination: FileDevice): Promise<SettledState> {
-  const { mtimeNs } = await statDescriptor(destination.fd, { bigint: true });
+async function presentState(clone: Clone, file: FileDevice | undefined): Promise<SettledState> {
+  const mtimeNs = file === undefined ? 0 : (await statDescriptor(file.fd, { bigint: true })).mtimeNs;
   return { mtimeNs: String(mtimeNs), superblock: await superblockChecksum(clone) };
 }
 
@@ -57,30 +58,30 @@ export type DestinationTrust =
   | "touched";
 
 /** How far the destination can be trusted by what is recorded of it. @throws {DeviceError} */
-export async function trustInDestination(clone: Clone, destination: FileDevice): Promise<DestinationTrust> {
+export async function trustInDestination(clone: Clone, { file }: OpenedDestination): Promise<DestinationTrust> {
   const { descriptor, metadata } = clone;
   if (descriptor === null || descriptor.served) return "trusted";
   const { settled } = descriptor.destination;
   if (settled === undefined) {
-    const byNameOnly = destination.kind === "block" && destination.identity.serial === undefined;
+    const byNameOnly = file === undefined || (file.kind === "block" && file.identity.serial === undefined);
     return byNameOnly && metadata.hydratedCount === 0 && descriptor.options.force !== true ? "empty" : "trusted";
   }
   if (descriptor.destination.touched) return "touched";
   const bySamples = descriptor.acceptedChange === undefined ? "compare" : "trusted";
   if (settled === null) return bySamples;
-  const now = await presentState(clone, destination);
+  const now = await presentState(clone, file);
   if (now.superblock !== settled.superblock) return "trusted"; // the kernel has gone on with the clone
-  if (destination.kind === "block") return bySamples;
+  if (file?.kind !== "file") return bySamples;
   return now.mtimeNs === settled.mtimeNs ? "trusted" : "touched";
 }
 
 /** @throws {CloneError} where a destination holds data that nobody has put there for this clone */
-export async function refuseForeignData(destination: FileDevice): Promise<void> {
+export async function refuseForeignData(destination: OpenedDestination): Promise<void> {
   const data = await findData(destination);
   if (data === undefined) return;
   throw new CloneError(
     "failed",
-    `Cannot use "${destination.path}" as the destination: it was empty when the clone was created and holds ${data} now`,
+    `Cannot use "${destination.device.name}" as the destination: it was empty when the clone was created and holds ${data} now`,
     { hint: "`clone create --force` begins a clone that overwrites it." },
   );
 }

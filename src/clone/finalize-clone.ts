@@ -86,7 +86,7 @@ export async function finalizeClone(
   await new CommitPipeline({ metadata: clone.metadata, destination: destination.view }).commit();
   if (!keeps) await removeMetadata(clone.path);
   return {
-    destination: destination.device.path,
+    destination: destination.device.name,
     size: clone.exactSize,
     verified: request.verify || (clone.finalized?.verified ?? false),
     unreadable: clone.descriptor?.unreadable.ranges ?? [],
@@ -110,7 +110,7 @@ export async function recordFinalized(
   record: { missing: RegionRange[]; verified: boolean; keepsMetadata: boolean },
 ): Promise<void> {
   await destination.view.flush();
-  await syncName(destination.device.path);
+  if (destination.file !== undefined) await syncName(destination.file.path);
   const recorded = await clone.settle({
     finalized: {
       finished: new Date().toISOString(),
@@ -138,11 +138,11 @@ async function syncName(path: string): Promise<void> {
  * @throws {CloneError} where that can be told
  */
 async function refuseForeign(clone: Clone, request: DeviceRequest, destination: AttachedDestination): Promise<void> {
-  const trust = await clone.trustIn(destination.device);
+  const trust = await clone.trustIn(destination);
   if (trust === "touched" && !request.acceptChangedSource) {
     throw new CloneError(
       "failed",
-      `Cannot finalize "${clone.path}": somebody else has written to "${destination.device.path}" since the clone last did`,
+      `Cannot finalize "${clone.path}": somebody else has written to "${destination.device.name}" since the clone last did`,
       {
         hint: "`clone finalize --verify` compares it with the source first; --accept-changed-source takes it as it is.",
       },
@@ -154,7 +154,7 @@ async function refuseForeign(clone: Clone, request: DeviceRequest, destination: 
     source = await clone.attachSource(request);
   } catch (error) {
     if (!(error instanceof CloneError)) throw error;
-    clone.warnNotCompared(destination.device, error.message);
+    clone.warnNotCompared(destination, error.message);
     return;
   }
   await refuseDifferentSamples(clone, source.view, destination.view);
@@ -166,18 +166,21 @@ async function refuseForeign(clone: Clone, request: DeviceRequest, destination: 
  */
 export async function linearTable(clone: Clone, request: DeviceRequest): Promise<string> {
   refuseMissing(clone, { acceptUnreadable: false });
-  const { device } = await clone.attachDestination(request, "read-only");
-  if (device.kind === "file") {
-    clone.warn(
-      `"${device.path}" is a file: device-mapper takes it only behind a loop device, as \`losetup\` makes them`,
-    );
+  const { device, file } = await clone.attachDestination(request, "read-only");
+  if (file === undefined) {
+    throw new UsageError(`Cannot make a table for "${device.name}": device-mapper maps block devices of this machine`, {
+      hint: "Where nbd-client has attached it, --destination /dev/nbd0 names the device.",
+    });
+  }
+  if (file.kind === "file") {
+    clone.warn(`"${file.path}" is a file: device-mapper takes it only behind a loop device, as \`losetup\` makes them`);
   }
   if (clone.exactSize % SECTOR_SIZE !== 0) {
     throw new UsageError(
-      `Cannot make a table for "${device.path}": its ${clone.exactSize} bytes are not whole sectors`,
+      `Cannot make a table for "${device.name}": its ${clone.exactSize} bytes are not whole sectors`,
     );
   }
-  return `0 ${clone.geometry.size / SECTOR_SIZE} linear ${device.path.replaceAll(/[\\ \t]/g, "\\$&")} 0`;
+  return `0 ${clone.geometry.size / SECTOR_SIZE} linear ${file.path.replaceAll(/[\\ \t]/g, "\\$&")} 0`;
 }
 
 /** The regions that may be missing. @throws {CloneError} where more are */

@@ -1,16 +1,29 @@
 /**
  * Whether a file or device is still the one a clone was made with. What is compared is what stays the same over a restart
  * of the machine; device numbers do not.
+ *
+ *     file            inode, size, time of change        asked at every commit
+ *     block device    size, serial number, samples       its write counters at every commit
+ *     HTTP, S3        size and entity tag, or time       every reply tells
+ *     NBD, and HTTP   size, samples                      samples once more when a connection was made anew
+ *     without tags
  */
 import { createHash } from "node:crypto";
-import { DeviceError } from "../base/errors.ts";
+import { ChangedError, DeviceError } from "../base/errors.ts";
+import type { BlockDevice } from "../device/block-device.ts";
 import type { FileDevice } from "../device/file-device.ts";
 import { blockDeviceChanges, type FileIdentity, identify, statDescriptor } from "../device/file-identity.ts";
+import type { RemoteDevice } from "../device/remote-device.ts";
 import type { Fingerprint } from "../metadata/descriptor.ts";
 
 /** Samples taken of a block device, evenly spread, first and last included. */
 const SAMPLES = 9;
 const SAMPLE_BYTES = 16384;
+/** Of each, how often it is tried, and what stands for one that cannot be read. */
+const SAMPLE_ATTEMPTS = 3;
+const UNREADABLE = "-";
+/** Hexadecimal digits kept of a sample's SHA-256. */
+const DIGEST_LENGTH = 16;
 
 /** The fingerprint of a source: everything that shows that it is another, or has changed. @throws {DeviceError} */
 export async function sourceFingerprint(
@@ -20,8 +33,7 @@ export async function sourceFingerprint(
   if (identity.kind === "file") {
     return { kind: "file", size: identity.size, inode: identity.ino, mtimeNs: identity.mtimeNs };
   }
-  const sample = await sampleDigest(device);
-  return { ...destinationFingerprint(identity), ...(sample === undefined ? {} : { sample }) };
+  return { ...fileFingerprint(identity), sample: await sampleDigests(device) };
 }
 
 /**
@@ -43,8 +55,50 @@ export async function watchSource(
   return async () => ((await blockDeviceChanges(rdev)) === before ? undefined : "it has been written to");
 }
 
+/** The fingerprint of a remote source. */
+export async function remoteSourceFingerprint(device: RemoteDevice): Promise<Fingerprint> {
+  const { kind, size, etag, lastModified } = device.identity;
+  if (isTagged(device)) {
+    return {
+      kind,
+      size,
+      ...(etag === undefined ? {} : { etag }),
+      ...(lastModified === undefined ? {} : { lastModified }),
+    };
+  }
+  return { kind, size, sample: await sampleDigests(device) };
+}
+
+/** As `watchSource`, for a remote source. `fingerprint` is that of the open device. */
+export function watchRemoteSource(device: RemoteDevice, fingerprint: Fingerprint): () => Promise<string | undefined> {
+  let { incarnation } = device;
+  return async () => {
+    if (device.changed !== undefined || isTagged(device)) return device.changed;
+    const now = device.incarnation;
+    if (now === incarnation) return undefined;
+    const difference = differenceFrom(fingerprint, await remoteSourceFingerprint(device));
+    incarnation = now;
+    return device.changed ?? difference;
+  };
+}
+
+/** Whether every reply of it tells that it is still the same. */
+function isTagged({ identity: { etag, lastModified } }: RemoteDevice): boolean {
+  return etag !== undefined || lastModified !== undefined;
+}
+
 /** The fingerprint of a destination: who it is, whatever it holds by now. A file may grow, so its size is no part of that. */
-export function destinationFingerprint(identity: FileIdentity): Fingerprint {
+export function destinationFingerprint({
+  device,
+  file,
+}: {
+  device: BlockDevice;
+  file: FileDevice | undefined;
+}): Fingerprint {
+  return file === undefined ? { kind: "nbd", size: device.size } : fileFingerprint(file.identity);
+}
+
+function fileFingerprint(identity: FileIdentity): Fingerprint {
   const { birthtimeNs } = identity;
   if (identity.kind === "file") {
     return { kind: "file", inode: identity.ino, ...(birthtimeNs === undefined ? {} : { birthtimeNs }) };
@@ -71,7 +125,11 @@ export function differenceFrom(pinned: Fingerprint, now: Fingerprint): string | 
   if (differ(pinned.mtimeNs, now.mtimeNs)) {
     return `it was last written at ${formatTime(now.mtimeNs)}, not at ${formatTime(pinned.mtimeNs)}`;
   }
-  if (differ(pinned.sample, now.sample)) return "its content is another";
+  if (differ(pinned.etag, now.etag)) return `its entity tag is ${now.etag} now and was ${pinned.etag}`;
+  if (differ(pinned.lastModified, now.lastModified)) {
+    return `it was last modified at ${now.lastModified}, not at ${pinned.lastModified}`;
+  }
+  if (samplesDiffer(pinned.sample, now.sample)) return "its content is another";
   return undefined;
 }
 
@@ -80,7 +138,14 @@ function differ<T>(a: T | undefined, b: T | undefined): boolean {
 }
 
 function describeKind({ kind }: Fingerprint): string {
-  return { file: "regular file", block: "block device" }[kind ?? ""] ?? "thing of another kind";
+  const kinds: Record<string, string> = {
+    file: "regular file",
+    block: "block device",
+    nbd: "disk served over NBD",
+    http: "file on a web server",
+    s3: "object in S3",
+  };
+  return kinds[kind ?? ""] ?? "thing of another kind";
 }
 
 function formatTime(ns: string | undefined): string {
@@ -89,21 +154,38 @@ function formatTime(ns: string | undefined): string {
   return new Date(Number(nanoseconds / 1_000_000n)).toISOString().replace(/\.\d+Z$/, `.${fraction}Z`);
 }
 
-/** Undefined where a sample cannot be read: a failing disk is still worth cloning. */
-async function sampleDigest(device: FileDevice): Promise<string | undefined> {
-  const hash = createHash("sha256");
+/**
+ * Digests of samples, in order, a hyphen for one that cannot be read: a failing disk is still worth cloning, and what can
+ * be read of it still tells.
+ */
+async function sampleDigests(device: BlockDevice): Promise<string> {
   const length = Math.min(SAMPLE_BYTES, device.size);
-  const buffer = new Uint8Array(length);
-  const unit = device.blockSize;
-  for (let index = 0; index < SAMPLES; index++) {
+  const digests = Array.from({ length: SAMPLES }, async (_, index) => {
     const position = Math.floor(((device.size - length) * index) / (SAMPLES - 1));
+    return await sampleDigest(device, position - (position % device.blockSize), length);
+  });
+  return (await Promise.all(digests)).join(" ");
+}
+
+async function sampleDigest(device: BlockDevice, offset: number, length: number): Promise<string> {
+  const buffer = new Uint8Array(length);
+  for (let attempt = 1; ; attempt++) {
     try {
-      await device.read(position - (position % unit), buffer);
+      await device.read(offset, buffer);
+      return createHash("sha256").update(buffer).digest("hex").slice(0, DIGEST_LENGTH);
     } catch (error) {
-      if (error instanceof DeviceError) return undefined;
-      throw error;
+      if (!(error instanceof DeviceError)) throw error;
+      if (error instanceof ChangedError || attempt === SAMPLE_ATTEMPTS) return UNREADABLE;
     }
-    hash.update(buffer);
   }
-  return hash.digest("hex");
+}
+
+/** Whether samples that could be read both times differ. */
+function samplesDiffer(pinned: string | undefined, now: string | undefined): boolean {
+  if (pinned === undefined || now === undefined) return false;
+  const present = now.split(" ");
+  return pinned.split(" ").some((digest, index) => {
+    const other = present[index];
+    return digest !== UNREADABLE && other !== UNREADABLE && digest !== other;
+  });
 }

@@ -74,6 +74,8 @@ export interface HydrateReport {
 /** Bytes per read and write, and how many are in flight: what `test/bench` found best on disks and page cache alike. */
 export const PIECE_LENGTH = 2 ** 21;
 export const PIECES_IN_FLIGHT = 8;
+/** Buffers begin on multiples of this for whatever is no file, bytes. */
+export const PAGE = 4096;
 /** Zeros are looked for in units of this, or of a region: smaller ones would tatter the copy, larger ones hide zeros. */
 export const ZERO_UNIT = 65536;
 
@@ -91,7 +93,7 @@ export async function hydrateClone(
   }
   const destination = await clone.attachDestination(request, "read-write");
   const source = await clone.attachSource(request);
-  if (request.extents) await settleSource(source.device);
+  if (request.extents) await settleSource(source);
   await clone.beginWriting(request);
   const { geometry, metadata } = clone;
   const halt = new AbortController();
@@ -105,7 +107,7 @@ export async function hydrateClone(
     pieceLength: PIECE_LENGTH,
     depth: PIECES_IN_FLIGHT,
     zeroUnit: Math.min(ZERO_UNIT, geometry.regionSize),
-    allocate: (byteLength) => alignedBuffer(byteLength, destination.device.directAlignment),
+    allocate: (byteLength) => alignedBuffer(byteLength, destination.file?.directAlignment ?? PAGE),
     verify: request.verify,
     halt: halt.signal,
   });
@@ -113,7 +115,7 @@ export async function hydrateClone(
   const commits = new CommitPipeline({
     metadata,
     destination: destination.view,
-    refuseLost: () => refuseLostDestination(destination.device, clone.exactSize),
+    refuseLost: () => refuseLostDestination(destination, clone.exactSize),
     guard: async () => {
       const change = await changeAsError(source);
       if (change !== undefined) throw change;
@@ -155,7 +157,7 @@ export async function hydrateClone(
       return commits.failure;
     },
     get direct() {
-      return destination.device.direct;
+      return destination.file?.direct ?? false;
     },
     tune({ rate, threshold, batchSize, paused }) {
       if (rate !== undefined) throttle.bytesPerSecond = rate;
@@ -205,13 +207,13 @@ export async function hydrateClone(
 /** The error to throw where the source has changed since it was opened: what was copied since may be a mixture. */
 export async function changeAsError(source: AttachedSource): Promise<CloneError | undefined> {
   const change = await source.change();
-  return change === undefined ? undefined : sourceChanged(source.device.path, change);
+  return change === undefined ? undefined : sourceChanged(source.device.name, change);
 }
 
 /** Of a file the time of change tells the next run; of a block device nothing would. @throws {DeviceError} */
-export async function rememberChange(clone: Clone, { device }: AttachedSource): Promise<void> {
+export async function rememberChange(clone: Clone, { file }: AttachedSource): Promise<void> {
   const pinned = clone.descriptor?.source;
-  if (pinned === undefined || device.kind !== "block") return;
+  if (pinned === undefined || file?.kind !== "block") return;
   const fingerprint = { ...pinned.fingerprint, sample: "changed while it was copied" };
   await clone.updateDescriptor({ source: { ...pinned, fingerprint } });
 }

@@ -66,7 +66,7 @@ export class LiveClone {
     const engine = assemble(clone, devices, request, () => this.#events);
     this.#engine = engine;
     this.device = engine.device;
-    this.#onRead = new OnReadPolicy(engine.device, engine.source?.device, request.hydrateOnRead);
+    this.#onRead = new OnReadPolicy(engine.device, engine.source, request.hydrateOnRead);
     this.#sample();
     this.#sampling = setInterval(() => this.#sample(), SAMPLE_INTERVAL_MS);
     this.#sampling.unref();
@@ -84,7 +84,7 @@ export class LiveClone {
     }
     const destination = await clone.attachDestination(request, "read-write");
     const source = await attachSourceIfNeeded(clone, request);
-    if (source !== undefined && request.extents) await settleSource(source.device);
+    if (source !== undefined && request.extents) await settleSource(source);
     await clone.beginWriting(request);
     if (!request.readOnly) await clone.updateDescriptor({ served: true });
     return new LiveClone(clone, { source, destination }, request);
@@ -266,7 +266,7 @@ export class LiveClone {
     this.#sourceReleased = clone.releaseSource();
     this.#sourceReleased.catch((error: Error) => clone.warn(error.message));
     return {
-      destination: destination.device.path,
+      destination: destination.device.name,
       size: clone.exactSize,
       verified: false,
       unreadable: missing,
@@ -286,7 +286,7 @@ export class LiveClone {
   /** A block device has no time of change that the next run could look at. */
   async #rememberChange(): Promise<void> {
     const { source, commits } = this.#engine;
-    if (source?.device.kind !== "block" || commits.failure instanceof DeviceError) return;
+    if (source?.file?.kind !== "block" || commits.failure instanceof DeviceError) return;
     if ((await changeAsError(source)) !== undefined) await rememberChange(this.#clone, source);
   }
 

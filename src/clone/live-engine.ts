@@ -16,7 +16,7 @@ import { RegionMap } from "../engine/region-map.ts";
 import { Throttle } from "../engine/throttle.ts";
 import type { AttachedDestination, AttachedSource, Clone, DeviceRequest } from "./clone.ts";
 import { refuseLostDestination } from "./destination-guard.ts";
-import { changeAsError, PIECE_LENGTH, PIECES_IN_FLIGHT, ZERO_UNIT } from "./hydrate-clone.ts";
+import { changeAsError, PAGE, PIECE_LENGTH, PIECES_IN_FLIGHT, ZERO_UNIT } from "./hydrate-clone.ts";
 import type { HydrateOnReadPolicy } from "./on-read-policy.ts";
 import { patientGuard } from "./patient-guard.ts";
 
@@ -115,7 +115,7 @@ export function assemble(
     destination: destination.view,
     extents,
     zeroUnit: Math.min(ZERO_UNIT, geometry.regionSize),
-    allocate: (byteLength: number) => alignedBuffer(byteLength, destination.device.directAlignment),
+    allocate: (byteLength: number) => alignedBuffer(byteLength, destination.file?.directAlignment ?? PAGE),
     verify: request.verify,
     halt: halt.signal,
   };
@@ -140,7 +140,7 @@ export function assemble(
     metadata,
     destination: destination.view,
     ...(sourceGuard === undefined ? {} : { guard: sourceGuard }),
-    refuseLost: () => refuseLostDestination(destination.device, clone.exactSize),
+    refuseLost: () => refuseLostDestination(destination, clone.exactSize),
     onFailed: (error) => {
       halt.abort(error);
       events()?.onFailed(error);

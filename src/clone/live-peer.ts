@@ -10,7 +10,7 @@ import { deviceNumber } from "../device/file-identity.ts";
 import { describeHolder, lockHolder } from "../device/lock.ts";
 import { Clone } from "./clone.ts";
 import type { CloneStatus } from "./clone-status.ts";
-import { parseLocation } from "./location.ts";
+import { parsePath } from "./location.ts";
 import { defaultMetadataPath, findMetadata } from "./metadata-file.ts";
 
 /** A process that has the clone open and answers for it. */
@@ -83,8 +83,8 @@ export async function findServer(name: string, signal?: AbortSignal): Promise<Li
 
 /** The places where a socket stands that may be believed. */
 async function placesOf(name: string): Promise<Place[]> {
-  const location = parseLocation(name);
-  const { path } = await findMetadata(location.path);
+  const named = parsePath(name);
+  const { path } = await findMetadata(named);
   const stats = await stat(path, { bigint: true }).catch(absent);
   if (stats === undefined) return [];
   const identity = {
@@ -102,7 +102,7 @@ async function placesOf(name: string): Promise<Place[]> {
     (socket): Place => ({ path: socket, isMeant: (status) => status.metadata.id === id }),
   );
   // A server that has finalized its clone goes on serving, and its metadata is gone: what stands there is the destination.
-  const beside = await defaultMetadataPath(location.path);
+  const beside = await defaultMetadataPath(named);
   const finalized: Place = {
     path: besideMetadata(beside),
     isMeant: (status) => status.state === "finalized" && status.metadata.path === beside,

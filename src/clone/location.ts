@@ -1,47 +1,145 @@
-/** What SOURCE and DEST name: a path, or a URI. */
-import { resolve } from "node:path";
+/** What SOURCE and DEST name: a path, a URI, or a command that serves a disk. Nothing is opened here. */
+import { basename, resolve } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { UsageError } from "../base/errors.ts";
+import { safeUrl } from "../device/http/safe-url.ts";
+import { formatNbdUri, type NbdAddress, parseNbdUri } from "../nbd/client/nbd-uri.ts";
+import { commandWords } from "./command-text.ts";
+import { refuseCredentials } from "./image-location.ts";
 
 /** A file or block device, by absolute path. Symbolic links stay: `/dev/disk/by-id/…` outlives `/dev/sdb`. */
-export interface Location {
+export interface FileLocation {
+  kind: "file";
   path: string;
 }
 
+/** Where the bytes are. */
+export type Location =
+  | FileLocation
+  | { kind: "nbd"; address: NbdAddress }
+  /** The whole URL, of which not everything may be shown. */
+  | { kind: "http"; url: string }
+  | { kind: "s3"; bucket: string; key: string }
+  /** A name that qemu's block layer understands: `rbd:pool/image`, `ssh://…`. */
+  | { kind: "qemu"; filename: string }
+  /** A program that serves NBD on the socket it is handed; without its words where only metadata names it. */
+  | { kind: "command"; program: string; words: string[] | undefined };
+
 /** Schemes that qemu takes without `//`; any other text before a colon is a file's name. */
-const BARE_SCHEMES = ["rbd", "ssh", "iscsi", "nbd", "json"];
+const BARE_SCHEMES = ["rbd", "ssh", "iscsi", "nbd", "json", "command"];
+const NBD_SCHEMES = ["nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock"];
+
+/** Protocols of qemu's block drivers (qemu-block-drivers(7)) besides those that are read without it. */
+const QEMU_SCHEMES = [
+  ...["rbd", "ssh", "iscsi", "iser", "nfs", "json"],
+  ...["gluster", "gluster+tcp", "gluster+unix", "gluster+rdma"],
+];
 
 /**
- * The location that a command line names.
- * @throws {UsageError} for a URI of a kind that cannot be opened
+ * The location that a command line, or metadata, names. `[ COMMAND … ]` comes as `commandText()` writes it.
+ * @throws {UsageError} for what cannot be opened, without the credentials that it may hold
  */
 export function parseLocation(text: string): Location {
   if (text === "") throw new UsageError(`Cannot open "": a path is needed`);
-  const scheme = /^([a-z][a-z0-9+.-]*):(\/\/)?/i.exec(text);
-  if (scheme === null || (scheme[2] === undefined && !BARE_SCHEMES.includes((scheme[1] as string).toLowerCase()))) {
-    return { path: resolve(text) };
+  const words = commandWords(text);
+  if (words !== undefined) return { kind: "command", program: basename(words[0] as string), words };
+  const [whole, name, slashes] = /^([a-z][a-z0-9+.-]*):(\/\/)?/i.exec(text) ?? [];
+  const scheme = name?.toLowerCase();
+  if (whole === undefined || scheme === undefined || (slashes === undefined && !BARE_SCHEMES.includes(scheme))) {
+    return { kind: "file", path: resolve(text) };
   }
-  if ((scheme[1] as string).toLowerCase() !== "file") {
-    throw new UsageError(`Cannot open "${withoutCredentials(text)}": only paths and file:/// URIs can be opened`);
+  if (scheme === "file") return fileLocation(text);
+  if (NBD_SCHEMES.includes(scheme)) return { kind: "nbd", address: parseNbdUri(text) };
+  if (scheme === "http" || scheme === "https") return httpLocation(text);
+  if (scheme === "s3") return s3Location(text);
+  if (scheme === "command") return { kind: "command", program: text.slice(whole.length), words: undefined };
+  if (QEMU_SCHEMES.includes(scheme)) {
+    refuseCredentials(text);
+    return { kind: "qemu", filename: text };
   }
+  throw new UsageError(`Cannot open "${withoutCredentials(text)}": no kind of URI begins with "${name}:"`, {
+    hint: "Paths, file:, nbd:, nbds:, nbd+unix:, nbds+unix:, http:, https:, s3: and what qemu opens (rbd:, ssh:, iscsi:) can be.",
+  });
+}
+
+/** The path of what can only be a file or block device. @throws {UsageError} where it is a URI of another kind */
+export function parsePath(text: string): string {
+  const location = parseLocation(text);
+  if (location.kind === "file") return location.path;
+  throw new UsageError(`Cannot open "${displayName(location)}": only a path can be used here`, {
+    hint: "A clone is named by its metadata, or by a destination file beside which that stands.",
+  });
+}
+
+function fileLocation(text: string): Location {
   try {
-    return { path: fileURLToPath(text) };
+    return { kind: "file", path: fileURLToPath(text) };
   } catch (error) {
     throw new UsageError(`Cannot open "${text}": ${(error as Error).message}`, { cause: error });
   }
 }
 
-/** The URI of a location, as the descriptor and `status --json` hold it. */
-export function uriOf({ path }: Location): string {
-  return pathToFileURL(path).href;
+function httpLocation(text: string): Location {
+  const shown = withoutCredentials(text);
+  if (!URL.canParse(text)) throw new UsageError(`Cannot open "${shown}": it is no URL`);
+  if (text.includes("…")) {
+    throw new UsageError(`Cannot open "${shown}": the rest of it is a credential, which is kept nowhere`, {
+      hint: "Name the whole URL again with --source.",
+    });
+  }
+  const { username, password, hostname } = new URL(text);
+  if (hostname === "") throw new UsageError(`Cannot open "${shown}": it names no host`);
+  if (username === "" && password === "") return { kind: "http", url: text };
+  throw new UsageError(`Cannot open "${shown}": a URL with a password would be seen by others`, {
+    hint: "A netrc file holds it by host, or --header-file names a file with the headers to send.",
+  });
+}
+
+/** The key is taken as it stands, without decoding: keys may hold any character. */
+function s3Location(text: string): Location {
+  const [, bucket = "", key = ""] = /^s3:\/\/([^/]*)\/?(.*)$/is.exec(text) ?? [];
+  if (/^[a-z0-9][a-z0-9._-]{1,254}$/i.test(bucket) && key !== "") return { kind: "s3", bucket, key };
+  throw new UsageError(`Cannot open "${withoutCredentials(text)}": s3://BUCKET/KEY is needed`);
+}
+
+/** The URI of a location, as the descriptor and `status --json` hold it; never holds a credential. */
+export function uriOf(location: Location): string {
+  switch (location.kind) {
+    case "file":
+      return pathToFileURL(location.path).href;
+    case "nbd":
+      return formatNbdUri(location.address);
+    case "http":
+      return safeUrl(location.url).text;
+    case "s3":
+      return `s3://${location.bucket}/${location.key}`;
+    case "qemu":
+      return location.filename;
+    case "command":
+      return `command:${location.program}`;
+  }
+}
+
+/**
+ * Whether its URI is all that is needed to open it again: not that of a command, which metadata must not make run, nor
+ * one that holds a credential, which metadata must not keep.
+ */
+export function isReopenable(location: Location): boolean {
+  return location.kind === "http" ? safeUrl(location.url).isComplete : location.kind !== "command";
+}
+
+/** A location for people: a file's as its plain path. */
+export function displayName(location: Location): string {
+  return location.kind === "file" ? location.path : displayUri(uriOf(location));
 }
 
 /** A URI for people: a file's as its plain path. */
 export function displayUri(uri: string): string {
-  return uri.startsWith("file://") ? fileURLToPath(uri) : uri;
+  if (uri.startsWith("file://")) return fileURLToPath(uri);
+  return uri.startsWith("command:") ? `[ ${uri.slice("command:".length)} … ]` : uri;
 }
 
 /** A URI's text without what stands before `@`: passwords are never printed. */
 function withoutCredentials(text: string): string {
-  return text.replace(/^([^/]*\/\/)[^/@]*@/, "$1");
+  return text.replace(/^([^/]*\/\/)[^/@]*@/, "$1").replace(/\?.*$/s, "?…");
 }

@@ -1,28 +1,26 @@
 /** The destination of a clone that is being created: opened or made, and locked from the first moment it can be seen. */
 import { BusyError, UsageError } from "../base/errors.ts";
-import type { FileDevice } from "../device/file-device.ts";
 import { acquireLock, type Lock } from "../device/lock.ts";
+import type { RemoteOptions } from "../device/remote-device.ts";
 import { UnnamedFile } from "../device/unnamed-file.ts";
-import type { Location } from "./location.ts";
+import { type FileLocation, type Location, uriOf } from "./location.ts";
 import { exists, removeIfThere } from "./metadata-file.ts";
-import { openDestination } from "./open-devices.ts";
+import { ending, type OpenedDestination, openDestination } from "./open-devices.ts";
 import { isStillThere } from "./open-metadata.ts";
 
 /** An open, locked destination. Disposing of it closes it, and removes it where it was made and is not to be kept. */
 export class NewDestination implements AsyncDisposable {
-  readonly device: FileDevice;
+  readonly opened: OpenedDestination;
   /** Whether it was made just now: then it is empty, whatever the file system can tell of holes. */
   readonly isNew: boolean;
-  readonly #lock: Lock;
-  /** What holds the device. */
-  readonly #owner: AsyncDisposable;
+  /** Of what is remote, none. */
+  readonly #lock: Lock | undefined;
   #kept = false;
 
-  private constructor(device: FileDevice, parts: { isNew: boolean; lock: Lock; owner: AsyncDisposable }) {
-    this.device = device;
+  private constructor(opened: OpenedDestination, parts: { isNew: boolean; lock: Lock | undefined }) {
+    this.opened = opened;
     this.isNew = parts.isNew;
     this.#lock = parts.lock;
-    this.#owner = parts.owner;
   }
 
   /**
@@ -30,29 +28,37 @@ export class NewDestination implements AsyncDisposable {
    * @throws {BusyError} where another process uses it
    * @throws {DeviceError} where it can be neither opened nor made
    */
-  static async open(location: Location, size: number): Promise<NewDestination> {
-    if (await exists(location.path)) {
-      const device = await openDestination(location);
-      return await owning(device, async () => {
-        const lock = await acquireLock(device);
-        return await owning(lock, async () => {
-          if (await isStillThere(device)) return new NewDestination(device, { isNew: false, lock, owner: device });
-          throw new BusyError(`Cannot clone to "${location.path}": somebody else has just removed it`);
-        });
+  static async open(location: Location, size: number, options: RemoteOptions = {}): Promise<NewDestination> {
+    if (location.kind === "file" && !(await exists(location.path))) return await NewDestination.#make(location, size);
+    const opened = await openDestination(location, { ...options, access: "read-write" });
+    return await ending(opened, async () => {
+      const { file } = opened;
+      if (file === undefined) return new NewDestination(opened, { isNew: false, lock: undefined });
+      const lock = await acquireLock(file);
+      return await ending(lock, async () => {
+        if (await isStillThere(file)) return new NewDestination(opened, { isNew: false, lock });
+        throw new BusyError(`Cannot clone to "${file.path}": somebody else has just removed it`);
       });
-    }
-    const file = await UnnamedFile.create(location.path);
-    return await owning(file, async () => {
-      await file.device.resize(size);
-      await file.device.flush();
+    });
+  }
+
+  static async #make(location: FileLocation, size: number): Promise<NewDestination> {
+    const { path } = location;
+    const unnamed = await UnnamedFile.create(path);
+    return await ending(unnamed, async () => {
+      const file = unnamed.device;
+      await file.resize(size);
+      await file.flush();
       // Before it has a name, so that whoever else opens it finds it locked, and nobody's work is removed with ours.
-      const lock = await acquireLock(file.device);
-      return await owning(lock, async () => {
-        if (await file.publish()) return new NewDestination(file.device, { isNew: true, lock, owner: file });
-        if (await exists(location.path)) {
-          throw new BusyError(`Cannot create "${location.path}": somebody else has just done so`);
+      const lock = await acquireLock(file);
+      return await ending(lock, async () => {
+        if (await unnamed.publish()) {
+          const close = (): Promise<void> => unnamed[Symbol.asyncDispose]();
+          const opened = { uri: uriOf(location), device: file, file, remote: undefined, [Symbol.asyncDispose]: close };
+          return new NewDestination(opened, { isNew: true, lock });
         }
-        throw new UsageError(`Cannot create "${location.path}": it is a symbolic link to nothing`);
+        if (await exists(path)) throw new BusyError(`Cannot create "${path}": somebody else has just done so`);
+        throw new UsageError(`Cannot create "${path}": it is a symbolic link to nothing`);
       });
     });
   }
@@ -63,18 +69,9 @@ export class NewDestination implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    if (this.isNew && !this.#kept && (await isStillThere(this.device))) await removeIfThere(this.device.path);
-    this.#lock.release();
-    await this.#owner[Symbol.asyncDispose]();
-  }
-}
-
-/** Disposes of `owner` where `use` fails. */
-async function owning<T>(owner: AsyncDisposable, use: () => Promise<T>): Promise<T> {
-  try {
-    return await use();
-  } catch (error) {
-    await owner[Symbol.asyncDispose]();
-    throw error;
+    const { file } = this.opened;
+    if (file !== undefined && this.isNew && !this.#kept && (await isStillThere(file))) await removeIfThere(file.path);
+    this.#lock?.release();
+    await this.opened[Symbol.asyncDispose]();
   }
 }

@@ -3,13 +3,15 @@
  *
  *     on      every region that is read, completed where it was read in part
  *     off     none
- *     auto    source on a remote file system      as `on`: a round trip costs more than a write
+ *     auto    source remote, or on such a file system      as `on`: a round trip costs more than a write
  *             local, but slow (a disk that seeks) regions that were read whole
  *             local and fast, or in memory        none: reading it again costs less than writing it
  */
-import type { FileDevice } from "../device/file-device.ts";
+
+import type { BlockDevice } from "../device/block-device.ts";
 import { fileSystemKind } from "../device/file-system.ts";
 import type { CloneDevice, HydrateOnRead } from "../engine/clone-device.ts";
+import type { OpenedSource } from "./open-devices.ts";
 
 /** What the user asks for. */
 export type HydrateOnReadPolicy = "auto" | "on" | "off";
@@ -23,12 +25,12 @@ const PROBE_LENGTH = 65536;
 /** Keeps a device's `hydrateOnRead` as the policy and the source demand. */
 export class OnReadPolicy {
   readonly #device: CloneDevice;
-  readonly #source: FileDevice | undefined;
+  readonly #source: OpenedSource | undefined;
   /** What `auto` comes to; `never` until it is known. */
   #automatic: HydrateOnRead = "never";
   #policy: HydrateOnReadPolicy;
 
-  constructor(device: CloneDevice, source: FileDevice | undefined, policy: HydrateOnReadPolicy) {
+  constructor(device: CloneDevice, source: OpenedSource | undefined, policy: HydrateOnReadPolicy) {
     this.#device = device;
     this.#source = source;
     this.#policy = policy;
@@ -55,8 +57,7 @@ export class OnReadPolicy {
     const source = this.#source;
     if (source === undefined) return;
     try {
-      const isRemote = source.kind === "file" && (await fileSystemKind(source.fd)) === "remote";
-      this.#automatic = isRemote ? "always" : await localPolicy(source);
+      this.#automatic = (await isRemote(source)) ? "always" : await localPolicy(source.device);
     } catch {
       return; // what is wrong with it is told to whoever needs it
     }
@@ -64,7 +65,12 @@ export class OnReadPolicy {
   }
 }
 
-async function localPolicy(source: FileDevice): Promise<HydrateOnRead> {
+async function isRemote({ file, remote }: OpenedSource): Promise<boolean> {
+  if (remote !== undefined) return true;
+  return file?.kind === "file" && (await fileSystemKind(file.fd)) === "remote";
+}
+
+async function localPolicy(source: BlockDevice): Promise<HydrateOnRead> {
   const buffer = new Uint8Array(Math.min(PROBE_LENGTH, source.size));
   const timesMs: number[] = [];
   for (const part of PROBES) {

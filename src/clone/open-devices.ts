@@ -8,68 +8,264 @@ import { PaddedDevice } from "../device/filters/padded.ts";
 import { SliceDevice } from "../device/filters/slice.ts";
 import { refuseInUse } from "../device/in-use.ts";
 import { FADV_SEQUENTIAL, fadvise } from "../device/libc.ts";
+import type { RemoteDevice, RemoteOptions } from "../device/remote-device.ts";
+import { sharesStorage } from "../device/same-storage.ts";
+import type { Fingerprint } from "../metadata/descriptor.ts";
 import { describeContent } from "../metadata/foreign-content.ts";
-import type { Location } from "./location.ts";
+import type { NbdAddress } from "../nbd/client/nbd-uri.ts";
+import { remoteSourceFingerprint, sourceFingerprint, watchRemoteSource, watchSource } from "./fingerprint.ts";
+import { displayName, type Location, uriOf } from "./location.ts";
 
 const fdatasync = promisify(fs.fdatasync);
 
-/** Formats that hold a disk inside: copied byte for byte they make a copy that no machine boots from. */
-const CONTAINER_FORMATS = /qcow2|VMDK|VHDX|VHD|VDI/;
+/** How a source is opened. */
+export interface SourceOptions extends RemoteOptions {
+  /** How its bytes are to be understood: `raw`, or a format that qemu knows; undefined to find that out. */
+  format?: string | undefined;
+  /** A file of headers to send, for HTTP. */
+  headerFile?: string | undefined;
+}
+
+/** A source as it was opened, wherever it is. Disposing of it closes it. */
+export interface OpenedSource extends AsyncDisposable {
+  /** Path or URI, without credentials. */
+  readonly uri: string;
+  readonly device: BlockDevice;
+  /** The local file or block device, where that is what is read. */
+  readonly file: FileDevice | undefined;
+  /** The device, where it is not of this process. */
+  readonly remote: RemoteDevice | undefined;
+  /** `raw`, or the format that it is read as. */
+  readonly format: string;
+  readonly fingerprint: Fingerprint;
+  /** How it has changed since it was opened, as the end of a sentence about it; undefined as long as it has not. */
+  change(): Promise<string | undefined>;
+}
 
 /**
  * Opens a source, read-only, always.
  * @throws {DeviceError} where it cannot be opened
  * @throws {UsageError} where it is nothing that can be copied
  */
-export async function openSource({ path }: Location): Promise<FileDevice> {
-  const device = await FileDevice.open(path, { access: "read-only" });
-  if (device.size > 0) {
-    await fadvise(device.fd, 0, 0, FADV_SEQUENTIAL); // doubles what the kernel reads ahead
-    return device;
+export async function openSource(location: Location, options: SourceOptions = {}): Promise<OpenedSource> {
+  const opened = await openAs(location, options);
+  if (opened.device.size > 0) return opened;
+  await opened[Symbol.asyncDispose]();
+  throw new UsageError(`Cannot clone "${opened.device.name}": it is empty`);
+}
+
+async function openAs(location: Location, options: SourceOptions): Promise<OpenedSource> {
+  const uri = uriOf(location);
+  if (location.kind === "qemu") {
+    const format = options.format ?? "raw"; // never guessed: what its user writes into it is not to choose the driver
+    return await openedRemote(
+      await openImage({ kind: "qemu", filename: location.filename, format }, options),
+      uri,
+      format,
+    );
   }
-  await device[Symbol.asyncDispose]();
-  throw new UsageError(`Cannot clone "${path}": it is empty`);
+  const { format = "raw" } = options;
+  if (location.kind === "file") {
+    const file = await FileDevice.open(location.path, { access: "read-only" });
+    const found = await formatOf(file, options.format);
+    return found === "raw" ? await openedFile(file, uri) : await openedImageFile(file, uri, found, options);
+  }
+  const raw = await openRemote(location, options);
+  const found = await formatOf(raw, options.format);
+  if (found === "raw") return await openedRemote(raw, uri, format);
+  const image = await ending(raw, () =>
+    openImage({ kind: "device", device: raw, format: found, ...given(options) }, options),
+  );
+  return await openedRemote(image, uri, found, raw);
+}
+
+/** Whether the user has said which format it is, and with it that what the image refers to may be opened. */
+function given({ format }: SourceOptions): { isGiven: boolean } {
+  return { isGiven: format !== undefined };
+}
+
+async function openRemote(
+  location: Exclude<Location, { kind: "file" | "qemu" }>,
+  options: SourceOptions,
+): Promise<RemoteDevice> {
+  switch (location.kind) {
+    case "nbd":
+      return await openNbd(location.address, { ...options, access: "read-only" });
+    case "http": {
+      const { HttpDevice } = await import("../device/http/http-device.ts" as string);
+      return await HttpDevice.open(location.url, options);
+    }
+    case "s3": {
+      const { openS3 } = await import("../device/s3/s3-device.ts" as string);
+      return await openS3({ bucket: location.bucket, key: location.key }, options);
+    }
+    case "command": {
+      const { words, program } = location;
+      if (words !== undefined) return await openImage({ kind: "command", words }, options);
+      throw new UsageError(`Cannot open the source: it is what the command "${program}" serves`, {
+        hint: "Metadata never makes a command run: name it again with --source [ COMMAND … ].",
+      });
+    }
+  }
+}
+
+async function openedFile(file: FileDevice, uri: string): Promise<OpenedSource> {
+  return await ending(file, async () => {
+    await fadvise(file.fd, 0, 0, FADV_SEQUENTIAL); // doubles what the kernel reads ahead
+    const fingerprint = await sourceFingerprint(file);
+    const change = await watchSource(file, fingerprint);
+    const close = (): Promise<void> => file[Symbol.asyncDispose]();
+    return {
+      uri,
+      device: file,
+      file,
+      remote: undefined,
+      format: "raw",
+      fingerprint,
+      change,
+      [Symbol.asyncDispose]: close,
+    };
+  });
+}
+
+/** An image in a format of its own: what is copied is the disk inside, and what is watched is the file. */
+async function openedImageFile(
+  file: FileDevice,
+  uri: string,
+  format: string,
+  options: SourceOptions,
+): Promise<OpenedSource> {
+  return await ending(file, async () => {
+    const image = await openImage({ kind: "file", path: file.path, format, ...given(options) }, options);
+    return await ending(image, async () => {
+      const ofFile = await sourceFingerprint(file);
+      const changeOfFile = await watchSource(file, ofFile);
+      const close = async (): Promise<void> => {
+        await image[Symbol.asyncDispose]();
+        await file[Symbol.asyncDispose]();
+      };
+      return {
+        uri,
+        device: image,
+        file: undefined,
+        remote: image,
+        format,
+        fingerprint: { ...ofFile, size: image.size },
+        change: async () => (await changeOfFile()) ?? image.changed,
+        [Symbol.asyncDispose]: close,
+      };
+    });
+  });
+}
+
+/** `below` is what an image is read from. */
+async function openedRemote(
+  device: RemoteDevice,
+  uri: string,
+  format: string,
+  below?: RemoteDevice,
+): Promise<OpenedSource> {
+  const close = async (): Promise<void> => {
+    await device[Symbol.asyncDispose]();
+    await below?.[Symbol.asyncDispose]();
+  };
+  return await ending({ [Symbol.asyncDispose]: close }, async () => {
+    // What an image is read from knows best whether it has changed; its size is not that of the disk.
+    const fingerprint = { ...(await remoteSourceFingerprint(below ?? device)), size: device.size };
+    const change = watchRemoteSource(below ?? device, fingerprint);
+    return { uri, device, file: undefined, remote: device, format, fingerprint, change, [Symbol.asyncDispose]: close };
+  });
+}
+
+/** The format of a device: as it is said to be, else as its first bytes tell. */
+async function formatOf(device: BlockDevice, said: string | undefined): Promise<string> {
+  if (said !== undefined || device.size === 0) return said ?? "raw";
+  return await ending(device, async () => (await detectImageFormat(device)) ?? "raw");
+}
+
+// What most clones do without is loaded when it is needed: it would double the time that a command takes to start.
+
+async function openNbd(
+  address: NbdAddress,
+  options: RemoteOptions & { access: "read-write" | "read-only" },
+): Promise<RemoteDevice> {
+  const { NbdDevice } = await import("../nbd/client/nbd-device.ts" as string);
+  return await NbdDevice.open(address, options);
+}
+
+async function openImage(request: ImageRequest, options: RemoteOptions): Promise<RemoteDevice> {
+  const images = await import("./image-source.ts" as string);
+  return await images.openImage(request, options);
+}
+
+/** Disposes of `owner` where `use` fails. */
+export async function ending<T>(owner: AsyncDisposable, use: () => Promise<T>): Promise<T> {
+  try {
+    return await use();
+  } catch (error) {
+    await owner[Symbol.asyncDispose]();
+    throw error;
+  }
 }
 
 /**
  * Makes the kernel write out what it still has to of a source file, so that where its holes are is settled: file systems
  * have told wrong holes of data that was not on the disk yet. @throws {DeviceError}
  */
-export async function settleSource(device: FileDevice): Promise<void> {
-  if (device.kind === "block") return;
+export async function settleSource({ file }: { file: FileDevice | undefined }): Promise<void> {
+  if (file === undefined || file.kind === "block") return;
   try {
-    await fdatasync(device.fd);
+    await fdatasync(file.fd);
   } catch (error) {
     const errno = errnoOf(error);
     if (errno === "EINVAL" || errno === "EROFS") return; // nothing can be outstanding where nothing can be written
-    throw new DeviceError(`Cannot flush "${device.path}": ${errno}`, { errno, cause: error });
+    throw new DeviceError(`Cannot flush "${file.path}": ${errno}`, { errno, cause: error });
   }
 }
 
-/** @throws {UsageError} where a source is an image in a format of its own, and `raw` was not asked for on purpose */
-export async function refuseContainer(source: FileDevice): Promise<void> {
-  const head = new Uint8Array(Math.min(4096, source.size));
-  await source.read(0, head);
-  const content = describeContent(head);
-  if (content === undefined || !CONTAINER_FORMATS.test(content)) return;
-  throw new UsageError(`Cannot clone "${source.name}": it is ${content}, and its raw bytes are not the disk inside`, {
-    hint: "--source-format raw clones the bytes of the file itself, on purpose.",
-  });
+/** A destination as it was opened, wherever it is. Disposing of it closes it. */
+export interface OpenedDestination extends AsyncDisposable {
+  /** Path or URI, without credentials. */
+  readonly uri: string;
+  readonly device: BlockDevice;
+  /** The local file or block device that it is. */
+  readonly file: FileDevice | undefined;
+  readonly remote: RemoteDevice | undefined;
 }
 
 /**
- * Opens a destination for writing.
- * @throws {BusyError} where somebody else uses it
+ * Opens a destination.
+ * @throws {BusyError} where somebody else uses it and it is to be written to
+ * @throws {UsageError} where it is nothing that can be written to
  */
-export async function openDestination({ path }: Location): Promise<FileDevice> {
-  const device = await FileDevice.open(path, { access: "read-write", directReads: true });
-  try {
-    await refuseInUse(device, "write");
-    return device;
-  } catch (error) {
-    await device[Symbol.asyncDispose]();
-    throw error;
+export async function openDestination(
+  location: Location,
+  { access, ...options }: RemoteOptions & { access: "read-write" | "read-only" },
+): Promise<OpenedDestination> {
+  const uri = uriOf(location);
+  if (location.kind === "nbd") {
+    const remote = await openNbd(location.address, { ...options, access });
+    return { uri, device: remote, file: undefined, remote, [Symbol.asyncDispose]: () => remote[Symbol.asyncDispose]() };
   }
+  if (location.kind !== "file") {
+    throw new UsageError(`Cannot write to "${displayName(location)}": a destination is a path or an nbd URI`, {
+      hint: "qemu-nbd serves what qemu can write to, as `qemu-nbd -f raw -t -k SOCKET rbd:POOL/IMAGE`: name nbd+unix:///?socket=SOCKET then.",
+    });
+  }
+  const file = await FileDevice.open(location.path, { access, directReads: true });
+  return await ending(file, async () => {
+    if (access === "read-write") await refuseInUse(file, "write");
+    return { uri, device: file, file, remote: undefined, [Symbol.asyncDispose]: () => file[Symbol.asyncDispose]() };
+  });
+}
+
+/** Whether a write to one may change what the other reads; of what is remote only its name tells. */
+export async function shareStorage(
+  a: { uri: string; file: FileDevice | undefined },
+  b: { uri: string; file: FileDevice | undefined },
+): Promise<boolean> {
+  if (a.file !== undefined && b.file !== undefined) return await sharesStorage(a.file, b.file);
+  return a.uri === b.uri;
 }
 
 /** A source as the clone sees it: a whole number of sectors. */
@@ -90,8 +286,11 @@ const EDGE_BYTES = 2 ** 20;
  * What shows that a destination holds data, in words, or undefined where nothing does: any allocated extent of a file; on
  * a device a byte that is not zero in its first or last MiB, where every partition table, file system and RAID leaves one.
  */
-export async function findData(device: FileDevice): Promise<string | undefined> {
-  if (device.kind === "file") {
+export async function findData({
+  device,
+  file,
+}: Pick<OpenedDestination, "device" | "file">): Promise<string | undefined> {
+  if (file?.kind === "file") {
     for (let offset = 0, length = FIRST_LOOK_BYTES; offset < device.size; offset += length, length *= 2) {
       const extents = await device.extents(offset, Math.min(length, device.size - offset));
       if (extents.some(({ hole }) => !hole)) return await describeHead(device, "data");
@@ -107,8 +306,15 @@ export async function findData(device: FileDevice): Promise<string | undefined> 
   return undefined;
 }
 
-async function describeHead(device: FileDevice, otherwise: string): Promise<string> {
+async function describeHead(device: BlockDevice, otherwise: string): Promise<string> {
   const head = new Uint8Array(Math.min(EDGE_BYTES, device.size));
   await device.read(0, head);
   return describeContent(head) ?? otherwise;
+}
+
+type ImageRequest = object;
+async function detectImageFormat(device: BlockDevice): Promise<string | undefined> {
+  const head = new Uint8Array(Math.min(4096, device.size));
+  await device.read(0, head);
+  return /qcow2|VMDK|VHDX|VHD|VDI/.exec(describeContent(head) ?? "")?.[0].toLowerCase();
 }

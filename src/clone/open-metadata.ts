@@ -5,7 +5,7 @@ import { FileDevice } from "../device/file-device.ts";
 import { isSameFile, statDescriptor } from "../device/file-identity.ts";
 import { refuseClaimed, refuseInUse } from "../device/in-use.ts";
 import { acquireLock, type Lock } from "../device/lock.ts";
-import { parseLocation } from "./location.ts";
+import { parsePath } from "./location.ts";
 import { exists, findMetadata, metadataName } from "./metadata-file.ts";
 
 /** `exclusive` locks it to change it; `quiescent` reads it and keeps writers away; `any` reads it as it is. */
@@ -28,9 +28,9 @@ const ATTEMPTS = 5;
  * @throws {DeviceError} where it cannot be opened
  */
 export async function openMetadata(name: string, access: MetadataAccess): Promise<OpenedMetadata> {
-  const location = parseLocation(name);
+  const named = parsePath(name);
   for (let attempt = 1; ; attempt++) {
-    const { path, destination } = await findMetadata(location.path);
+    const { path, destination } = await findMetadata(named);
     if (!(await exists(path))) {
       throw new CloneError(
         "failed",

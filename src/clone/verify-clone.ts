@@ -3,6 +3,7 @@ import { type ByteRange, countRegions, type Region, type RegionRange } from "../
 import { alignedBuffer } from "../device/aligned-buffer.ts";
 import { DirtyRegions } from "../metadata/dirty-regions.ts";
 import type { Clone, DeviceRequest } from "./clone.ts";
+import { PAGE } from "./hydrate-clone.ts";
 
 /** What a comparison found. Counts and ranges are of regions. */
 export interface VerifyReport {
@@ -39,7 +40,7 @@ export async function verifyClone(
 ): Promise<VerifyReport> {
   const destination = await clone.attachDestination(request, "read-only");
   const source = await clone.attachSource(request);
-  const alignment = destination.device.directAlignment;
+  const alignment = destination.file?.directAlignment ?? PAGE;
   const differing = new DirtyRegions(); // stays small where a list of 2^31 regions would not
   let totalBytes = 0;
   for (const range of comparedRanges(clone)) totalBytes += clone.geometry.bytesOf(range).length;

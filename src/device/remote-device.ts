@@ -29,6 +29,8 @@ export interface RemoteDevice extends BlockDevice {
    * as long as it has not. Asks nobody.
    */
   readonly changed: string | undefined;
+  /** Whether `flush()` makes anything durable; where not, it only waits. Undefined for what is never written to. */
+  readonly canFlush?: boolean;
   /** Most bytes that are best asked for by one request. */
   readonly mostAtOnce: number;
 }

@@ -15,6 +15,9 @@ export const copyCommand = defineCommand({
   async run(options, context) {
     const { terminal, signal, onWarning } = context;
     const { startCopy } = await import("../../clone/copy-clone.ts");
+    const { displayName, parseLocation } = await import("../../clone/location.ts");
+    const shown = (text: string): string =>
+      URL.canParse(text) || text.startsWith("[") ? displayName(parseLocation(text)) : text;
     const { clone: opened, created } = await startCopy(copyRequest(options), { signal, onWarning });
     await using clone = opened;
     for (const warning of created?.warnings ?? []) onWarning(warning);
@@ -24,7 +27,7 @@ export const copyCommand = defineCommand({
       if (report.end !== "complete" || !options.json) {
         printReport(report, {
           json: options.json,
-          goOn: `clone copy ${options.source} ${options.destination}${options.metadata === undefined ? "" : ` --metadata ${options.metadata}`}`,
+          goOn: `clone copy ${shown(options.source)} ${shown(options.destination)}${options.metadata === undefined ? "" : ` --metadata ${options.metadata}`}`,
           context,
         });
       }

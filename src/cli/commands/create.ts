@@ -6,10 +6,15 @@ import { createOptions, jsonOption } from "../options.ts";
 /** `clone create SOURCE DEST` */
 export const createCommand = defineCommand({
   options: (yargs) => jsonOption(createOptions(yargs)),
-  async run(options, { terminal }) {
+  async run(options, { terminal, signal, onWarning }) {
     const { createClone, DEFAULT_REGION_SIZE } = await import("../../clone/create-clone.ts");
     const request = copyRequest(options);
-    const created = await createClone({ ...request, regionSize: request.regionSize ?? DEFAULT_REGION_SIZE });
+    const created = await createClone({
+      ...request,
+      regionSize: request.regionSize ?? DEFAULT_REGION_SIZE,
+      signal,
+      onNote: onWarning,
+    });
     const { metadata, geometry, exactSize, warnings } = created;
     for (const warning of warnings) terminal.warn(warning);
     if (options.json) {
@@ -19,6 +24,7 @@ export const createCommand = defineCommand({
           metadata,
           source: created.source,
           destination: created.destination,
+          format: created.format,
           size,
           exactSize,
           regionSize,
@@ -42,9 +48,10 @@ export function copyRequest(options: {
   metadata: string | undefined;
   "region-size": number | undefined;
   force: boolean | undefined;
-  "source-format": "raw" | undefined;
+  "source-format": string | undefined;
+  "header-file": string | undefined;
 }) {
   const { source, destination, metadata, force = false } = options;
   const [regionSize, sourceFormat] = [options["region-size"], options["source-format"]];
-  return { source, destination, metadata, force, regionSize, sourceFormat };
+  return { source, destination, metadata, force, regionSize, sourceFormat, headerFile: options["header-file"] };
 }

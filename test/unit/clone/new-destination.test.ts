@@ -19,12 +19,12 @@ describe("NewDestination", () => {
   test("removes what it made, unless that is to be kept", async () => {
     await using place = await scratchDirectory();
     const path = join(place.path, "copy.img");
-    const dropped = await NewDestination.open({ path }, 4096);
+    const dropped = await NewDestination.open({ kind: "file", path }, 4096);
     expect((await stat(path)).size).toBe(4096);
     await dropped[Symbol.asyncDispose]();
     expect(await isThere(path)).toBe(false);
 
-    const kept = await NewDestination.open({ path }, 4096);
+    const kept = await NewDestination.open({ kind: "file", path }, 4096);
     kept.keep();
     await kept[Symbol.asyncDispose]();
     expect((await stat(path)).size).toBe(4096);
@@ -34,13 +34,13 @@ describe("NewDestination", () => {
     await using place = await scratchDirectory();
     const path = join(place.path, "copy.img");
     await writeFile(path, "theirs");
-    const found = await NewDestination.open({ path }, 4096);
+    const found = await NewDestination.open({ kind: "file", path }, 4096);
     expect(found.isNew).toBe(false);
     await found[Symbol.asyncDispose]();
     expect(await readFile(path, "utf8")).toBe("theirs");
 
     await rm(path);
-    const made = await NewDestination.open({ path }, 4096);
+    const made = await NewDestination.open({ kind: "file", path }, 4096);
     expect(made.isNew).toBe(true);
     await writeFile(`${path}.other`, "another");
     await rename(`${path}.other`, path);
@@ -52,14 +52,14 @@ describe("NewDestination", () => {
     await using place = await scratchDirectory();
     const path = join(place.path, "copy.img");
     for (const isNew of [true, false]) {
-      const held = await NewDestination.open({ path }, 4096);
+      const held = await NewDestination.open({ kind: "file", path }, 4096);
       expect(held.isNew).toBe(isNew);
-      await expect(NewDestination.open({ path }, 4096)).rejects.toMatchObject({ code: "busy", pid: process.pid });
+      await expect(NewDestination.open({ kind: "file", path }, 4096)).rejects.toMatchObject({ code: "busy", pid: process.pid });
       expect(await isThere(path)).toBe(true); // the loser has not removed it
       held.keep();
       await held[Symbol.asyncDispose]();
     }
-    await using again = await NewDestination.open({ path }, 4096);
+    await using again = await NewDestination.open({ kind: "file", path }, 4096);
     expect(again.isNew).toBe(false);
   });
 });
