@@ -1,0 +1,44 @@
+// What is done to a command line before the parser sees it.
+import { describe, expect, test } from "vitest";
+import { prepareArguments } from "../../../src/cli/arguments.ts";
+import { commandWords } from "../../../src/clone/command-text.ts";
+
+describe("prepareArguments()", () => {
+  test("makes one argument of [ COMMAND … ], whatever its words look like", () => {
+    const [create, source, destination, force] = prepareArguments([
+      "create",
+      "[",
+      "nbdkit",
+      "--filter=delay",
+      "file",
+      "a b",
+      "--",
+      "-x",
+      "]",
+      "copy.img",
+      "--force",
+    ]);
+    expect([create, destination, force]).toEqual(["create", "copy.img", "--force"]);
+    expect(commandWords(source as string)).toEqual(["nbdkit", "--filter=delay", "file", "a b", "--", "-x"]);
+  });
+
+  test("does so behind --source and --source= too", () => {
+    for (const args of [
+      ["--source", "[", "a", "]"],
+      ["--source=[", "a", "]"],
+    ]) {
+      expect(prepareArguments(["hydrate", "x", ...args]).join(" ")).toMatch(/^hydrate x --source[ =]\["a"\]$/);
+    }
+  });
+
+  test.for([
+    [["create", "[", "nbdkit"], "must be followed by a lone ]"],
+    [["create", "[", "]"], "nothing between"],
+  ] as const)("refuses %j", ([args, why]) => {
+    expect(() => prepareArguments([...args])).toThrow(why);
+  });
+
+  test("leaves a file called [ that is named as a path", () => {
+    expect(prepareArguments(["create", "./[", "x"])).toEqual(["create", "./[", "x"]);
+  });
+});
