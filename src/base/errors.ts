@@ -39,7 +39,24 @@ export interface DeviceErrorOptions extends CloneErrorOptions {
   errno?: string | undefined;
   offset?: number;
   length?: number;
+  /** See `DeviceError`. Default: what `errno` says. */
+  away?: boolean | undefined;
 }
+
+/** Errnos of a device that cannot be reached: of a connection, not of bytes. */
+const AWAY = new Set([
+  "ECONNABORTED",
+  "ECONNREFUSED",
+  "ECONNRESET",
+  "EHOSTDOWN",
+  "EHOSTUNREACH",
+  "ENETDOWN",
+  "ENETRESET",
+  "ENETUNREACH",
+  "ENOTCONN",
+  "EPIPE",
+  "ETIMEDOUT",
+]);
 
 /** A device failed: `Cannot read 65536 bytes at 1048576 from "disk.img": EIO`. */
 export class DeviceError extends CloneError {
@@ -47,12 +64,19 @@ export class DeviceError extends CloneError {
   readonly errno: string | undefined;
   readonly offset: number | undefined;
   readonly length: number | undefined;
+  /**
+   * The device as a whole cannot be reached at present, though it was called for as long as it should be: any other request
+   * would fare the same, and it may be there again later. As opposed to bytes that cannot be read or written, which are
+   * nobody's fault but their own.
+   */
+  readonly away: boolean;
 
   constructor(message: string, options: DeviceErrorOptions = {}) {
     super("failed", message, options);
     this.errno = options.errno;
     this.offset = options.offset;
     this.length = options.length;
+    this.away = options.away ?? (options.errno !== undefined && AWAY.has(options.errno));
   }
 }
 

@@ -325,7 +325,8 @@ export class FileDevice implements BlockDevice {
   #fail(verb: string, offset: number | undefined, length: number | undefined, cause: unknown): never {
     const errno = systemErrno(cause);
     if (errno === undefined || cause instanceof DeviceError) throw cause;
-    throw ioError({ verb, name: this.name, offset, length, errno, cause });
+    // A disk that answers ETIMEDOUT is there: it is some of its bytes that are not.
+    throw ioError({ verb, name: this.name, offset, length, errno, cause, away: false });
   }
 
   async #refuseShort(offset: number, length: number): Promise<never> {

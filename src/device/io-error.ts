@@ -10,13 +10,16 @@ export interface IoFailure {
   length?: number | undefined;
   errno: string;
   cause?: unknown;
+  /** See `DeviceError`. */
+  away?: boolean;
 }
 
 /** A device's failure in the words all devices use: `Cannot read 65536 bytes at 1048576 from "disk.img": EIO`. */
-export function ioError({ verb, name, offset, length, errno, cause }: IoFailure): DeviceError {
+export function ioError({ verb, name, offset, length, errno, cause, away }: IoFailure): DeviceError {
   const where = {
     errno,
     cause,
+    away,
     ...(offset === undefined ? {} : { offset }),
     ...(length === undefined ? {} : { length }),
   };

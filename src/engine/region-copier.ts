@@ -370,5 +370,6 @@ function undecided(error: unknown): undefined {
 
 function asSourceError(error: unknown, { offset, length }: ByteRange): unknown {
   if (!(error instanceof DeviceError)) return error;
-  return new SourceReadError(error.message, { errno: error.errno, offset, length, cause: error });
+  const { errno, away } = error;
+  return new SourceReadError(error.message, { errno, away, offset, length, cause: error });
 }
