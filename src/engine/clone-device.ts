@@ -11,6 +11,9 @@
  *
  * After a failed flush or commit the clone is `failed`: reads go on from what is true in memory, everything else is
  * refused, since it could never be made durable. (dm-clone reads the old bits again, and completed writes disappear.)
+ *
+ * A destination that was away may have lost what was not flushed, and then the pipeline takes bits back. What was read from it
+ * meanwhile may be what it held before: such a read is made again, from where the truth is now.
  */
 import type { Clock } from "../base/clock.ts";
 import { DeviceError } from "../base/errors.ts";
@@ -76,6 +79,8 @@ export interface CloneDeviceParts {
 
 const SOURCE_DEPTH = 8;
 const WRITE_BEHIND_BYTES = 32 * 2 ** 20;
+/** How often something is read again because the destination was away meanwhile. */
+const MOST_ATTEMPTS = 10;
 /** Parts of one write at work at once. */
 const WRITE_WIDTH = 16;
 /** Of a request without data, which may be as long as the clone: others have work too. */
@@ -178,7 +183,9 @@ export class CloneDevice implements ServedDevice {
 
   async read(offset: number, buffer: Uint8Array): Promise<void> {
     checkRange(this, offset, buffer.length);
-    await this.#counted(() => this.#measured(() => (this.#live?.reader ?? this.#destination).read(offset, buffer)));
+    await this.#counted(() =>
+      this.#measured(() => this.#steady(() => (this.#live?.reader ?? this.#destination).read(offset, buffer))),
+    );
     this.#stats.reads++;
     this.#stats.readBytes += buffer.length;
   }
@@ -189,6 +196,7 @@ export class CloneDevice implements ServedDevice {
     if (live !== undefined && !isHydrated(live, offset, data.length)) return false;
     if (this.#commits.failure !== undefined) throw this.#commits.failure;
     if (this.#destination.tryWrite?.(offset, data) !== true) return false;
+    this.#commits.noteChange();
     this.#meter.touch();
     this.#stats.writes++;
     this.#stats.writtenBytes += data.length;
@@ -236,7 +244,9 @@ export class CloneDevice implements ServedDevice {
   async extents(offset: number, length: number): Promise<Extent[]> {
     checkRange(this, offset, length);
     if (length === 0) return [];
-    return await this.#counted(() => (this.#live?.status ?? this.#destination).extents(offset, length));
+    return await this.#counted(() =>
+      this.#steady(() => (this.#live?.status ?? this.#destination).extents(offset, length)),
+    );
   }
 
   /** Passed on from the first to the last region that is not hydrated. */
@@ -282,10 +292,14 @@ export class CloneDevice implements ServedDevice {
   }
 
   async #write(offset: number, data: Uint8Array): Promise<void> {
-    this.#commits.check();
     const destination = this.#destination;
+    const commits = this.#commits;
+    commits.notice();
+    commits.check();
     const live = this.#live;
-    if (live === undefined || isHydrated(live, offset, data.length)) return await destination.write(offset, data);
+    if (live === undefined || isHydrated(live, offset, data.length)) {
+      return await commits.change(() => destination.write(offset, data));
+    }
     const write = (range: { offset: number; length: number }): Promise<void> => {
       const start = range.offset - offset;
       return destination.write(range.offset, data.subarray(start, start + range.length));
@@ -303,7 +317,7 @@ export class CloneDevice implements ServedDevice {
     this.#commits.check();
     const destination = this.#destination;
     const live = this.#live;
-    if (live === undefined) return await destination.zero(offset, length, { mayPunch });
+    if (live === undefined) return await this.#commits.change(() => destination.zero(offset, length, { mayPunch }));
     await this.#change(live, offset, length, {
       apply: (range) => destination.zero(range.offset, range.length, { mayPunch }),
       // What must be allocated is zeroed though it may show zeros already: a hole shows them too.
@@ -331,7 +345,7 @@ export class CloneDevice implements ServedDevice {
       else if (mayPunch) await destination.discard(range.offset, range.length);
     };
     const live = this.#live;
-    if (live === undefined) return await apply({ offset, length });
+    if (live === undefined) return await this.#commits.change(() => apply({ offset, length }));
     // Where nothing would become of a part, it need not be copied either.
     const range = isFast || mayPunch ? { offset, length } : wholeRegions(live, offset, length, this.size);
     await this.#change(live, range.offset, range.length, {
@@ -357,6 +371,19 @@ export class CloneDevice implements ServedDevice {
       offset,
       length,
     });
+  }
+
+  /** What a look at the destination finds, made again where the destination was away, or lost something, meanwhile. */
+  async #steady<T>(look: () => Promise<T>): Promise<T> {
+    for (let attempt = 1; ; attempt++) {
+      const { losses } = this.#commits;
+      const found = await look();
+      if (this.#commits.notice() === losses) return found;
+      if (attempt < MOST_ATTEMPTS) continue;
+      throw new DeviceError(`Cannot read from "${this.name}": it is lost and found again and again (EIO)`, {
+        errno: "EIO",
+      });
+    }
   }
 
   async #makeDurable(): Promise<void> {

@@ -11,24 +11,43 @@
  * comes after the freeze because it can speak only for what was read before it looked.
  *
  *     ready ──commit(), flush()──► committing ──► ready
- *                                      └── any failure ──► failed (for good: nothing more is written)
+ *       ▲                           │      │
+ *       │                           │      └── any failure ──► failed (for good: nothing more is written)
+ *       │       the destination lost what was written to it
+ *       │                           │                           ▲
+ *       └── taken back, and again ──┴── with clients' changes ──┘
  *
  * A failed flush is final because the kernel reports a lost write once and then forgets it: trying again would succeed
  * and vouch for data that is gone.
+ *
+ * A destination that was away (a connection broke, its server was started anew) is another matter: it says that it lost what
+ * was not flushed, and can be used again. What was copied can be copied again. So every bit that is not on disk is taken
+ * back, and every hydration under way is tainted, in one step with the news; nobody ever sees the one without the other.
+ * What clients have changed is nowhere else: if any of their changes may be among what was lost, the clone is `failed`.
+ * A change is noted before it is sent, and forgotten by a flush whose freeze came after the change had ended, its bit set: a
+ * flush that covers the data alone would forget it while its bit can still be taken back.
  *
  * A `flush()` needs step 3 even where nothing is to be committed, and a commit where something is: a write is durable
  * only together with the bit that says where it lies. Both take their turn here, since a flush may have to wait for the
  * bits that the commit before it has frozen.
  */
 import assert from "node:assert";
-import { CloneError } from "../base/errors.ts";
+import { CloneError, DeviceError, LostWritesError } from "../base/errors.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import type { CloneMetadata } from "../metadata/clone-metadata.ts";
+import type { RegionMap } from "./region-map.ts";
 
 /** What a commit needs. */
 export interface CommitParts {
   metadata: CloneMetadata;
   destination: BlockDevice;
+  /** Whose hydrations under way do not count where the destination has lost what was written to it. */
+  regions?: Pick<RegionMap, "taint">;
+  /**
+   * How often the destination went away and came back (`RemoteDevice.incarnation`): who asks it hears of a loss before the
+   * next flush, and before anybody takes for data what was read from it since.
+   */
+  incarnation?: () => number;
   /**
    * Asked after the regions are frozen, before anything vouches for them; throws where it may not, for instance because
    * the source has changed while they were copied.
@@ -42,6 +61,9 @@ export interface CommitParts {
   onFailed?: (error: Error) => void;
 }
 
+/** How often a commit starts again because the destination has lost what was written to it, before it gives up. */
+const MOST_ATTEMPTS = 5;
+
 /** Serialises commits; all who ask before one has frozen its regions share it. */
 export class CommitPipeline {
   readonly #parts: Omit<CommitParts, "metadata">;
@@ -54,10 +76,19 @@ export class CommitPipeline {
   /** Settles, never rejects, when the last commit asked for has ended. */
   #last: Promise<unknown> = Promise.resolve();
   #failure: Error | undefined;
+  #losses = 0;
+  /** The destination's, when it was last known to have lost nothing since its last flush. */
+  #incarnation: number;
+  #changesUnderWay = 0;
+  /** Whether clients' changes have begun since the last freeze, or were under way then. */
+  #changed = false;
+  /** Whether changes had ended before the last freeze that no flush has covered yet. */
+  #changedBefore = false;
 
   constructor({ metadata, ...parts }: CommitParts) {
     this.#metadata = metadata;
     this.#parts = parts;
+    this.#incarnation = parts.incarnation?.() ?? 0;
   }
 
   /** Why the clone is `failed`, or undefined while it is not. */
@@ -71,9 +102,16 @@ export class CommitPipeline {
     return metadata === undefined || metadata.committedCount === metadata.regionCount;
   }
 
+  /** How often the destination is known to have lost what was not flushed. Bits were taken back each time. */
+  get losses(): number {
+    return this.#losses;
+  }
+
   /**
-   * Resolves when every region marked hydrated before the call is durably so. Does nothing where nothing changed.
-   * @throws what the guard, the destination's flush or the metadata threw; every later call throws it again.
+   * Resolves when every region marked hydrated before the call is durably so, or has been taken back because the destination
+   * lost it. Does nothing where nothing changed.
+   * @throws what the guard, the destination's flush or the metadata threw; every later call throws it again, unless `failure`
+   * is undefined: then the destination cannot be reached for now, nothing was vouched for, and the next call tries again
    */
   commit(): Promise<void> {
     if (this.#next === undefined) {
@@ -92,6 +130,58 @@ export class CommitPipeline {
   flush(): Promise<void> {
     this.#nextFlushes = true;
     return this.commit();
+  }
+
+  /** A client's change has been made, within this turn of the event loop. */
+  noteChange(): void {
+    this.#changed = true;
+  }
+
+  /**
+   * Makes a client's change, from before anything of it reaches the destination until its bits are set. Where the destination
+   * says that the change itself is lost, the clone is `failed`: it may even be carried out later, over newer data.
+   * @throws what `make` throws
+   */
+  async change(make: () => Promise<void>): Promise<void> {
+    this.#changed = true;
+    this.#changesUnderWay++;
+    try {
+      await make();
+    } catch (error) {
+      if (error instanceof LostWritesError) this.lose(error);
+      throw error;
+    } finally {
+      this.#changesUnderWay--;
+    }
+  }
+
+  /** Looks whether the destination was away since it was last looked at, and returns `losses`. Asks nobody. */
+  notice(): number {
+    const incarnation = this.#parts.incarnation?.() ?? 0;
+    if (incarnation !== this.#incarnation) {
+      const { name } = this.#parts.destination;
+      this.lose(new LostWritesError(`Cannot trust what was written to "${name}": its connection was lost meanwhile`));
+    }
+    return this.#losses;
+  }
+
+  /**
+   * The destination has lost what was written to it since it was last flushed: takes back every bit that is not on disk, and
+   * taints what is under way. With clients' changes among it the clone is `failed`.
+   */
+  lose(error: DeviceError): void {
+    this.#losses++;
+    this.#incarnation = this.#parts.incarnation?.() ?? 0;
+    this.#metadata?.rollback();
+    this.#parts.regions?.taint();
+    if (!this.#changed && !this.#changedBefore) return;
+    this.fail(
+      new LostWritesError(`Cannot go on: what clients wrote since the last flush may be lost. ${error.message}`, {
+        errno: error.errno,
+        cause: error,
+        hint: "What was flushed is there. Serving the clone anew goes on from it.",
+      }),
+    );
   }
 
   /** Turns the clone `failed` for a reason of the caller's: something that must be true is not, so nothing is vouched for. */
@@ -122,31 +212,77 @@ export class CommitPipeline {
     this.#nextFlushes = false;
     this.#next = undefined;
     this.check();
-    const changed = this.#metadata?.changed === true;
-    if (!changed && !flushes) return;
+    this.notice();
     try {
-      if (changed) await this.#commitChanges(this.#metadata as CloneMetadata);
-      else await this.#flushDestination();
+      for (let attempt = 1; ; attempt++) {
+        // After a loss the destination is flushed in any case: it may have something more to say.
+        const lost = await this.#attempt({ flushes: flushes || attempt > 1 });
+        if (lost === undefined) return;
+        if (attempt === MOST_ATTEMPTS) throw new Unreachable(lost);
+      }
     } catch (error) {
-      this.fail(error instanceof Error ? error : new CloneError("failed", `Cannot commit: ${error}`));
+      if (error instanceof Unreachable && this.#failure === undefined) throw error.reason;
+      const reason = error instanceof Unreachable ? error.reason : error;
+      this.fail(reason instanceof Error ? reason : new CloneError("failed", `Cannot commit: ${reason}`));
       throw this.#failure;
     }
-    if (changed) this.#parts.onCommitted?.();
   }
 
-  async #commitChanges(metadata: CloneMetadata): Promise<void> {
-    metadata.preCommit();
-    await this.#parts.guard?.();
-    // A failure that was found meanwhile is one of what the frozen regions hold.
+  /** Commits what there is; resolves to what the destination said where it had lost some of it. */
+  async #attempt({ flushes }: { flushes: boolean }): Promise<LostWritesError | undefined> {
+    const metadata = this.#metadata?.changed === true ? this.#metadata : undefined;
+    if (metadata === undefined && !flushes) return undefined;
+    const losses = this.#losses;
+    this.#freeze(metadata);
+    if (metadata !== undefined) {
+      await this.#parts.guard?.();
+      // A failure that was found meanwhile is one of what the frozen regions hold.
+      this.check();
+    }
+    await this.#parts.refuseLost?.();
+    const lost = await this.#flushDestination();
     this.check();
-    await this.#flushDestination();
-    this.check();
+    // From here to the first write of metadata nothing waits, so what is frozen is what was flushed.
+    if (this.notice() !== losses) {
+      this.check();
+      return lost ?? new LostWritesError(`Cannot flush "${this.#parts.destination.name}": its connection is lost`);
+    }
+    this.#changedBefore = false;
+    if (metadata === undefined) return undefined;
     await metadata.commit();
+    this.#parts.onCommitted?.();
+    return undefined;
   }
 
-  async #flushDestination(): Promise<void> {
-    const { destination, refuseLost } = this.#parts;
-    await refuseLost?.();
-    await destination.flush();
+  /** What the next flush covers, bits and clients' changes alike: all that has ended by now. */
+  #freeze(metadata: CloneMetadata | undefined): void {
+    metadata?.preCommit();
+    this.#changedBefore ||= this.#changed;
+    this.#changed = this.#changesUnderWay > 0;
+  }
+
+  /** Resolves to what the destination says where it has lost something; then all that follows from it is done. */
+  async #flushDestination(): Promise<LostWritesError | undefined> {
+    try {
+      await this.#parts.destination.flush();
+      return undefined;
+    } catch (error) {
+      if (!(error instanceof DeviceError)) throw error;
+      if (!(error instanceof LostWritesError) && !error.away) throw error;
+      this.lose(error);
+      // It has been called for as long as anybody wants to wait.
+      if (!(error instanceof LostWritesError)) throw new Unreachable(error);
+      return error;
+    }
+  }
+}
+
+/** The destination cannot be flushed for now; what was not flushed before counts as lost, and is taken back. */
+class Unreachable extends Error {
+  readonly reason: DeviceError;
+
+  constructor(reason: DeviceError) {
+    super(reason.message);
+    this.reason = reason;
   }
 }

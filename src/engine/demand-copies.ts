@@ -1,4 +1,5 @@
 import type { Clock } from "../base/clock.ts";
+import { LostWritesError } from "../base/errors.ts";
 import type { Geometry, Region } from "../base/geometry.ts";
 import type { CloneDeviceStats } from "./clone-device-stats.ts";
 import type { CommitPipeline } from "./commit-pipeline.ts";
@@ -17,6 +18,9 @@ export interface DemandCopiesParts {
   clock: Clock;
 }
 
+/** Copies in a row that a destination may lose before those who wait for them hear of it. */
+const MOST_LOST = 10;
+
 /**
  * Copies of regions that somebody waits for. Each is a task of its own, so that who waits may give up, while the region
  * stays in the table until the copy has really ended: it may still land.
@@ -25,6 +29,8 @@ export class DemandCopies {
   readonly #parts: DemandCopiesParts;
   /** When any of them got on last. */
   #progressAt = -Infinity;
+  /** How many the destination has lost since one arrived. */
+  #lost = 0;
   /** Nobody stops these: who closes the clone waits for them. */
   readonly #never = new AbortController().signal;
 
@@ -59,10 +65,13 @@ export class DemandCopies {
         regions.noteProgress(hydration, this.#progressAt);
       };
       await copier.copy(geometry.bytesOf(hydration), this.#never, { onProgress });
-      regions.complete(hydration);
+      if (regions.complete(hydration)) this.#lost = 0;
     } catch (error) {
       stats.demandCopyFailures++;
-      regions.fail(hydration, error);
+      if (error instanceof LostWritesError) commits.lose(error);
+      // The destination is back, and whoever waits looks again: it is copied once more.
+      const again = error instanceof LostWritesError && ++this.#lost < MOST_LOST;
+      regions.fail(hydration, again ? undefined : error);
       commits.failUnlessOperating(error);
     }
     inFlight.end();

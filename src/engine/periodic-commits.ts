@@ -1,13 +1,15 @@
 /**
  * Commits once a second while something has changed, whoever changed it, so that little is lost to a power cut that nobody
- * flushed for (dm-clone's COMMIT_PERIOD). A failed commit is final: it is told once, and there is no next one.
+ * flushed for (dm-clone's COMMIT_PERIOD). A failed commit is final: it is told once, and there is no next one. One that did
+ * not come about because the destination cannot be reached is none of these: the next one may.
  */
 import type { Clock } from "../base/clock.ts";
+import { CloneError } from "../base/errors.ts";
 import type { CommitPipeline } from "./commit-pipeline.ts";
 
 /** What it commits, and whom it tells. */
 export interface PeriodicCommitsParts {
-  commits: Pick<CommitPipeline, "commit">;
+  commits: Pick<CommitPipeline, "commit" | "failure">;
   clock: Clock;
   /** A commit has failed: the clone is `failed`. Called once at most, with what `commit()` threw. */
   onFailure: (error: unknown) => void;
@@ -44,6 +46,7 @@ export class PeriodicCommits {
       try {
         await commits.commit();
       } catch (error) {
+        if (error instanceof CloneError && commits.failure === undefined) continue;
         onFailure(error);
         return;
       }

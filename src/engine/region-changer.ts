@@ -11,6 +11,9 @@
  * nothing that others wait for, so nobody waits for ever. The exception is the source: waiting for it has a time limit.
  *
  * A request ends when all its parts have. Of one that failed, parts may have been changed: as on any disk.
+ *
+ * What reaches the destination is told to the commit pipeline from before it is sent until its bits are set: what clients
+ * have changed cannot be copied again where the destination loses it.
  */
 import { CloneError } from "../base/errors.ts";
 import type { ByteRange, Geometry, Region, RegionRange } from "../base/geometry.ts";
@@ -74,7 +77,8 @@ export class RegionChanger {
    * @throws why the clone has failed, if it has
    */
   async change(range: ByteRange, change: Change): Promise<void> {
-    const { source, stats } = this.#parts;
+    const { source, commits, stats } = this.#parts;
+    commits.notice(); // what was copied to a destination that has lost it is copied again before it is changed
     const patience = new Patience(source.deadlines, () => source.timeoutError(range));
     try {
       await runParts(this.#split(range), change.width, (part) => this.#run(part, change, patience));
@@ -134,8 +138,8 @@ export class RegionChanger {
   async #run(part: ChangePart, change: Change, patience: Patience): Promise<void> {
     const { regions, copies, commits } = this.#parts;
     commits.check();
-    if (part.kind === "hydrated") return await change.apply(part);
-    if (part.kind === "whole") return await this.#replace(part, part.regions, change);
+    if (part.kind === "hydrated") return await commits.change(() => change.apply(part));
+    if (part.kind === "whole") return await commits.change(() => this.#replace(part, part.regions, change));
     const whole = part.kind === "busy" && part.whole;
     const hydration = part.kind === "busy" ? part.hydration : copies.start(part.region);
     if (!whole || !regions.cancel(hydration)) {
@@ -157,7 +161,7 @@ export class RegionChanger {
     }
     if (!regions.complete(hydration)) {
       commits.check();
-      throw new CloneError("failed", "Cannot change the clone: a commit of its metadata has failed");
+      throw new CloneError("failed", "Cannot change the clone: what was written could not be vouched for");
     }
     stats[change.counter] += range.end - range.start;
   }

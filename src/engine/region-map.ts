@@ -3,8 +3,13 @@
  *
  *                  begin()                  complete()
  *     unhydrated ───────────► hydrating ───────────────► hydrated
- *          ▲                      │
- *          └── fail(), cancel() ──┘
+ *          ▲                      │                         │
+ *          ├── fail(), cancel() ──┘                         │
+ *          ├── complete() of what is tainted                │
+ *          └── CloneMetadata.rollback(), with taint() ◄─────┘ as long as it is not committed
+ *
+ * `taint()` is for the moment at which the destination has lost what was written to it: what is in the table then may have
+ * written some of it, and must not count, though it ends well. It ends as if it had failed, and whoever wants it looks again.
  *
  * A region is in the table of running hydrations from the decision to hydrate it until its bit is set in memory. Whoever
  * decides looks in the table first and at the map second: dm-clone's discard looks at the map alone, and a copy then lands
@@ -135,10 +140,11 @@ export class RegionMap {
 
   /**
    * The data of a run is at the destination: sets its bits, then takes it off the table. A copy may still have been in
-   * flight when a commit failed; its bits could never be made durable, and stay as they are: false.
+   * flight when a commit failed, and its bits could never be made durable; or it is tainted: then they stay as they are,
+   * and it is false.
    */
   complete(hydration: Hydration): boolean {
-    const marks = !this.#metadata.failed;
+    const marks = !this.#metadata.failed && !this.isTainted(hydration);
     if (marks) this.#metadata.markHydrated(hydration);
     this.#remove(hydration, undefined);
     return marks;
@@ -147,6 +153,16 @@ export class RegionMap {
   /** The attempt failed: the source is still the truth. Those who wait are told `error`, where they need to know it. */
   fail(hydration: Hydration, error?: unknown): void {
     this.#remove(hydration, error);
+  }
+
+  /** Whatever is in the table does not count when it completes: what it has written so far may be lost. */
+  taint(): void {
+    for (const entry of this.#running) entry.tainted = true;
+  }
+
+  /** Whether a running hydration does not count any more. */
+  isTainted(hydration: Hydration): boolean {
+    return this.#claimed(hydration).tainted;
   }
 
   /** Takes a hydration off the table, if that is still possible: it will not reach the destination. */
@@ -232,6 +248,8 @@ class Entry implements Hydration {
   readonly end: Region;
   /** Whether nothing of it has begun to reach the destination, and nothing will before it is asked. */
   cancellable: boolean;
+  /** Whether what it has written may be lost. */
+  tainted = false;
   /** When it got on last. */
   progressAt = -Infinity;
   /** Those who wait for its end. */

@@ -15,6 +15,9 @@
  * Before c. the old superblock points to the old tree, of which nothing was overwritten; so a crash leaves the old state or
  * the new. A failure at any point is final: which state is on disk is unknown until `abort()` has read it again, and
  * nothing more is written by this object. (Kernel: `dm-clone-metadata.c`.)
+ *
+ * Where step 2 tells that the destination has lost what was written to it, `rollback()` takes back every bit that is not on
+ * disk, and it starts again with step 1.
  */
 import assert from "node:assert";
 import { MetadataError, UsageError } from "../base/errors.ts";
@@ -261,6 +264,28 @@ export class CloneMetadata implements AsyncDisposable {
     for (const { start, end } of this.#frozen) this.#committedCount += end - start;
     this.#frozen = [];
     this.#state = "open";
+  }
+
+  /**
+   * Takes back every bit that no commit has made durable, and ends a freeze: what they vouch for was lost with the
+   * destination's cache. During `commit` the frozen ones stay, whose data was flushed before. Returns how many they were.
+   */
+  rollback(): number {
+    assert(!this.readOnly, "rollback of metadata that was opened read-only");
+    const ranges = this.#dirty.freeze();
+    if (this.#state !== "committing") {
+      ranges.push(...this.#frozen);
+      this.#frozen = [];
+    }
+    if (this.#state === "frozen") this.#state = "open";
+    let count = 0;
+    for (const range of ranges) {
+      this.#hydrated.clearRange(range);
+      count += range.end - range.start;
+    }
+    this.#hydratedCount -= count;
+    assert(this.#hydratedCount >= this.#committedCount, "more bits were taken back than were not durable");
+    return count;
   }
 
   /**

@@ -48,6 +48,23 @@ export class RegionBitmap {
     this.#words[last] = (this.#words[last] as number) | tail;
   }
 
+  /** Takes the regions `start` … `end` - 1 out again. */
+  clearRange({ start, end }: RegionRange): void {
+    assert(start >= 0 && start <= end && end <= this.size, `regions ${start} … ${end} outside 0 … ${this.size}`);
+    if (start === end) return;
+    const first = start >>> 5;
+    const last = (end - 1) >>> 5;
+    const head = (ALL_ONES << (start & 31)) >>> 0;
+    const tail = ALL_ONES >>> (31 - ((end - 1) & 31));
+    if (first === last) {
+      this.#words[first] = (this.#words[first] as number) & ~(head & tail);
+      return;
+    }
+    this.#words[first] = (this.#words[first] as number) & ~head;
+    this.#words.fill(0, first + 1, last);
+    this.#words[last] = (this.#words[last] as number) & ~tail;
+  }
+
   /** Clears all. */
   clear(): void {
     this.#words.fill(0);

@@ -39,6 +39,7 @@ export interface TestCloneOptions
   /** Whether the source is asked for its holes. */
   trusted?: boolean;
   guard?: NonNullable<CommitParts["guard"]>;
+  incarnation?: NonNullable<CommitParts["incarnation"]>;
 }
 
 /** Everything that a served clone needs, and the device over it. */
@@ -72,6 +73,8 @@ export async function makeClone(options: TestCloneOptions = {}) {
   const commits = new CommitPipeline({
     metadata,
     destination,
+    regions,
+    ...(options.incarnation && { incarnation: options.incarnation }),
     ...(options.guard && { guard: options.guard }),
     onCommitted: () => events.push("committed"),
     onFailed: (error) => {

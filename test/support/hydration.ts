@@ -40,6 +40,7 @@ export interface HydrationOptions {
   zerosLength?: number;
   allowance?: CopyAllowance;
   guard?: () => Promise<void>;
+  incarnation?: () => number;
 }
 
 /** Metadata in memory for a clone of which nothing is hydrated. */
@@ -74,7 +75,13 @@ export async function makeHydration(options: HydrationOptions = {}) {
     halt: halt.signal,
   });
   const regions = new RegionMap(metadata);
-  const commits = new CommitPipeline({ metadata, destination, ...(options.guard && { guard: options.guard }) });
+  const commits = new CommitPipeline({
+    metadata,
+    destination,
+    regions,
+    ...(options.guard && { guard: options.guard }),
+    ...(options.incarnation && { incarnation: options.incarnation }),
+  });
   const hydrator = new Hydrator(
     { geometry, regions, copier, extents, commits, clock, halt, copiesInFlight: options.copiesInFlight ?? 4 },
     settingsOf(options),

@@ -11,6 +11,7 @@ function makeCommits({ ms = 0, fails = Infinity } = {}) {
   const periodic = new PeriodicCommits({
     clock,
     commits: {
+      failure: undefined,
       async commit() {
         begun.push(clock.now());
         const index = begun.length;
