@@ -115,6 +115,8 @@ export async function hydrateClone(
   const commits = new CommitPipeline({
     metadata,
     destination: destination.view,
+    regions,
+    incarnation: () => destination.remote?.incarnation ?? 0,
     refuseLost: () => refuseLostDestination(destination, clone.exactSize),
     guard: async () => {
       const change = await changeAsError(source);

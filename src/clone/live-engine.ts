@@ -139,6 +139,8 @@ export function assemble(
   const commits = new CommitPipeline({
     metadata,
     destination: destination.view,
+    regions,
+    incarnation: () => destination.remote?.incarnation ?? 0,
     ...(sourceGuard === undefined ? {} : { guard: sourceGuard }),
     refuseLost: () => refuseLostDestination(destination, clone.exactSize),
     onFailed: (error) => {

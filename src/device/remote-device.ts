@@ -21,7 +21,8 @@ export interface RemoteDevice extends BlockDevice {
   readonly identity: RemoteIdentity;
   /**
    * How often the connection was lost and made anew: for protocols without entity tags, what stands behind it may be
-   * another thing from then on, and who cares compares samples.
+   * another thing from then on, and who cares compares samples. Counted before anything is sent over the new connection, so
+   * that who reads it after a reply knows whether that came from what was there before.
    */
   readonly incarnation: number;
   /**
