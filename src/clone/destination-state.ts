@@ -20,6 +20,7 @@ import type { Region } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import type { FileDevice } from "../device/file-device.ts";
 import { statDescriptor } from "../device/file-identity.ts";
+import { runParts } from "../engine/run-parts.ts";
 import type { SettledState } from "../metadata/descriptor.ts";
 import type { Clone } from "./clone.ts";
 import { findData, type OpenedDestination } from "./open-devices.ts";
@@ -27,6 +28,8 @@ import { findData, type OpenedDestination } from "./open-devices.ts";
 /** Hydrated regions that are compared, evenly spread, first and last included; and bytes of each. */
 const SAMPLES = 32;
 const SAMPLE_BYTES = 65536;
+/** How many of them at a time: each may be a round trip. */
+const SAMPLES_IN_FLIGHT = 8;
 
 const fsync = promisify(fs.fsync);
 
@@ -97,12 +100,12 @@ export async function refuseDifferentSamples(
   destination: BlockDevice,
 ): Promise<void> {
   const { geometry } = clone;
-  for (const region of sampleRegions(clone)) {
+  await runParts(sampleRegions(clone), SAMPLES_IN_FLIGHT, async (region) => {
     const { offset, length } = geometry.bytesOf({ start: region, end: region + 1 });
     const expected = new Uint8Array(Math.min(length, SAMPLE_BYTES));
     const actual = new Uint8Array(expected.length);
-    await destination.read(offset, actual);
-    if (!(await canRead(source, offset, expected)) || Buffer.compare(expected, actual) === 0) continue;
+    const [isReadable] = await Promise.all([canRead(source, offset, expected), destination.read(offset, actual)]);
+    if (!isReadable || Buffer.compare(expected, actual) === 0) return;
     throw new CloneError(
       "failed",
       `Cannot use "${destination.name}" as the destination: region ${region} is called hydrated, but differs from the source`,
@@ -110,7 +113,7 @@ export async function refuseDifferentSamples(
         hint: "It is another file or device, or somebody has written to it. --accept-changed-source goes on all the same.",
       },
     );
-  }
+  });
 }
 
 /** False where a dying source has become unreadable in a place that was copied in time: another sample has to do. */

@@ -72,12 +72,13 @@ export async function remoteSourceFingerprint(device: RemoteDevice): Promise<Fin
 /** As `watchSource`, for a remote source. `fingerprint` is that of the open device. */
 export function watchRemoteSource(device: RemoteDevice, fingerprint: Fingerprint): () => Promise<string | undefined> {
   let { incarnation } = device;
+  let difference: string | undefined;
   return async () => {
-    if (device.changed !== undefined || isTagged(device)) return device.changed;
     const now = device.incarnation;
-    if (now === incarnation) return undefined;
-    const difference = differenceFrom(fingerprint, await remoteSourceFingerprint(device));
-    incarnation = now;
+    if (now !== incarnation && !isTagged(device)) {
+      difference ??= differenceFrom(fingerprint, await remoteSourceFingerprint(device));
+      incarnation = now; // one that was made meanwhile is another
+    }
     return device.changed ?? difference;
   };
 }
