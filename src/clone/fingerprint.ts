@@ -55,7 +55,7 @@ export async function watchSource(
   return async () => ((await blockDeviceChanges(rdev)) === before ? undefined : "it has been written to");
 }
 
-/** The fingerprint of a remote source. */
+/** The fingerprint of a remote source. @throws {DeviceError} where it cannot be reached */
 export async function remoteSourceFingerprint(device: RemoteDevice): Promise<Fingerprint> {
   const { kind, size, etag, lastModified } = device.identity;
   if (isTagged(device)) {
@@ -69,7 +69,7 @@ export async function remoteSourceFingerprint(device: RemoteDevice): Promise<Fin
   return { kind, size, sample: await sampleDigests(device) };
 }
 
-/** As `watchSource`, for a remote source. `fingerprint` is that of the open device. */
+/** As `watchSource`, for a remote source; the question may fail with a DeviceError. `fingerprint` is that of the open device. */
 export function watchRemoteSource(device: RemoteDevice, fingerprint: Fingerprint): () => Promise<string | undefined> {
   let { incarnation } = device;
   let difference: string | undefined;
@@ -175,7 +175,8 @@ async function sampleDigest(device: BlockDevice, offset: number, length: number)
       await device.read(offset, buffer);
       return createHash("sha256").update(buffer).digest("hex").slice(0, DIGEST_LENGTH);
     } catch (error) {
-      if (!(error instanceof DeviceError)) throw error;
+      // A device that cannot be reached has told nothing of itself.
+      if (!(error instanceof DeviceError) || error.away) throw error;
       if (error instanceof ChangedError || attempt === SAMPLE_ATTEMPTS) return UNREADABLE;
     }
   }

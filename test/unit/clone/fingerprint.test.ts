@@ -15,6 +15,7 @@ class RemoteMemory extends MemoryDevice implements RemoteDevice {
   readonly mostAtOnce = SIZE;
   /** How often reads are to fail from now on. */
   failures = 0;
+  away = false;
   reads = 0;
 
   constructor(identity: Partial<RemoteIdentity> = {}) {
@@ -24,6 +25,7 @@ class RemoteMemory extends MemoryDevice implements RemoteDevice {
 
   override async read(offset: number, buffer: Uint8Array): Promise<void> {
     this.reads++;
+    if (this.away) throw new DeviceError("Cannot read: ETIMEDOUT", { errno: "ETIMEDOUT" });
     if (this.failures-- > 0) throw new DeviceError("Cannot read: EIO", { errno: "EIO" });
     await super.read(offset, buffer);
   }
@@ -73,6 +75,17 @@ describe("A remote source", () => {
     device.failures = 0;
     await device.write(SIZE - 65536, Buffer.alloc(65536, 8));
     expect(differenceFrom(pinned, await remoteSourceFingerprint(device))).toBe("its content is another");
+  });
+
+  test("that cannot be reached has told nothing, and is asked again", async () => {
+    const device = new RemoteMemory();
+    const change = watchRemoteSource(device, await remoteSourceFingerprint(device));
+    await device.write(0, Buffer.alloc(65536, 8));
+    device.incarnation++;
+    device.away = true;
+    await expect(change()).rejects.toThrow("ETIMEDOUT");
+    device.away = false;
+    expect(await change()).toBe("its content is another");
   });
 
   test("of another size is another one, whatever else is known", async () => {
