@@ -33,7 +33,12 @@ export async function startCopy(
   const isThere = (await isBlockDevice(metadata)) ? await holdsMetadata(metadata) : await exists(metadata);
   const created = isThere
     ? null
-    : await createClone({ ...request, regionSize: request.regionSize ?? DEFAULT_REGION_SIZE });
+    : await createClone({
+        ...request,
+        regionSize: request.regionSize ?? DEFAULT_REGION_SIZE,
+        signal,
+        onNote: onWarning,
+      });
   const clone = await Clone.open({ name: metadata, access: "exclusive", signal, onWarning });
   try {
     if (created === null) refuseAnother(clone, request);
