@@ -28,6 +28,7 @@ const NOT_LIVE: Record<string, string> = {
   "on-error": "that is said when the server is started",
   verify: "that is said when the server is started",
   "no-extents": "that is said when the server is started",
+  order: "its server has an order of its own",
 };
 /** How often progress is asked for, ms; a change of state is told at once. */
 const POLL_MS = 500;

@@ -3,6 +3,7 @@ import type { Argv } from "yargs";
 import { UsageError } from "../base/errors.ts";
 import { isRegionSize } from "../base/geometry.ts";
 import { parseRate, parseSize } from "../base/units.ts";
+import type { Trace } from "../clone/trace-codec.ts";
 import { PROGRESS_STYLES } from "./progress-style.ts";
 
 /** A size in bytes. @throws {UsageError} naming the option */
@@ -186,7 +187,19 @@ export function hydrationOptions<T>(yargs: Argv<T>) {
       describe: "At an unreadable region stop, or go on and list it",
     })
     .option("verify", { type: "boolean", describe: "Read back what was written and compare" })
-    .option("no-extents", { type: "boolean", describe: "Do not trust the holes that the source reports" });
+    .option("no-extents", { type: "boolean", describe: "Do not trust the holes that the source reports" })
+    .option("order", {
+      type: "string",
+      requiresArg: true,
+      describe: "File with a trace: what it names is copied first, in its order",
+    });
+}
+
+/** The trace that `--order` names. @throws {CloneError} where it cannot be read, or is none */
+export async function readOrder(path: string | undefined, signal: AbortSignal): Promise<Trace | undefined> {
+  if (path === undefined) return undefined;
+  const { readTrace } = await import("../clone/trace-file.ts");
+  return await readTrace(path, { signal });
 }
 
 /** A floor, which unlike a limit may be 0. @throws {UsageError} */

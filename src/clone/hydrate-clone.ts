@@ -5,6 +5,7 @@ import type { RegionRange } from "../base/geometry.ts";
 import { alignedBuffer } from "../device/aligned-buffer.ts";
 import { CommitPipeline } from "../engine/commit-pipeline.ts";
 import { ExtentCache } from "../engine/extent-cache.ts";
+import { HintQueue } from "../engine/hint-queue.ts";
 import { type HydrationOutcome, type HydrationSettings, Hydrator } from "../engine/hydrator.ts";
 import { PeriodicCommits } from "../engine/periodic-commits.ts";
 import { type CopyCounts, RegionCopier } from "../engine/region-copier.ts";
@@ -15,6 +16,8 @@ import { normalizeRanges } from "../metadata/unreadable-ranges.ts";
 import { type AttachedSource, type Clone, type DeviceRequest, sourceChanged } from "./clone.ts";
 import { refuseLostDestination } from "./destination-guard.ts";
 import { settleSource } from "./open-devices.ts";
+import type { Trace } from "./trace-codec.ts";
+import { orderOf } from "./trace-file.ts";
 
 /** How to hydrate. */
 export interface HydrateRequest extends DeviceRequest, HydrationSettings {
@@ -24,6 +27,8 @@ export interface HydrateRequest extends DeviceRequest, HydrationSettings {
   verify: boolean;
   /** Trust the holes that the source reports. */
   extents: boolean;
+  /** What is hydrated before all else. */
+  order?: Trace | undefined;
 }
 
 /** A hydration while it runs, for those who watch it, and for those who steer it. Counts are regions. */
@@ -124,8 +129,10 @@ export async function hydrateClone(
     },
   });
   const known = clone.descriptor?.unreadable.ranges ?? [];
+  const order = request.order && orderOf(request.order, geometry, (warning) => clone.warn(warning));
+  const hints = new HintQueue(order);
   const hydrator = new Hydrator(
-    { geometry, regions, copier, extents, commits, clock: systemClock, halt, copiesInFlight: PIECES_IN_FLIGHT },
+    { geometry, regions, copier, extents, commits, clock: systemClock, halt, copiesInFlight: PIECES_IN_FLIGHT, hints },
     request,
     known,
   );

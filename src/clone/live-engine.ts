@@ -19,6 +19,8 @@ import { refuseLostDestination } from "./destination-guard.ts";
 import { changeAsError, PAGE, PIECE_LENGTH, PIECES_IN_FLIGHT, ZERO_UNIT } from "./hydrate-clone.ts";
 import type { HydrateOnReadPolicy } from "./on-read-policy.ts";
 import { patientGuard } from "./patient-guard.ts";
+import type { Trace } from "./trace-codec.ts";
+import { orderOf } from "./trace-file.ts";
 
 /** How a clone is put to work. */
 export interface LiveRequest extends DeviceRequest, Omit<HydrationSettings, "limit"> {
@@ -36,6 +38,10 @@ export interface LiveRequest extends DeviceRequest, Omit<HydrationSettings, "lim
   verify: boolean;
   /** Trust the holes that the source reports. */
   extents: boolean;
+  /** What is hydrated before all that nobody asks for. */
+  order?: Trace | undefined;
+  /** Told of the bytes that clients need. */
+  onTouch?: ((offset: number, length: number) => void) | undefined;
 }
 
 /** Who hears of what happens to a live clone. */
@@ -163,6 +169,7 @@ export function assemble(
         return Math.min(PIECES_IN_FLIGHT, governor.depth);
       },
       zerosLength: MOST_ZEROS_AT_ONCE,
+      ...(request.order && { order: orderOf(request.order, geometry, (warning) => clone.warn(warning)) }),
       onStall: (stall) => events()?.onStall(stall.reason),
     },
     request,
@@ -180,6 +187,7 @@ export function assemble(
     clock,
     meter,
     onHint: (range, kind) => hydrator.hint(range, kind),
+    onTouch: request.onTouch,
     hydrateOnRead: "never",
     discardPassdown: request.discardPassdown,
     readOnly: request.readOnly,

@@ -26,6 +26,7 @@ import { displayUri } from "./location.ts";
 import { packageVersion } from "./package-version.ts";
 import { PidFile } from "./pid-file.ts";
 import { readPresharedKeys, readServerCertificates } from "./tls-files.ts";
+import { TraceRecorder } from "./trace-recorder.ts";
 
 /** How clients must protect what they send. */
 export interface TlsRequest {
@@ -54,6 +55,8 @@ export interface ServeRequest extends LiveRequest {
   exitWhenHydrated: boolean;
   finalizeWhenHydrated: boolean;
   pidFile: string | undefined;
+  /** Where to write what clients need for the first time; undefined for nowhere. */
+  recordTrace: string | undefined;
 }
 
 /** A server that clients can connect to. */
@@ -95,7 +98,9 @@ export async function serveClone(clone: Clone, request: ServeRequest, listener: 
   const tls = await tlsOptions(request.tls);
   const inherited = listenDescriptors();
   await using places = await listenPlaces({ ...request, inherited, encrypted: tls.mode === "require" });
-  const live = await LiveClone.open(clone, request);
+  await using trace = await traceRecorder(clone, request.recordTrace);
+  const live = await LiveClone.open(clone, trace === undefined ? request : { ...request, onTouch: trace.touch });
+  trace?.start();
   const served = new ServedClone(clone, live, request, tls, listener);
   try {
     await listenIn(places, (target) => served.listen(target));
@@ -259,6 +264,12 @@ class ServedClone implements ControlTarget {
     const pace = state === "hydrating" ? `, ${formatSize(hydration.bytesPerSecond)}/s` : "";
     return `${state}, ${Math.floor((hydrated / size) * 100)} % of ${formatSize(size)} hydrated${pace}`;
   }
+}
+
+async function traceRecorder(clone: Clone, path: string | undefined): Promise<TraceRecorder | undefined> {
+  if (path === undefined) return undefined;
+  const onWarning = (warning: string): void => clone.warn(warning);
+  return await TraceRecorder.create(path, { size: clone.exactSize, clock: systemClock, onWarning });
 }
 
 /** As many clients as there are descriptors for, with some left for the clone's own files and for its control socket. */

@@ -65,6 +65,11 @@ export interface CloneDeviceParts {
   meter: ForegroundObserver;
   /** Told of regions that will be wanted soon; those that are hydrated already may be among them. Must be quick. */
   onHint: (range: RegionRange, kind: HintKind) => void;
+  /**
+   * Told of bytes that clients need: what they read, from wherever, and what they change of regions that have to be copied for
+   * it. More than once, too. Must be quick.
+   */
+  onTouch?: ((offset: number, length: number) => void) | undefined;
   hydrateOnRead: HydrateOnRead;
   /** Whether the destination may be told what is not needed any more. */
   discardPassdown: boolean;
@@ -108,6 +113,7 @@ export class CloneDevice implements ServedDevice {
   readonly #commits: CommitPipeline;
   readonly #meter: ForegroundObserver;
   readonly #discardPassdown: boolean;
+  readonly #onTouch: CloneDeviceParts["onTouch"];
   /** What is under way; once it is linear, what has begun since. */
   #inFlight = new InFlight();
   /** What began before it became linear, and still has what it had then. */
@@ -117,7 +123,7 @@ export class CloneDevice implements ServedDevice {
   #live: Live | undefined;
 
   constructor(parts: CloneDeviceParts) {
-    const { geometry, exactSize, regions, destination, extents, commits, copier, clock, onHint } = parts;
+    const { geometry, exactSize, regions, destination, extents, commits, copier, clock, onHint, onTouch } = parts;
     this.name = destination.name;
     this.size = exactSize;
     this.readOnly = parts.readOnly;
@@ -126,6 +132,7 @@ export class CloneDevice implements ServedDevice {
     this.#commits = commits;
     this.#meter = parts.meter;
     this.#discardPassdown = parts.discardPassdown;
+    this.#onTouch = onTouch;
     const stats = this.#stats;
     const inFlight = this.#inFlight;
     const mostBytes = parts.writeBehindBytes ?? WRITE_BEHIND_BYTES;
@@ -141,7 +148,7 @@ export class CloneDevice implements ServedDevice {
         { geometry, exactSize, regions, source, destination, behind, onHint, stats },
         parts.hydrateOnRead,
       ),
-      changer: new RegionChanger({ geometry, exactSize, regions, source, copies, commits, stats }),
+      changer: new RegionChanger({ geometry, exactSize, regions, source, copies, commits, stats, onTouch }),
       status: new RegionStatus({ geometry, regions, destination, extents, source }),
       onHint,
     };
@@ -173,6 +180,7 @@ export class CloneDevice implements ServedDevice {
 
   tryRead(offset: number, buffer: Uint8Array): boolean {
     checkRange(this, offset, buffer.length);
+    this.#onTouch?.(offset, buffer.length);
     const done = this.#live?.reader.tryRead(offset, buffer) ?? this.#destination.tryRead?.(offset, buffer) ?? false;
     if (!done) return false;
     this.#meter.touch();
@@ -183,6 +191,7 @@ export class CloneDevice implements ServedDevice {
 
   async read(offset: number, buffer: Uint8Array): Promise<void> {
     checkRange(this, offset, buffer.length);
+    this.#onTouch?.(offset, buffer.length);
     await this.#counted(() =>
       this.#measured(() => this.#steady(() => (this.#live?.reader ?? this.#destination).read(offset, buffer))),
     );

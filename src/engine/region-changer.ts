@@ -47,6 +47,8 @@ export interface RegionChangerParts {
   copies: DemandCopies;
   commits: CommitPipeline;
   stats: CloneDeviceStats;
+  /** Told of the bytes whose change takes a copy of their region. */
+  onTouch?: ((offset: number, length: number) => void) | undefined;
 }
 
 /** The most bytes replaced as one, so that nobody who waits for one of its regions waits long. */
@@ -136,11 +138,12 @@ export class RegionChanger {
   }
 
   async #run(part: ChangePart, change: Change, patience: Patience): Promise<void> {
-    const { regions, copies, commits } = this.#parts;
+    const { regions, copies, commits, onTouch } = this.#parts;
     commits.check();
     if (part.kind === "hydrated") return await commits.change(() => change.apply(part));
     if (part.kind === "whole") return await commits.change(() => this.#replace(part, part.regions, change));
     const whole = part.kind === "busy" && part.whole;
+    if (!whole) onTouch?.(part.offset, part.length);
     const hydration = part.kind === "busy" ? part.hydration : copies.start(part.region);
     if (!whole || !regions.cancel(hydration)) {
       const error = await patience.wait(regions.ended(hydration), () => copies.progressOf(hydration));

@@ -1,6 +1,6 @@
 import { defineCommand } from "../command.ts";
 import { ExitCode } from "../exit-codes.ts";
-import { createOptions, hydrationOptions, jsonOption, progressOption } from "../options.ts";
+import { createOptions, hydrationOptions, jsonOption, progressOption, readOrder } from "../options.ts";
 import { copyRequest } from "./create.ts";
 import { printFinalized, runFinalize } from "./finalize.ts";
 import { exitCodeOfReport, hydrateRequest, printReport, runHydration } from "./hydrate.ts";
@@ -18,10 +18,11 @@ export const copyCommand = defineCommand({
     const { displayName, parseLocation } = await import("../../clone/location.ts");
     const shown = (text: string): string =>
       URL.canParse(text) || text.startsWith("[") ? displayName(parseLocation(text)) : text;
+    const order = await readOrder(options.order, signal);
     const { clone: opened, created } = await startCopy(copyRequest(options), { signal, onWarning });
     await using clone = opened;
     for (const warning of created?.warnings ?? []) onWarning(warning);
-    const request = hydrateRequest(options);
+    const request = { ...hydrateRequest(options), order };
     if (clone.finalized === null) {
       const report = await runHydration(clone, request, { ...options, context });
       if (report.end !== "complete" || !options.json) {

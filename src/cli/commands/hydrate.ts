@@ -5,7 +5,15 @@ import type { HydrateReport, HydrateRequest } from "../../clone/hydrate-clone.ts
 import type { LivePeer } from "../../clone/live-peer.ts";
 import { type CliContext, defineCommand } from "../command.ts";
 import { ExitCode } from "../exit-codes.ts";
-import { cloneArgument, deviceOptions, hydrationOptions, jsonOption, progressOption, sizeOf } from "../options.ts";
+import {
+  cloneArgument,
+  deviceOptions,
+  hydrationOptions,
+  jsonOption,
+  progressOption,
+  readOrder,
+  sizeOf,
+} from "../options.ts";
 import type { ProgressStyle } from "../progress-style.ts";
 import { formatRegions } from "../regions.ts";
 
@@ -21,9 +29,10 @@ export const hydrateCommand = defineCommand({
   async run(options, context) {
     const { Clone } = await import("../../clone/clone.ts");
     const { signal, onWarning } = context;
+    const order = await readOrder(options.order, signal);
     try {
       await using clone = await Clone.open({ name: options.clone, access: "exclusive", signal, onWarning });
-      const request = { ...hydrateRequest(options), limit: options.limit ?? null };
+      const request = { ...hydrateRequest(options), limit: options.limit ?? null, order };
       const report = await runHydration(clone, request, { ...options, context });
       printReport(report, { json: options.json, goOn: `clone hydrate ${options.clone}`, context });
       return exitCodeOfReport(report, context);

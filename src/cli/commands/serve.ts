@@ -14,6 +14,7 @@ import {
   deviceRequest,
   hydrationOptions,
   minRateOf,
+  readOrder,
 } from "../options.ts";
 
 /** `clone serve CLONE` */
@@ -79,6 +80,11 @@ export const serveCommand = defineCommand({
         requiresArg: true,
         describe: "Run a shell command, $uri set, and end with it",
       })
+      .option("record-trace", {
+        type: "string",
+        requiresArg: true,
+        describe: "New file for the order in which clients need what for the first time",
+      })
       .option("pidfile", { type: "string", requiresArg: true, describe: "Write the process's pid there when ready" })
       .conflicts("socket", "listen")
       .conflicts("tls-certificates", "tls-psk"),
@@ -115,6 +121,8 @@ export const serveCommand = defineCommand({
       exitWhenHydrated: options["exit-when-hydrated"] ?? false,
       finalizeWhenHydrated: options["finalize-when-hydrated"] ?? false,
       pidFile: options.pidfile,
+      recordTrace: options["record-trace"],
+      order: await readOrder(options.order, signal),
       rate: options.rate ?? null,
       minRate: options["min-rate"] ?? null,
       threshold: options.threshold ?? null,
