@@ -1,0 +1,322 @@
+/**
+ * An object that a server holds, read in ranges: found once, then pinned to where and what it was.
+ *
+ *     find:  start ──► redirects, at most 10 ──► 206 for byte 0: size, entity tag, time; all pinned
+ *     read:  pinned place, If-Match ──┬── data               checked, into the caller's buffer
+ *                                     ├── broke, 429, 5xx    again, from the first byte that is missing, with patience
+ *                                     ├── moved, 403, …      found anew, once: signed URLs expire. It must be the same object
+ *                                     ├── another state      ChangedError, and for every read from then on
+ *                                     └── no                 DeviceError
+ */
+import type { Clock } from "../../base/clock.ts";
+import { ChangedError, DeviceError } from "../../base/errors.ts";
+import { type Attempt, attempt } from "./attempt.ts";
+import type { Connections, Target } from "./connections.ts";
+import type { HttpService } from "./http-service.ts";
+import { Outage } from "./outage.ts";
+import { Patience } from "./patience.ts";
+import type { AskedRange } from "./range-reply.ts";
+import { statusText } from "./reply-head.ts";
+import { Slots } from "./slots.ts";
+import { differenceOf, type Validators, validatorsOf } from "./validators.ts";
+
+/** What an object needs to be read. */
+export interface RemoteObjectOptions {
+  service: HttpService;
+  connections: Connections;
+  /** Most requests at once. */
+  requests: number;
+  /** How long a request that gets nothing is tried again, ms. */
+  patienceMs: number;
+  clock: Clock;
+  random: () => number;
+  onNote?: ((line: string) => void) | undefined;
+}
+
+/** Where an object is, and what it is. */
+interface Found {
+  readonly target: Target;
+  readonly pinned: Validators;
+  readonly isRedirected: boolean;
+}
+
+const MAX_REDIRECTS = 10;
+
+/** So often the way to the object is asked for anew within one request. */
+const MAX_DETOURS = 2;
+
+/** Fewer bytes than this by one request are no progress: else a server might have us come again for every byte. */
+const LEAST_PROGRESS = 1024;
+
+/** Replies of a place that a redirect led to that may only mean that its time is over. */
+const EXPIRED = new Set([400, 401, 403, 404, 410]);
+
+/** What somebody was about to do: the beginning of the sentence that tells that it failed. */
+interface Purpose {
+  text: string;
+  offset?: number;
+  length?: number;
+  isOpening: boolean;
+}
+
+/** An object, found. */
+export class RemoteObject {
+  readonly #options: RemoteObjectOptions;
+  readonly #slots: Slots;
+  readonly #outage: Outage;
+  readonly #closing = new AbortController();
+  #found: Found | undefined;
+  #finding: Promise<Found> | undefined;
+  #changed: string | undefined;
+  /** Until then the server wants no requests; by the clock. */
+  #notBefore = 0;
+
+  private constructor(options: RemoteObjectOptions) {
+    this.#options = options;
+    this.#slots = new Slots(options.requests);
+    this.#outage = new Outage(options.service.name, options.onNote);
+  }
+
+  /** Finds the object. @throws {DeviceError} where it is not to be had, or not in ranges */
+  static async find(options: RemoteObjectOptions, signal?: AbortSignal): Promise<RemoteObject> {
+    const object = new RemoteObject(options);
+    const end = () => object.#closing.abort(signal?.reason);
+    if (signal?.aborted) end();
+    signal?.addEventListener("abort", end, { once: true });
+    try {
+      const found = await object.#find({ text: "open", isOpening: true });
+      object.#found = found;
+      await options.connections.keepOnly([options.service.start().origin, found.target.origin]);
+      return object;
+    } catch (error) {
+      await object.close();
+      throw error;
+    } finally {
+      signal?.removeEventListener("abort", end);
+    }
+  }
+
+  /** The state that was pinned. */
+  get pinned(): Validators {
+    return (this.#found as Found).pinned;
+  }
+
+  /** How often a connection was made anew after one had broken. */
+  get reconnections(): number {
+    return this.#outage.ended;
+  }
+
+  /** How it differs from what was pinned, as far as replies have told. */
+  get changed(): string | undefined {
+    return this.#changed;
+  }
+
+  /** Ends what is under way with an error, and cuts all connections. */
+  async close(): Promise<void> {
+    this.#closing.abort();
+    await this.#options.connections.close();
+  }
+
+  /**
+   * Fills `buffer` from `offset`. The buffer is not touched any more once it has settled.
+   * @throws {ChangedError} where the object is not what was pinned
+   * @throws {DeviceError} where it cannot be read
+   */
+  async read(offset: number, buffer: Uint8Array): Promise<void> {
+    const purpose = {
+      text: `read ${buffer.length} bytes at ${offset} from`,
+      offset,
+      length: buffer.length,
+      isOpening: false,
+    };
+    const patience = this.#patience();
+    let detours = 0;
+    for (let done = 0; done < buffer.length; ) {
+      if (this.#changed !== undefined) throw this.#changedError(purpose, this.#changed);
+      const found = this.#found as Found;
+      const rest = buffer.subarray(done);
+      const asked = { offset: offset + done, length: rest.length, pinned: found.pinned };
+      const result = await this.#ask(found.target, asked, rest, purpose, patience);
+      if (result.kind === "data") {
+        if (result.received >= Math.min(LEAST_PROGRESS, rest.length)) patience.progress();
+        done += result.received;
+        if (result.failure === undefined) continue;
+      }
+      if (mayHaveMoved(result, found) && detours < MAX_DETOURS) {
+        detours += 1;
+        await this.#findAgain(found, purpose);
+      } else await this.#bear(result, purpose, patience);
+    }
+  }
+
+  /** From the start, through redirects, to the object. */
+  async #find(purpose: Purpose): Promise<Found> {
+    const { service } = this.#options;
+    const patience = this.#patience();
+    let target = service.start();
+    let redirects = 0;
+    for (;;) {
+      const asked = { offset: 0, length: 1, pinned: undefined };
+      const result = await this.#ask(target, asked, new Uint8Array(1), purpose, patience);
+      if (result.kind === "data" && result.received === 1) {
+        const pinned = validatorsOf(result.head, result.total);
+        return { target: service.pin(target, result.head), pinned, isRedirected: redirects > 0 };
+      }
+      if (result.kind === "moved" && result.to !== undefined) {
+        redirects += 1;
+        if (redirects > MAX_REDIRECTS) throw this.#error(purpose, { why: `more than ${MAX_REDIRECTS} redirects` });
+        target = service.follow(target, result.to);
+      } else {
+        await this.#bear(result, purpose, patience);
+        if (result.kind === "again") target = service.start(); // it may begin elsewhere now
+      }
+    }
+  }
+
+  /** For all who found out at the same time that it is not where it was. */
+  async #findAgain(lost: Found, purpose: Purpose): Promise<void> {
+    if (this.#found !== lost) return; // somebody else did
+    this.#finding ??= this.#find({ text: "open", isOpening: false }).finally(() => (this.#finding = undefined));
+    const found = await this.#finding;
+    const difference = differenceOf(lost.pinned, found.pinned);
+    if (difference !== undefined) {
+      this.#changed ??= difference;
+      throw this.#changedError(purpose, difference);
+    }
+    if (this.#found !== lost) return;
+    this.#found = found;
+    await this.#options.connections.keepOnly([this.#options.service.start().origin, found.target.origin]);
+  }
+
+  async #ask(
+    target: Target,
+    asked: AskedRange,
+    buffer: Uint8Array,
+    purpose: Purpose,
+    patience: Patience,
+  ): Promise<Attempt> {
+    const { service, connections, clock } = this.#options;
+    const { signal } = this.#closing;
+    const answered = await this.#slots.run(async () => {
+      const waitMs = this.#notBefore - clock.now();
+      if (waitMs > 0) await clock.sleep(waitMs, signal);
+      this.#checkOpen(purpose);
+      return await attempt({ connections, service, target, asked, buffer, signal });
+    });
+    this.#checkOpen(purpose);
+    if (answered.kind === "changed") {
+      this.#changed ??= answered.difference;
+      throw this.#changedError(purpose, answered.difference);
+    }
+    this.#note(answered, patience);
+    return answered;
+  }
+
+  #note(result: Attempt, patience: Patience): void {
+    const failures = patience.failures + 1;
+    const failure = result.kind === "data" || result.kind === "failed" ? result.failure : undefined;
+    if (failure !== undefined) this.#outage.failed({ why: failure.why, failures, isBroken: true });
+    else if (result.kind === "later") this.#outage.failed({ why: result.why, failures, isBroken: false });
+    else if (result.kind === "data") this.#outage.worked();
+  }
+
+  /** Waits until there is reason to try again, or throws. */
+  async #bear(result: Attempt, purpose: Purpose, patience: Patience): Promise<void> {
+    const { clock } = this.#options;
+    const trouble = troubleOf(result);
+    if (trouble.isFinal || (purpose.isOpening && trouble.isFinalAtOpening)) throw this.#error(purpose, trouble);
+    const pauseMs = patience.pauseMs(trouble);
+    if (pauseMs === undefined) throw this.#error(purpose, { ...trouble, why: givenUp(trouble, patience.failures) });
+    // What the server asks for counts for all requests; the pauses of our own are each request's.
+    if (trouble.afterMs !== undefined) this.#notBefore = Math.max(this.#notBefore, clock.now() + trouble.afterMs);
+    await clock.sleep(pauseMs, this.#closing.signal);
+  }
+
+  #checkOpen(purpose: Purpose): void {
+    const { signal } = this.#closing;
+    if (purpose.isOpening) signal.throwIfAborted();
+    else if (signal.aborted) throw this.#error(purpose, { why: "it was closed meanwhile", errno: "ECANCELED" });
+  }
+
+  #patience(): Patience {
+    const { clock, random, patienceMs } = this.#options;
+    return new Patience({ clock, random, budgetMs: patienceMs });
+  }
+
+  #error(
+    purpose: Purpose,
+    { why, hint, errno = "EIO" }: { why: string; hint?: string | undefined; errno?: string | undefined },
+  ) {
+    const { text, offset, length } = purpose;
+    return new DeviceError(`Cannot ${text} "${this.#options.service.name}": ${why}`, {
+      errno,
+      ...(offset === undefined ? {} : { offset }),
+      ...(length === undefined ? {} : { length }),
+      ...(hint === undefined ? {} : { hint }),
+    });
+  }
+
+  #changedError({ text, offset = 0, length = 0 }: Purpose, difference: string): ChangedError {
+    const message = `Cannot ${text} "${this.#options.service.name}": it has changed: ${difference}`;
+    return new ChangedError(message, { difference, offset, length });
+  }
+}
+
+/** What is to be said and done about a reply that is no data. */
+interface Trouble {
+  why: string;
+  hint?: string | undefined;
+  errno?: string | undefined;
+  /** What the server asks for, ms. */
+  afterMs?: number | undefined;
+  isWrong?: boolean;
+  isFinal?: boolean;
+  isFinalAtOpening?: boolean;
+}
+
+function troubleOf(result: Attempt): Trouble {
+  switch (result.kind) {
+    case "data":
+    case "failed": {
+      const { failure } = result;
+      if (failure === undefined) return { why: "it sent nothing", isWrong: true };
+      const { kind, why, hint, errno } = failure;
+      return {
+        why,
+        hint,
+        errno,
+        isWrong: kind === "wrong",
+        isFinal: kind === "untrusted",
+        isFinalAtOpening: kind === "unreachable" || kind === "wrong",
+      };
+    }
+    case "later":
+      return { why: result.why, afterMs: result.afterMs, errno: "EAGAIN" };
+    case "wrong":
+      return { why: result.why, hint: result.hint, isWrong: true, isFinalAtOpening: true };
+    case "again":
+      return { why: result.why, isWrong: true };
+    case "moved":
+      return { why: `${statusText(result.status)} that leads nowhere`, isWrong: true, isFinalAtOpening: true };
+    case "changed":
+      return { why: result.difference, isFinal: true };
+    case "refused":
+      return { why: result.why, hint: result.hint, errno: errnoFor(result.status), isFinal: true };
+  }
+}
+
+function errnoFor(status: number): string {
+  if (status === 401 || status === 403) return "EACCES";
+  return status === 404 || status === 410 ? "ENOENT" : "EIO";
+}
+
+function givenUp({ why, afterMs = 0 }: Trouble, attempts: number): string {
+  const asks = afterMs > 0 ? `, and asks to wait ${Math.ceil(afterMs / 1000)} s` : "";
+  return attempts > 1 ? `${why}${asks} (tried ${attempts} times)` : `${why}${asks}`;
+}
+
+/** Whether the object may be found again by asking from the start. */
+function mayHaveMoved(result: Attempt, { isRedirected }: Found): boolean {
+  if (result.kind === "moved") return true;
+  return result.kind === "refused" && isRedirected && EXPIRED.has(result.status);
+}
