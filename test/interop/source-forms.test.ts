@@ -1,0 +1,271 @@
+// Every form of SOURCE through the whole life of a clone: create, hydrate a part, serve the rest to a client that reads it
+// while it is hydrated, verify, finalize; and at the end every byte is the source's. The servers are real ones.
+import { existsSync } from "node:fs";
+import { mkdir, readFile, truncate, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { describe, expect } from "vitest";
+import { certificates } from "../support/certificates.ts";
+import { holds, randomFile } from "../support/files.ts";
+import { type Program, testWith } from "../support/needs.ts";
+import { cloneOk, oneJson } from "../support/run-clone.ts";
+import { run, scratchDirectory } from "../support/scratch.ts";
+import { startServe } from "../support/serve.ts";
+import {
+  freePort,
+  listens,
+  type Running,
+  startAtSocket,
+  startNbdkit,
+  startProgram,
+} from "../support/source-servers.ts";
+
+const MIB = 1024 * 1024;
+const SIZE = 24 * MIB + 512;
+
+/** A source that is being served. */
+interface Served {
+  /** What to call it on the command line: a URI, or the words of a command. */
+  source: string[];
+  /** Whether its name has to be given again each time. */
+  again?: boolean;
+  env?: Record<string, string>;
+  servers?: Running[];
+  cleanUp?: AsyncDisposable;
+}
+
+interface Form {
+  name: string;
+  programs: Program[];
+  serve: (cwd: string, image: string) => Promise<Served>;
+}
+
+/** `nbd+unix:///?socket=…` of a server that makes its own socket. */
+async function overNbd(cwd: string, ...words: string[]): Promise<Served> {
+  const socket = join(cwd, "source.sock");
+  return { source: [`nbd+unix:///?socket=${socket}`], servers: [await startNbdkit(cwd, socket, ...words)] };
+}
+
+async function overTls(cwd: string, image: string): Promise<Served> {
+  const keys = await certificates();
+  const port = await freePort();
+  const words = [
+    "nbdkit",
+    "-f",
+    "-i",
+    "127.0.0.1",
+    "-p",
+    `${port}`,
+    "--tls=require",
+    `--tls-certificates=${keys.path}`,
+  ];
+  const server = await startProgram([...words, "file", image], { cwd, ready: () => listens(port) });
+  return {
+    source: [`nbds://localhost:${port}/?tls-certificates=${encodeURIComponent(keys.path)}`],
+    servers: [server],
+    cleanUp: keys,
+  };
+}
+
+async function overPsk(cwd: string, image: string): Promise<Served> {
+  const keys = join(cwd, "keys.psk");
+  await run("psktool", "-u", "alice", "-p", keys);
+  const socket = join(cwd, "source.sock");
+  const server = await startNbdkit(cwd, socket, "--tls=require", `--tls-psk=${keys}`, "file", image);
+  return {
+    source: [`nbds+unix://alice@/?socket=${socket}&tls-psk-file=${encodeURIComponent(keys)}`],
+    servers: [server],
+  };
+}
+
+async function overNbdServer(cwd: string, image: string): Promise<Served> {
+  const port = await freePort();
+  const config = join(cwd, "nbd-server.conf");
+  await writeFile(
+    config,
+    `[generic]\nlistenaddr = 127.0.0.1\nport = ${port}\nallowlist = true\n[disk]\nexportname = ${image}\nreadonly = true\n`,
+  );
+  const server = await startProgram(["nbd-server", "-d", "-C", config], { cwd, ready: () => listens(port) });
+  return { source: [`nbd://127.0.0.1:${port}/disk`], servers: [server] };
+}
+
+async function overHttp(cwd: string): Promise<Served> {
+  const port = await freePort();
+  return { source: [`http://127.0.0.1:${port}/source.img`], servers: [await startNginx(cwd, `${port}`, "")] };
+}
+
+async function overHttps(cwd: string): Promise<Served> {
+  const keys = await certificates();
+  const port = await freePort();
+  const tls = `ssl_certificate ${keys.path}/server-cert.pem; ssl_certificate_key ${keys.path}/server-key.pem;`;
+  return {
+    source: [`https://localhost:${port}/source.img`],
+    env: { SSL_CERT_FILE: join(keys.path, "ca-cert.pem") },
+    servers: [await startNginx(cwd, `${port} ssl`, tls)],
+    cleanUp: keys,
+  };
+}
+
+async function startNginx(cwd: string, listen: string, extra: string): Promise<Running> {
+  const config = join(cwd, "nginx.conf");
+  await mkdir(join(cwd, "nginx"), { recursive: true });
+  const temp = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((name) => `${name}_temp_path ${cwd}/nginx;`);
+  await writeFile(
+    config,
+    `daemon off; pid ${cwd}/nginx.pid; error_log stderr; events {}
+     http { access_log off; ${temp.join(" ")} server { listen 127.0.0.1:${listen}; root ${cwd}; ${extra} } }`,
+  );
+  const port = Number.parseInt(listen, 10);
+  return await startProgram(["nginx", "-e", "stderr", "-c", config], { cwd, ready: () => listens(port) });
+}
+
+/** The same disk as an image in a format of qemu's. */
+async function converted(cwd: string, image: string, format: string): Promise<string> {
+  const path = join(cwd, `source.${format}`);
+  await run("qemu-img", "convert", "-f", "raw", "-O", format, image, path);
+  return path;
+}
+
+const FORMS: Form[] = [
+  { name: "nbdkit file", programs: ["nbdkit"], serve: (cwd, image) => overNbd(cwd, "file", image) },
+  {
+    name: "nbdkit without structured replies",
+    programs: ["nbdkit"],
+    serve: (cwd, image) => overNbd(cwd, "--no-sr", "file", image),
+  },
+  {
+    name: "nbdkit without holes",
+    programs: ["nbdkit"],
+    serve: (cwd, image) => overNbd(cwd, "--filter=noextents", "file", image),
+  },
+  {
+    name: "nbdkit with blocks of 4K at least and 64K at most",
+    programs: ["nbdkit"],
+    serve: (cwd, image) =>
+      overNbd(
+        cwd,
+        "--filter=blocksize-policy",
+        "--filter=truncate",
+        "file",
+        image,
+        "round-up=4096",
+        "blocksize-minimum=4096",
+        "blocksize-preferred=4096",
+        "blocksize-maximum=64K",
+        "blocksize-error-policy=error",
+      ),
+  },
+  {
+    name: "nbdkit with a delay",
+    programs: ["nbdkit"],
+    serve: (cwd, image) => overNbd(cwd, "--filter=delay", "file", image, "delay-read=5ms"),
+  },
+  {
+    name: "nbdkit with 5 % of errors",
+    programs: ["nbdkit"],
+    serve: (cwd, image) => overNbd(cwd, "--filter=error", "file", image, "error-pread-rate=5%"),
+  },
+  {
+    name: "nbdkit that lets in one at a time",
+    programs: ["nbdkit"],
+    serve: (cwd, image) => overNbd(cwd, "--filter=limit", "file", image, "limit=1"),
+  },
+  { name: "nbdkit over TLS with certificates", programs: ["nbdkit", "openssl"], serve: overTls },
+  { name: "nbdkit over TLS with a key", programs: ["nbdkit", "psktool"], serve: overPsk },
+  {
+    name: "qemu-nbd with a qcow2",
+    programs: ["qemu-nbd", "qemu-img"],
+    async serve(cwd, image) {
+      const socket = join(cwd, "source.sock");
+      const words = [
+        "qemu-nbd",
+        "-r",
+        "-t",
+        "-e",
+        "8",
+        "-f",
+        "qcow2",
+        "-k",
+        socket,
+        await converted(cwd, image, "qcow2"),
+      ];
+      return { source: [`nbd+unix:///?socket=${socket}`], servers: [await startAtSocket(words, cwd, socket)] };
+    },
+  },
+  { name: "nbd-server", programs: ["nbd-server"], serve: overNbdServer },
+  { name: "nginx", programs: ["nginx"], serve: overHttp },
+  { name: "nginx with TLS", programs: ["nginx", "openssl"], serve: overHttps },
+  ...["qcow2", "vmdk", "vhdx", "vdi"].map(
+    (format): Form => ({
+      name: `a ${format} file`,
+      programs: ["qemu-img", "qemu-nbd"],
+      serve: async (cwd, image) => ({ source: [await converted(cwd, image, format)] }),
+    }),
+  ),
+  {
+    name: "a qcow2 file on a web server",
+    programs: ["qemu-img", "qemu-nbd", "nginx"],
+    async serve(cwd, image) {
+      const port = await freePort();
+      await converted(cwd, image, "qcow2");
+      return { source: [`http://127.0.0.1:${port}/source.qcow2`], servers: [await startNginx(cwd, `${port}`, "")] };
+    },
+  },
+  {
+    name: "[ nbdkit … ]",
+    programs: ["nbdkit"],
+    serve: async (_cwd, image) => ({ source: ["[", "nbdkit", "file", image, "]"], again: true }),
+  },
+  {
+    name: "[ qemu-nbd … ]",
+    programs: ["qemu-nbd"],
+    serve: async (_cwd, image) => ({ source: ["[", "qemu-nbd", "-r", "-t", "-f", "raw", image, "]"], again: true }),
+  },
+];
+
+describe("A clone of what is served by", () => {
+  for (const { name, programs, serve } of FORMS) {
+    testWith(
+      { programs: [...programs, "qemu-img"] },
+      name,
+      async () => {
+        await using directory = await scratchDirectory();
+        const cwd = directory.path;
+        const image = join(cwd, "source.img");
+        await randomFile(image, SIZE);
+        await run("fallocate", "--punch-hole", "--offset", `${8 * MIB}`, "--length", `${4 * MIB}`, image);
+        const served = await serve(cwd, image);
+        try {
+          const { source, env, again } = served;
+          const options = env === undefined ? { cwd } : { cwd, env };
+          const named = again ? ["--source", ...source] : [];
+          await cloneOk(["create", ...source, "copy.img"], options);
+          await cloneOk(["hydrate", "copy.img", "--limit", "4M", ...named], options);
+          const size = oneJson<{ source: { size: number } }>(await cloneOk(["status", "copy.img", "--json"], { cwd }))
+            .source.size;
+          expect(size).toBeGreaterThanOrEqual(SIZE);
+          if (size > SIZE) await truncate(image, size); // what the server rounds up to reads as zeros
+          {
+            await using server = await startServe({
+              clone: "copy.img",
+              cwd,
+              args: named,
+              ...(env === undefined ? {} : { env }),
+            });
+            // A reader who wants all of it now, while it is being hydrated.
+            await run("qemu-img", "compare", "-f", "raw", "-F", "raw", image, server.uri);
+            await server.hydrated();
+            await server.stop();
+          }
+          await cloneOk(["verify", "copy.img", ...named], options);
+          await cloneOk(["finalize", "copy.img", "--verify", ...named], options);
+          expect(existsSync(join(cwd, "copy.img.clone"))).toBe(false);
+          expect(await holds(join(cwd, "copy.img"), await readFile(image))).toBe(true);
+        } finally {
+          for (const server of served.servers ?? []) await server.kill();
+          await served.cleanUp?.[Symbol.asyncDispose]();
+        }
+      },
+      120_000,
+    );
+  }
+});

@@ -1,0 +1,88 @@
+/** Servers that have a disk image, started by the tests that clone from them, or to them. */
+import { type ChildProcess, spawn } from "node:child_process";
+import { existsSync } from "node:fs";
+import { rm } from "node:fs/promises";
+import { createServer } from "node:net";
+import { eventually } from "./run-clone.ts";
+
+/** A program at work. Disposed of, it is killed. */
+export interface Running extends AsyncDisposable {
+  readonly child: ChildProcess;
+  /** What it has said on standard error so far. */
+  stderr(): string;
+  /** Ends it; resolves when it has ended. */
+  kill(signal?: NodeJS.Signals): Promise<void>;
+}
+
+/** Starts a program in the foreground; resolves when `ready`, and rejects with its words where it ends before. */
+export async function startProgram(
+  words: readonly string[],
+  { cwd, ready, env }: { cwd: string; ready: () => boolean | Promise<boolean>; env?: Record<string, string> },
+): Promise<Running> {
+  const [command = "", ...args] = words;
+  const child = spawn(command, args, { cwd, env: { ...process.env, ...env }, stdio: ["ignore", "ignore", "pipe"] });
+  let said = "";
+  let ended = false;
+  child.stderr?.setEncoding("utf8").on("data", (text: string) => {
+    said = (said + text).slice(-65536);
+  });
+  const end = new Promise<void>((resolve) => {
+    child.once("error", (error) => {
+      said += error.message;
+      ended = true;
+      resolve();
+    });
+    child.once("exit", () => {
+      ended = true;
+      resolve();
+    });
+  });
+  const kill = async (signal: NodeJS.Signals = "SIGKILL"): Promise<void> => {
+    if (!ended) child.kill(signal);
+    await end;
+  };
+  try {
+    await eventually(`${command} is ready`, async () => ended || (await ready()));
+    if (ended) throw new Error(`${words.join(" ")} ended: ${said}`);
+  } catch (error) {
+    await kill();
+    throw error;
+  }
+  return { child, stderr: () => said, kill, [Symbol.asyncDispose]: () => kill() };
+}
+
+/** Starts a server on a unix socket that it makes itself, replacing what stands there. */
+export async function startAtSocket(words: readonly string[], cwd: string, socket: string): Promise<Running> {
+  await rm(socket, { force: true });
+  return await startProgram(words, { cwd, ready: () => existsSync(socket) });
+}
+
+/** `nbdkit` in the foreground on a unix socket. `words` are its options, plugin and parameters. */
+export function startNbdkit(cwd: string, socket: string, ...words: string[]): Promise<Running> {
+  return startAtSocket(["nbdkit", "-f", "-U", socket, ...words], cwd, socket);
+}
+
+/** A TCP port of the loopback interface that nobody listens on at this moment. */
+export async function freePort(): Promise<number> {
+  return await new Promise((resolve, reject) => {
+    const server = createServer();
+    server.once("error", reject);
+    server.listen(0, "127.0.0.1", () => {
+      const address = server.address();
+      server.close(() => resolve(typeof address === "object" && address !== null ? address.port : 0));
+    });
+  });
+}
+
+/** Whether somebody listens at a port of the loopback interface. */
+export async function listens(port: number): Promise<boolean> {
+  const { connect } = await import("node:net");
+  return await new Promise((resolve) => {
+    const socket = connect(port, "127.0.0.1");
+    socket.once("connect", () => {
+      socket.destroy();
+      resolve(true);
+    });
+    socket.once("error", () => resolve(false));
+  });
+}
