@@ -6,20 +6,31 @@
  * (free blocks, page cache) is what its predecessor left. So only the ratios of one call mean anything.
  */
 import { spawn } from "node:child_process";
-import { readFileSync } from "node:fs";
+import { MemoryWatch, noPeaks } from "./memory.mjs";
+
+/** @typedef {import("./memory.mjs").Peaks} Peaks */
 
 /**
  * @typedef {object} Contender
  * @property {string} name what the table calls it
- * @property {string[]} command program and arguments; the whole of it is timed
+ * @property {string[]} [command] program and arguments; the whole of it is timed
+ * @property {() => Promise<Measured>} [measure] instead of a command: does what is timed, and times it
  * @property {() => void | Promise<void>} [before] puts the disk in order; not timed
  * @property {() => void | Promise<void>} [after] checks the result and throws if it is wrong; not timed
+ * @property {boolean} [watchMemory] whether to look at its memory while it runs
+ */
+
+/**
+ * @typedef {object} Measured
+ * @property {number} seconds
+ * @property {Peaks} peaks zero unless watched
  */
 
 /**
  * @typedef {object} Result
  * @property {string} name the contender
  * @property {number[]} times seconds, one per round
+ * @property {Peaks} peaks the highest of all rounds; zero unless watched
  */
 
 /**
@@ -30,12 +41,17 @@ import { readFileSync } from "node:fs";
  * @throws {Error} naming the contender, when its command or its check fails
  */
 export async function compete(contenders, { rounds, signal }) {
-  const results = new Map(contenders.map(({ name }) => [name, /** @type {Result} */ ({ name, times: [] })]));
+  const results = new Map(
+    contenders.map(({ name }) => [name, /** @type {Result} */ ({ name, times: [], peaks: noPeaks() })]),
+  );
   for (let round = 0; round < rounds; round++) {
-    for (const { name, command, before, after } of shuffled(contenders)) {
+    for (const { name, command = [], measure, before, after, watchMemory = false } of shuffled(contenders)) {
       await before?.();
-      const { seconds } = await run(command, signal);
-      results.get(name)?.times.push(seconds);
+      const { seconds, peaks } = await (measure?.() ?? run(command, signal, { watchMemory }));
+      const result = /** @type {Result} */ (results.get(name));
+      result.times.push(seconds);
+      result.peaks.own = Math.max(result.peaks.own, peaks.own);
+      result.peaks.children = Math.max(result.peaks.children, peaks.children);
       try {
         await after?.();
       } catch (error) {
@@ -53,7 +69,7 @@ export async function compete(contenders, { rounds, signal }) {
  * @param {string[]} command program and arguments
  * @param {AbortSignal} signal kills it
  * @param {{ watchMemory?: boolean }} [options] `watchMemory` polls the peak memory, which costs a little time
- * @returns {Promise<{ seconds: number, peakBytes: number }>} `peakBytes` is 0 unless watched
+ * @returns {Promise<Measured>}
  */
 export async function run(command, signal, { watchMemory = false } = {}) {
   const [program = "", ...args] = command;
@@ -63,39 +79,16 @@ export async function run(command, signal, { watchMemory = false } = {}) {
   child.stderr.setEncoding("utf8").on("data", (text) => {
     complaint = (complaint + text).slice(-2000);
   });
-  let peakBytes = 0;
-  const poll = watchMemory
-    ? setInterval(() => {
-        peakBytes = Math.max(peakBytes, peakMemory(child.pid));
-      }, 10)
-    : undefined;
+  const watch = watchMemory && child.pid !== undefined ? new MemoryWatch(child.pid) : undefined;
   try {
     /** @type {number | null} */
     const code = await new Promise((resolve, reject) => child.on("error", reject).on("close", resolve));
     const seconds = (performance.now() - start) / 1000;
     if (code !== 0) throw new Error(`${command.join(" ")} exited with ${code}\n${complaint}`.trim());
-    return { seconds, peakBytes };
+    return { seconds, peaks: watch?.peaks ?? noPeaks() };
   } finally {
-    clearInterval(poll);
+    watch?.stop();
   }
-}
-
-/**
- * The most memory a process has had resident, in bytes; 0 once it has ended. The kernel keeps the maximum (VmHWM), so
- * that a poll misses only what grew after it.
- * @param {number | undefined} pid
- */
-function peakMemory(pid) {
-  /** @type {string} */
-  let status;
-  try {
-    status = readFileSync(`/proc/${pid}/status`, "utf8");
-  } catch (error) {
-    const { code } = /** @type {NodeJS.ErrnoException} */ (error);
-    if (code === "ENOENT" || code === "ESRCH") return 0;
-    throw error;
-  }
-  return Number(/^VmHWM:\s+(\d+) kB$/m.exec(status)?.[1] ?? 0) * 1024;
 }
 
 /**

@@ -22,6 +22,7 @@ import { compete, printResults, printTable, run } from "./measure.mjs";
 import { fail, parseSize, parseTables, positive } from "./options.mjs";
 
 /** @typedef {import("./measure.mjs").Contender} Contender */
+/** @typedef {Contender & { command: string[] }} Copier */
 
 const GIB = 2 ** 30;
 const MIB = 2 ** 20;
@@ -145,9 +146,9 @@ async function benchMemory() {
   makeImage(source, { size: 1024 * GIB, data: 512 * MIB, extents: 512 });
   const rows = [];
   for (const command of [clone("copy", source, destination, "--region-size", "64K")]) {
-    const { peakBytes } = await run(command, stop.signal, { watchMemory: true });
+    const { peaks } = await run(command, stop.signal, { watchMemory: true });
     assertSame(source, destination);
-    rows.push(["clone copy", `${(peakBytes / MIB).toFixed(0)} MiB`]);
+    rows.push(["clone copy", `${(peaks.own / MIB).toFixed(0)} MiB`]);
   }
   printTable(
     "Peak memory, 1 TiB at 64K regions, 512 MiB of data in 512 extents (aim: under 200 MiB)",
@@ -175,7 +176,7 @@ async function benchStartup() {
  * Who copies `source` to `destination`, as far as installed here.
  * @param {string} source
  * @param {string} destination
- * @returns {Contender[]}
+ * @returns {Copier[]}
  */
 function copiers(source, destination) {
   const own = { name: "clone", command: clone("copy", source, destination) };
@@ -213,7 +214,7 @@ function copiers(source, destination) {
 
 /**
  * The contender with a fresh destination before, and a comparison and removal after.
- * @param {Contender} contender
+ * @param {Copier} contender
  * @param {string} source
  * @param {string} destination
  * @returns {Contender}

@@ -1,5 +1,5 @@
 // @ts-check
-/** NBD servers that are measured against each other: each in a process of its own, on a unix socket. */
+/** Servers that are measured, or measured through: each in a process of its own. */
 import { spawn } from "node:child_process";
 import { readFileSync, rmSync } from "node:fs";
 import { connect } from "node:net";
@@ -18,7 +18,7 @@ const TICKS_PER_SECOND = 100;
 
 /**
  * Starts a server and waits until it takes connections.
- * @param {string} socket path that `command` listens on
+ * @param {string | number} socket path, or port of loopback, that `command` listens on
  * @param {string[]} command program and arguments
  * @param {{ signal: AbortSignal, env?: Record<string, string> }} options `env` is added to the environment
  * @returns {Promise<Server>}
@@ -26,7 +26,7 @@ const TICKS_PER_SECOND = 100;
  */
 export async function startServer(socket, command, { signal, env = {} }) {
   const [program = "", ...args] = command;
-  rmSync(socket, { force: true });
+  if (typeof socket === "string") rmSync(socket, { force: true });
   const child = spawn(program, args, { stdio: ["ignore", "ignore", "pipe"], env: { ...process.env, ...env }, signal });
   let complaint = "";
   child.stderr.setEncoding("utf8").on("data", (text) => {
@@ -45,7 +45,7 @@ export async function startServer(socket, command, { signal, env = {} }) {
     await new Promise((resolve) => setTimeout(resolve, 20));
   }
   return {
-    uri: `nbd+unix:///?socket=${socket}`,
+    uri: typeof socket === "string" ? `nbd+unix:///?socket=${socket}` : `nbd://127.0.0.1:${socket}`,
     pid: /** @type {number} */ (child.pid),
     async stop() {
       child.kill("SIGTERM");
@@ -56,10 +56,10 @@ export async function startServer(socket, command, { signal, env = {} }) {
   };
 }
 
-/** @param {string} path */
-function accepts(path) {
+/** @param {string | number} place */
+function accepts(place) {
   return new Promise((resolve) => {
-    const socket = connect(path);
+    const socket = typeof place === "string" ? connect(place) : connect(place, "127.0.0.1");
     socket.on("connect", () => {
       socket.destroy();
       resolve(true);
