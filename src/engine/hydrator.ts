@@ -3,23 +3,31 @@
  *
  *     pass           regions ascending, those known unreadable left out; hinted ones, whenever there are any, before them,
  *                    and those of an order, as long as there are any
- *     a read error   the batch is given up and its regions are queued one by one: the good areas come first
- *     then           the queue, each region alone; what still fails again, `retry` times, with growing pauses between
- *     then           the known unreadable in the same way: a pass, and what cannot be read alone
+ *     a read error   the batch is given up and put off: the good areas come first
+ *     then           what was put off, region by region: trimmed, scraped, and tried again, `retry` times, with growing
+ *                    pauses between (`rescueAreas`)
+ *     then           the known unreadable in the same way: a pass, and what cannot be read by it
  *     what is left   is unreadable: reported, never filled
+ *     a commit       which may find that the destination has lost what was written to it: then everything is done again that
+ *                    is missing, as often as it takes, as long as something comes of it
+ *
+ * Reads fail for one of two reasons. Some bytes cannot be read: others can, and these are put off. Or the source as a whole is
+ * away, gone, or another one (`DeviceError.away`, `SOURCE_GONE`): that ends the run, or each of a million regions would be
+ * waited for, and listed as unreadable.
  *
  *     run() ──► hydrating ──► complete                  everything hydrated and committed
  *                   ├───────► partial                   all but unreadable regions
  *                   ├───────► limit                     as many bytes as asked for were copied
  *                   ├───────► stopped                   the signal aborted
- *                   └───────► throws                    destination or commit failed, or too many errors
+ *                   └───────► throws                    source away, destination or commit failed, or too many errors
  *
  * Whatever ends it, copies in flight end first and what was hydrated is committed, unless the commit itself failed.
  * Commits meanwhile are somebody else's (`PeriodicCommits`).
  */
 import type { Clock } from "../base/clock.ts";
-import { CloneError } from "../base/errors.ts";
+import { CloneError, DeviceError, LostWritesError } from "../base/errors.ts";
 import type { Geometry, Region, RegionRange } from "../base/geometry.ts";
+import { type BadArea, rescueAreas } from "./bad-areas.ts";
 import type { CommitPipeline } from "./commit-pipeline.ts";
 import { type ExtentCache, WINDOW_BYTES } from "./extent-cache.ts";
 import { HintQueue } from "./hint-queue.ts";
@@ -53,6 +61,11 @@ export interface HydratorParts extends PaceParts {
   halt: AbortController;
   /** Most bytes of zeros hydrated as one. Default: as far as one question to the source reaches. */
   zerosLength?: number;
+  /**
+   * Areas that could not be read at work at once. Default 1: a disk that tries hard to read one place should not be made to
+   * wait for others meanwhile. More where a read costs a round trip.
+   */
+  rescueWidth?: number;
   /** Where several runs follow one another: what they share. */
   pace?: HydrationPace;
   hints?: HintQueue;
@@ -69,12 +82,26 @@ export interface HydrationOutcome {
 
 const FIRST_RETRY_MS = 100;
 const LONGEST_RETRY_MS = 5000;
-/** Regions that may wait to be tried alone before the pass is interrupted for them. */
-const MOST_WAITING = 4096;
+/** Batches that may be put off before the pass is interrupted for them. */
+const MOST_PUT_OFF = 1024;
+/** Regions that may have failed by themselves before they are tried again, or given up, ahead of everything else. */
+const MOST_FAILED = 4096;
+/** How often in a row everything is done again that the destination has lost, with nothing to show for it. */
+const MOST_FRUITLESS = 10;
 /** Ranges of an order passed over in one turn of the event loop, because they are hydrated already. */
 const MOST_PASSED_OVER = 4096;
-/** Errors that say the source itself is gone: trying region after region would only waste hours. */
-const SOURCE_GONE = new Set(["ENODEV", "ENXIO", "ENOMEDIUM", "ESHUTDOWN", "EBADF", "ESTALE"]);
+/** Errors that say the source itself is gone, or refused: trying region after region would only waste hours. */
+const SOURCE_GONE = new Set([
+  "EACCES",
+  "EBADF",
+  "ENODEV",
+  "ENOENT",
+  "ENOMEDIUM",
+  "ENXIO",
+  "EPERM",
+  "ESHUTDOWN",
+  "ESTALE",
+]);
 
 /** One run of background hydration. */
 export class Hydrator {
@@ -84,8 +111,8 @@ export class Hydrator {
   readonly #settings: HydrationSettings;
   readonly #hints: HintQueue;
   readonly #known: UnreadableRegions;
-  /** Regions of batches that could not be read, ascending enough; each will be tried alone. */
-  #waiting: Waiting[] = [];
+  /** Batches that could not be read. */
+  #putOff: BadArea<SourceReadError>[] = [];
   readonly #unreadable = new UnreadableRegions();
   #firstReadError: SourceReadError | undefined;
   #lastReadError: SourceReadError | undefined;
@@ -95,6 +122,8 @@ export class Hydrator {
   #copyingBytes = 0;
   #hydratedRegions = 0;
   #passesOver = false;
+  /** Whether something that was copied did not count, because the destination has lost it. */
+  #lost = false;
   #failure: unknown;
   #gaveUp = false;
 
@@ -164,35 +193,67 @@ export class Hydrator {
     for (const watched of [signal, halt.signal]) watched.addEventListener("abort", follow, { once: true });
     if (signal.aborted || halt.signal.aborted) follow();
 
-    const hints = this.#followHints(stop.signal);
-    let end: HydrationOutcome["end"] = "stopped";
-    try {
-      end = await this.#passes(stop.signal, retryKnown);
-    } catch (error) {
-      this.#fail(error);
+    await this.#rounds(stop.signal, retryKnown).catch((error: unknown) => this.#fail(error));
+    for (const watched of [signal, halt.signal]) watched.removeEventListener("abort", follow);
+    if (halt.signal.aborted) this.#failure ??= halt.signal.reason;
+    // What was copied before an operating error is good and worth keeping; after a broken invariant nothing is.
+    if (this.#failure instanceof CloneError) await commits.commit().catch((error) => this.#failInstead(error));
+    if (this.#failure !== undefined) throw this.#failure;
+    return { end: this.#endOf(stop.signal), unreadable: this.unreadable, firstReadError: this.#firstReadError };
+  }
+
+  /** Round after round, until the destination has lost nothing of the last one, which is committed. */
+  async #rounds(stop: AbortSignal, retryKnown: boolean): Promise<void> {
+    const { commits, regions, halt } = this.#parts;
+    let best = 0;
+    for (let fruitless = 0; ; ) {
+      const { losses } = commits;
+      this.#lost = false;
+      await this.#round(stop, retryKnown);
+      if (halt.signal.aborted) return;
+      await commits.commit();
+      const lost = this.#lost || commits.losses !== losses;
+      if (!lost || stop.aborted || this.#bytesLeft() <= 0 || !this.#isAnyLeft(retryKnown)) return;
+      if (regions.hydratedCount > best) [best, fruitless] = [regions.hydratedCount, 0];
+      else if (++fruitless === MOST_FRUITLESS) {
+        throw new LostWritesError("Cannot go on: the destination loses what is written to it, again and again");
+      }
+      this.#hints.rewind();
     }
+  }
+
+  async #round(stop: AbortSignal, retryKnown: boolean): Promise<void> {
+    this.#passesOver = false;
+    const hints = this.#followHints(stop);
+    await this.#passes(stop, retryKnown).catch((error: unknown) => this.#fail(error));
     this.#passesOver = true;
     this.pace.changed.wake();
     await hints;
     await Promise.all(this.#batches);
-    for (const watched of [signal, halt.signal]) watched.removeEventListener("abort", follow);
-    if (halt.signal.aborted) this.#failure ??= halt.signal.reason;
-    // What was copied before an operating error is good and worth keeping; after a broken invariant nothing is.
-    if (this.#failure === undefined || this.#failure instanceof CloneError) await commits.commit();
-    if (this.#failure !== undefined) throw this.#failure;
-    return { end, unreadable: this.unreadable, firstReadError: this.#firstReadError };
   }
 
-  async #passes(stop: AbortSignal, retryKnown: boolean): Promise<HydrationOutcome["end"]> {
+  #endOf(stop: AbortSignal): HydrationOutcome["end"] {
     const { regions } = this.#parts;
-    const others = this.#known.outside({ start: 0, end: regions.regionCount });
-    for (const ranges of [others, retryKnown ? this.#known.ranges : []]) {
-      for (const range of ranges) await this.#pass(range, stop);
-      await this.#settle(stop);
-    }
     if (stop.aborted) return "stopped";
     if (regions.hydratedCount === regions.regionCount) return "complete";
     return this.#bytesLeft() > 0 ? "partial" : "limit";
+  }
+
+  async #passes(stop: AbortSignal, retryKnown: boolean): Promise<void> {
+    const others = this.#known.outside({ start: 0, end: this.#parts.regions.regionCount });
+    for (const ranges of [others, retryKnown ? this.#known.ranges : []]) {
+      const wanted = ranges.flatMap((range) => this.#unreadable.outside(range));
+      for (const range of wanted) await this.#pass(range, stop);
+      await this.#settle(stop);
+    }
+  }
+
+  /** Whether there is a region to hydrate that this run has not given up on. */
+  #isAnyLeft(retryKnown: boolean): boolean {
+    const { regions } = this.#parts;
+    const passedOver = new UnreadableRegions([...this.#unreadable.ranges, ...(retryKnown ? [] : this.#known.ranges)]);
+    const wanted = passedOver.outside({ start: 0, end: regions.regionCount });
+    return wanted.some(({ start, end }) => regions.nextUnhydrated(start, end, 1) !== undefined);
   }
 
   /** Starts a batch for every unhydrated region of the range; what cannot be read is left waiting. */
@@ -247,7 +308,7 @@ export class Hydrator {
 
   /** Whether those that could not be read have their turn before all others. */
   get #tooManyWait(): boolean {
-    return this.#waiting.length >= (this.#settings.onError === "stop" ? 1 : MOST_WAITING);
+    return this.#putOff.length >= (this.#settings.onError === "stop" ? 1 : MOST_PUT_OFF);
   }
 
   /** The first part of a range of which nothing is known to be unreadable. */
@@ -306,7 +367,7 @@ export class Hydrator {
   #start(batch: Batch, stop: AbortSignal): void {
     const task = this.#hydrate(batch, stop)
       .catch((error: unknown) => {
-        if (error instanceof SourceReadError) this.#putOff(batch, error);
+        if (error instanceof SourceReadError) this.#setAside(batch, error);
         else this.#fail(error);
       })
       .finally(() => {
@@ -316,9 +377,12 @@ export class Hydrator {
     this.#batches.add(task);
   }
 
-  /** Hydrates a run of regions as one. @throws what the copier throws, after taking the run off the table */
+  /**
+   * Hydrates a run of regions as one, unless the destination loses it on the way: then it stays for the next round.
+   * @throws what the copier throws, after taking the run off the table
+   */
   async #hydrate(batch: Batch, stop: AbortSignal): Promise<void> {
-    const { geometry, regions, copier, clock } = this.#parts;
+    const { geometry, regions, copier, commits, clock } = this.#parts;
     const range = geometry.bytesOf(batch);
     // A client that waits for the regions should not wait for the rate.
     const hurry = new AbortController();
@@ -332,63 +396,61 @@ export class Hydrator {
       const onProgress = (): void => regions.noteProgress(hydration, clock.now());
       await copier.copy(range, stop, { hurry: hurry.signal, onProgress });
     } catch (error) {
+      if (error instanceof LostWritesError) commits.lose(error);
+      else commits.notice();
+      const tainted = regions.isTainted(hydration);
       regions.fail(hydration);
       if (stop.aborted && error === stop.reason) return;
-      throw error;
+      if (!tainted || !isOfTheLoss(error)) throw error;
+      this.#lost = true;
+      return;
     } finally {
       this.#hurries.delete(onAwaited);
       this.pace.end(batch);
       this.#copyingBytes -= copyingBytes;
     }
-    regions.complete(hydration);
-    this.#hydratedRegions += batch.end - batch.start;
+    if (regions.complete(hydration)) this.#hydratedRegions += batch.end - batch.start;
+    else this.#lost = true;
   }
 
-  #putOff({ start, end }: RegionRange, error: SourceReadError): void {
+  #setAside({ start, end }: RegionRange, error: SourceReadError): void {
     this.#lastReadError = error;
     if (isSourceGone(error)) this.#fail(error);
-    const alone = end - start === 1 ? error : undefined;
-    for (let region = start; region < end; region++) this.#waiting.push({ region, error: alone });
+    this.#putOff.push({ start, end, error: end - start === 1 ? error : undefined });
   }
 
-  /**
-   * Tries each waiting region alone, and gives up on those that stay unreadable. All have their turn before any is tried
-   * again: a disk that dies should give what it still can first, and many bad regions share each pause.
-   */
+  /** Reads what it can of the batches that were put off, and gives up on the rest. */
   async #settle(stop: AbortSignal): Promise<void> {
     await Promise.all(this.#batches);
-    let waiting = this.#waiting.sort((a, b) => a.region - b.region);
-    this.#waiting = [];
+    const areas = this.#putOff;
+    this.#putOff = [];
     this.pace.changed.wake();
-    for (let round = 0; waiting.length > 0; round++) {
-      const pauseMs = Math.min(FIRST_RETRY_MS * 2 ** (round - 1), LONGEST_RETRY_MS);
-      if (round > 0) await this.#parts.clock.sleep(pauseMs, stop);
-      waiting = await this.#tryEach(waiting, round, stop);
-    }
+    const { retry, onError, maxErrors, limit } = this.#settings;
+    const errorsLeft = onError === "stop" ? 0 : Math.max(0, maxErrors - this.#unreadable.count);
+    await rescueAreas(areas, {
+      tryUnit: (region) => this.#tryAlone(region, stop),
+      giveUp: (region, error) => this.#giveUp(region, error),
+      isOver: () => stop.aborted || this.#bytesLeft() <= 0,
+      retry,
+      pause: (round) => {
+        const pauseMs = Math.min(FIRST_RETRY_MS * 2 ** (round - 1), LONGEST_RETRY_MS);
+        return this.#parts.clock.sleep(pauseMs, stop);
+      },
+      mostFailed: Math.min(MOST_FAILED, errorsLeft),
+      width: limit === null ? (this.#parts.rescueWidth ?? 1) : 1, // what several may still copy is not known beforehand
+    });
   }
 
-  /** One round; returns those to be tried again. Regions that were alone in their batch have had their round 0. */
-  async #tryEach(waiting: Waiting[], round: number, stop: AbortSignal): Promise<Waiting[]> {
-    const again: Waiting[] = [];
-    for (const { region, error: before } of waiting) {
-      while (!this.#isOver(stop) && this.pace.spareRoom === 0) await this.pace.change();
-      if (stop.aborted || this.#bytesLeft() <= 0) return [];
-      if (this.#parts.regions.state(region) !== "unhydrated") continue;
-      const error = round === 0 && before !== undefined ? before : await this.#tryAlone(region, stop);
-      if (error === undefined) continue;
-      if (round < this.#settings.retry) again.push({ region, error });
-      else this.#giveUp(region, error);
-    }
-    return again;
-  }
-
-  /** The error of a region that cannot be read; undefined when it was hydrated, or all was stopped. */
+  /** The error of a region that cannot be read; undefined when it was hydrated, somebody else is at it, or all was stopped. */
   async #tryAlone(region: Region, stop: AbortSignal): Promise<SourceReadError | undefined> {
+    while (!this.#isOver(stop) && this.pace.spareRoom === 0) await this.pace.change();
+    if (stop.aborted || this.#parts.regions.state(region) !== "unhydrated") return undefined;
     try {
       await this.#hydrate({ start: region, end: region + 1, zeros: false }, stop);
       return undefined;
     } catch (error) {
       if (!(error instanceof SourceReadError) || isSourceGone(error)) throw error;
+      this.#lastReadError = error;
       return error;
     } finally {
       this.pace.changed.wake();
@@ -417,14 +479,19 @@ export class Hydrator {
     this.#failure ??= error;
     this.#parts.halt.abort(error);
   }
+
+  /** What a last commit threw matters more than what came before it, unless it only could not be made for now. */
+  #failInstead(error: unknown): void {
+    if (this.#parts.commits.failure !== undefined || !(error instanceof CloneError)) this.#failure = error;
+  }
 }
 
-/** A region to be tried alone. `error`: what came of it where it was alone already. */
-interface Waiting {
-  region: Region;
-  error: SourceReadError | undefined;
+function isSourceGone({ errno, away }: SourceReadError): boolean {
+  return away || (errno !== undefined && SOURCE_GONE.has(errno));
 }
 
-function isSourceGone({ errno }: SourceReadError): boolean {
-  return errno !== undefined && SOURCE_GONE.has(errno);
+/** Whether an error of what the destination has lost may be due to that, and says nothing of another try. */
+function isOfTheLoss(error: unknown): boolean {
+  if (error instanceof LostWritesError) return true;
+  return error instanceof DeviceError && !(error instanceof SourceReadError) && !error.away;
 }

@@ -334,7 +334,7 @@ describe("OnlineHydrator", () => {
       const running = h.run();
       await h.clock.sleep(60_000);
       expect(h.hydrator.stalled?.reason).toBe("Cannot go on: 3 unreadable regions are more than --max-errors 2 allows");
-      await writeRegions(h, { start: 1, end: 16 }, 10);
+      await writeRegions(h, { start: 1, end: 5 }, 10);
       expect(await running).toBe("complete");
     });
 
