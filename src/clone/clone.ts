@@ -195,7 +195,8 @@ export class Clone implements AsyncDisposable {
     const location = parseLocation(request.source ?? this.#uri("source", pinned?.uri));
     const opened = this.#own(
       await openSource(location, {
-        format: pinned?.format,
+        format: pinned?.format ?? "raw", // the kernel knows no other
+        isFormatGiven: this.#option("sourceFormat") !== undefined,
         headerFile: request.headerFile ?? this.#option("headerFile"),
         onNote: this.#onWarning,
       }),

@@ -206,7 +206,7 @@ async function metadataPathOf(
 }
 
 function describe(request: CreateRequest, source: OpenedSource, destination: OpenedDestination): Descriptor {
-  const { regionSize, force, headerFile } = request;
+  const { regionSize, force, headerFile, sourceFormat } = request;
   return {
     uuid: randomUUID(),
     created: new Date().toISOString(),
@@ -222,7 +222,12 @@ function describe(request: CreateRequest, source: OpenedSource, destination: Ope
       fingerprint: destinationFingerprint(destination),
     },
     exactSize: source.device.size,
-    options: { regionSize, force, ...(headerFile === undefined ? {} : { headerFile }) },
+    options: {
+      regionSize,
+      force,
+      ...(headerFile === undefined ? {} : { headerFile }),
+      ...(sourceFormat === undefined ? {} : { sourceFormat }),
+    },
     unreadable: { ranges: [], inexact: false },
     served: false,
     finalized: null,

@@ -22,6 +22,8 @@ const fdatasync = promisify(fs.fdatasync);
 export interface SourceOptions extends RemoteOptions {
   /** How its bytes are to be understood: `raw`, or a format that qemu knows; undefined to find that out. */
   format?: string | undefined;
+  /** Whether the user has named the format, and with it means what the image refers to. Default: whether there is one. */
+  isFormatGiven?: boolean | undefined;
   /** A file of headers to send, for HTTP. */
   headerFile?: string | undefined;
 }
@@ -79,9 +81,8 @@ async function openAs(location: Location, options: SourceOptions): Promise<Opene
   return await openedRemote(image, uri, found, raw);
 }
 
-/** Whether the user has said which format it is, and with it that what the image refers to may be opened. */
-function given({ format }: SourceOptions): { isGiven: boolean } {
-  return { isGiven: format !== undefined };
+function given({ format, isFormatGiven = format !== undefined }: SourceOptions): { isGiven: boolean } {
+  return { isGiven: isFormatGiven };
 }
 
 async function openRemote(
