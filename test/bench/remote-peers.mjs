@@ -47,7 +47,8 @@ export class RemotePeers {
     }
     if (bitsPerSecond !== undefined) {
       filters.push("--filter=rate");
-      parameters.push(`rate=${bitsPerSecond}`);
+      // By default a quarter of a gibibyte would come for free at first.
+      parameters.push(`rate=${bitsPerSecond}`, "burstiness=0.1");
     }
     return this.#start(socket, ["nbdkit", "-f", "-r", "-U", socket, ...filters, "file", image, ...parameters]);
   }
