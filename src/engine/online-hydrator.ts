@@ -11,11 +11,12 @@
  *                      stopped      the signal aborted
  *                      throws       a commit failed, or an invariant is broken: the clone has failed
  *
- * A destination that is full or broken, and a source that is gone, may be well again, and clients are served meanwhile: so
- * hydration stalls, says so, and tries again after 1 s, 2 s, … 30 s, from 1 s again once anything was hydrated. Unreadable
- * regions beyond what the settings put up with are somebody's decision, and wait for `resume()`.
+ * A destination that is full, broken or away, and a source that is gone, may be well again, and clients are served meanwhile:
+ * so hydration stalls, says so, and tries again after 1 s, 2 s, … 30 s, from 1 s again once anything was hydrated. Unreadable
+ * regions beyond what the settings put up with are somebody's decision, and wait for `resume()`; so does a source that is
+ * another one by now (ESTALE), which no time heals.
  */
-import { CloneError } from "../base/errors.ts";
+import { CloneError, errnoOf } from "../base/errors.ts";
 import type { RegionRange } from "../base/geometry.ts";
 import { type HintKind, HintQueue } from "./hint-queue.ts";
 import type { HydrationOrder } from "./hydration-order.ts";
@@ -168,20 +169,19 @@ export class OnlineHydrator {
     for (const watched of [signal, halt.signal]) watched.addEventListener("abort", wake, { once: true });
     try {
       for (let pauseMs = FIRST_PAUSE_MS; !signal.aborted && !halt.signal.aborted; ) {
-        if (this.#allHydrated) {
-          await commits.commit();
-          this.#stall = undefined; // clients may have hydrated what it could not
-          return "complete";
-        }
-        if (!this.#hasWork()) {
+        if (!this.#allHydrated && !this.#hasWork()) {
           await this.#rest(LOOK_AGAIN_MS);
           continue;
         }
-        const { error, waits, headway } = await this.#hydrate(signal);
+        const { error, waits, headway } = await (this.#allHydrated ? this.#commitAll() : this.#hydrate(signal));
+        if (this.#allHydrated && commits.complete) {
+          this.#stall = undefined; // clients may have hydrated what it could not
+          return "complete";
+        }
         if (headway) pauseMs = FIRST_PAUSE_MS;
         if (error === undefined || signal.aborted || halt.signal.aborted) continue;
         this.#stalledBy(error, waits ? null : pauseMs);
-        await this.#rest(waits ? Infinity : pauseMs);
+        await this.#rest(waits ? Infinity : pauseMs, { untilHydrated: !this.#allHydrated });
         pauseMs = Math.min(pauseMs * 2, LONGEST_PAUSE_MS);
       }
     } catch (error) {
@@ -199,10 +199,10 @@ export class OnlineHydrator {
   }
 
   /** Waits, but not if called upon to go on, nor longer than clients take to hydrate everything themselves. */
-  async #rest(ms: number): Promise<void> {
+  async #rest(ms: number, { untilHydrated = true } = {}): Promise<void> {
     const { clock } = this.#parts;
     const until = clock.now() + ms;
-    while (clock.now() < until && !this.#allHydrated) {
+    while (clock.now() < until && !(untilHydrated && this.#allHydrated)) {
       if (await this.#goOn.waitAtMost(clock, Math.min(LOOK_AGAIN_MS, until - clock.now()))) return;
     }
   }
@@ -215,6 +215,18 @@ export class OnlineHydrator {
     if (regions.hydratedCount + regions.hydratingCount + this.#given.count >= regions.regionCount) return false;
     const others = this.#given.outside({ start: 0, end: regions.regionCount });
     return others.some(({ start, end }) => regions.nextUnhydrated(start, end, 1) !== undefined);
+  }
+
+  /** Makes durable that everything is hydrated; or finds that it is not. @throws what is for good */
+  async #commitAll(): Promise<Ended> {
+    const { halt, commits } = this.#parts;
+    try {
+      await commits.commit();
+      return { headway: false };
+    } catch (error) {
+      if (commits.failure !== undefined || halt.signal.aborted || !(error instanceof CloneError)) throw error;
+      return { error, headway: false };
+    }
   }
 
   /** One run. @throws what is for good */
@@ -243,7 +255,7 @@ export class OnlineHydrator {
       this.#retryUnreadable ||= retryKnown; // it did not come to that, or not to the end of it
       const headway = run.hydratedRegions > 0;
       if (headway) this.#stall = undefined;
-      return { error, headway, waits: run.gaveUp };
+      return { error, headway, waits: run.gaveUp || errnoOf(error) === "ESTALE" };
     } finally {
       this.#firstReadError ??= run.firstReadError?.message;
       this.#lastReadError = run.lastReadError?.message ?? this.#lastReadError;
