@@ -79,11 +79,11 @@ function explained(
   explanation: Awaited<ReturnType<HttpService["explain"]>>,
 ): Attempt {
   if (explanation === undefined || verdict.kind === "changed" || verdict.kind === "wrong") return verdict;
-  const { why, hint, then } = explanation;
+  const { why, hint, next } = explanation;
   const afterMs = verdict.kind === "later" ? verdict.afterMs : undefined;
-  if (then === "again") return { kind: "again", why };
-  if (then === "later" || (then === undefined && verdict.kind === "later")) return { kind: "later", why, afterMs };
-  if (then === undefined && verdict.kind === "moved") return verdict;
+  if (next === "again") return { kind: "again", why };
+  if (next === "later" || (next === undefined && verdict.kind === "later")) return { kind: "later", why, afterMs };
+  if (next === undefined && verdict.kind === "moved") return verdict;
   const status = "status" in verdict ? verdict.status : 0;
   return { kind: "refused", status, why, ...(hint === undefined ? {} : { hint }) };
 }

@@ -11,7 +11,7 @@ export interface Explanation {
    * What to do: ask `again` at once, since what was wrong with the request is put right; `later`; or `never`. By default
    * what the status says.
    */
-  then?: "again" | "later" | "never" | undefined;
+  next?: "again" | "later" | "never" | undefined;
 }
 
 /** A kind of server, and an object at it. */

@@ -16,7 +16,7 @@ import type { HttpService } from "./http-service.ts";
 import { Outage } from "./outage.ts";
 import { Patience } from "./patience.ts";
 import type { AskedRange } from "./range-reply.ts";
-import { statusText } from "./reply-head.ts";
+import { type ReplyHead, statusText } from "./reply-head.ts";
 import { Slots } from "./slots.ts";
 import { differenceOf, type Validators, validatorsOf } from "./validators.ts";
 
@@ -160,7 +160,8 @@ export class RemoteObject {
       const result = await this.#ask(target, asked, new Uint8Array(1), purpose, patience);
       if (result.kind === "data" && result.received === 1) {
         const pinned = validatorsOf(result.head, result.total);
-        return { target: service.pin(target, result.head), pinned, isRedirected: redirects > 0 };
+        target = await this.#pin(target, result.head, pinned, purpose);
+        return { target, pinned, isRedirected: redirects > 0 };
       }
       if (result.kind === "moved" && result.to !== undefined) {
         redirects += 1;
@@ -170,6 +171,19 @@ export class RemoteObject {
         await this.#bear(result, purpose, patience);
         if (result.kind === "again") target = service.start(); // it may begin elsewhere now
       }
+    }
+  }
+
+  /** The target that stays with this state of the object, where there is one, and whoever asks may use it. */
+  async #pin(target: Target, head: ReplyHead, pinned: Validators, purpose: Purpose): Promise<Target> {
+    const lasting = this.#options.service.pin(target, head);
+    if (lasting.path === target.path) return target;
+    const patience = this.#patience();
+    for (;;) {
+      const result = await this.#ask(lasting, { offset: 0, length: 1, pinned }, new Uint8Array(1), purpose, patience);
+      if (result.kind === "data" && result.received === 1) return lasting;
+      if (result.kind === "refused") return target; // permission to read an object is not yet one to read its versions
+      await this.#bear(result, purpose, patience);
     }
   }
 
