@@ -156,6 +156,11 @@ export function duplicate(fd: number): number {
   return call("fcntl F_DUPFD_CLOEXEC", libc().fcntl, fd, F_DUPFD_CLOEXEC, null);
 }
 
+/** Makes one descriptor stand for what another stands for, in one step (dup3(2)). @throws {SyscallError} */
+export function replaceDescriptor(from: number, to: number): void {
+  call("dup3", libc().dup3, from, to, SOCK_CLOEXEC);
+}
+
 /**
  * Gives the file open as `fd` a name (linkat(2) of its entry in /proc), as long as none stands there.
  * @throws {SyscallError} EEXIST where one does
@@ -242,6 +247,7 @@ interface Libc {
   posix_fadvise: KoffiFunc<(fd: number, offset: number, length: number, advice: number) => number>;
   ioctl: KoffiFunc<(fd: number, request: number, argument: ArrayBufferView) => number>;
   fcntl: KoffiFunc<(fd: number, command: number, argument: ArrayBufferView | null) => number>;
+  dup3: KoffiFunc<(from: number, to: number, flags: number) => number>;
   getpagesize: KoffiFunc<() => number>;
   linkat: KoffiFunc<(fromFd: number, from: string, toFd: number, to: string, flags: number) => number>;
   madvise: KoffiFunc<(address: ArrayBufferView, length: number, advice: number) => number>;
@@ -282,6 +288,7 @@ function declareAll(): Libc {
     posix_fadvise: declare("int posix_fadvise(int fd, int64_t offset, int64_t length, int advice)"),
     ioctl: declare("int ioctl(int fd, unsigned long request, void *argument)"),
     fcntl: declare("int fcntl(int fd, int command, void *argument)"),
+    dup3: declare("int dup3(int from, int to, int flags)"),
     getpagesize: declare("int getpagesize()"),
     linkat: declare("int linkat(int fromFd, const char *from, int toFd, const char *to, int flags)"),
     madvise: declare("int madvise(void *address, size_t length, int advice)"),
