@@ -1,0 +1,95 @@
+/** What a program of its own serves, as a device: reads go to its NBD server, and its end takes the program with it. */
+import { ChangedError, type CloneError, DeviceError } from "../base/errors.ts";
+import type { Extent } from "../device/block-device.ts";
+import type { ChildServer } from "../device/child-server.ts";
+import { FilterDevice } from "../device/filters/filter-device.ts";
+import type { RemoteDevice, RemoteIdentity } from "../device/remote-device.ts";
+import type { ServedSource } from "./served-source.ts";
+
+/** What it consists of; all of it is the device's, which disposes of it. */
+export interface ChildDeviceParts {
+  client: RemoteDevice;
+  server: ChildServer;
+  /** What the program itself reads from us. */
+  served?: ServedSource | undefined;
+  /** And from what we read that. */
+  owned?: RemoteDevice | undefined;
+}
+
+/** A device behind a program, read-only. */
+export class ChildDevice extends FilterDevice implements RemoteDevice {
+  readonly #client: RemoteDevice;
+  readonly #server: ChildServer;
+  readonly #served: ServedSource | undefined;
+  readonly #owned: RemoteDevice | undefined;
+
+  constructor({ client, server, served, owned }: ChildDeviceParts) {
+    super(client);
+    this.#client = client;
+    this.#server = server;
+    this.#served = served;
+    this.#owned = owned;
+  }
+
+  get identity(): RemoteIdentity {
+    return this.#client.identity;
+  }
+
+  get incarnation(): number {
+    return this.#client.incarnation;
+  }
+
+  get changed(): string | undefined {
+    const { failure } = this.#server;
+    if (failure instanceof ChangedError) return failure.difference;
+    return this.#owned?.changed ?? this.#client.changed;
+  }
+
+  get mostAtOnce(): number {
+    return this.#client.mostAtOnce;
+  }
+
+  override read(offset: number, buffer: Uint8Array): Promise<void> {
+    return this.#ask(() => super.read(offset, buffer));
+  }
+
+  override extents(offset: number, length: number): Promise<Extent[]> {
+    return this.#ask(() => super.extents(offset, length));
+  }
+
+  override async [Symbol.asyncDispose](): Promise<void> {
+    await super[Symbol.asyncDispose]();
+    await this.#server[Symbol.asyncDispose]();
+    await this.#served?.[Symbol.asyncDispose]();
+    await this.#owned?.[Symbol.asyncDispose]();
+  }
+
+  /** Asks the program; where it cannot answer, the error tells what is known of why. */
+  async #ask<T>(question: () => Promise<T>): Promise<T> {
+    this.#server.want();
+    if (this.#server.failure instanceof ChangedError) throw this.#server.failure;
+    const before = this.#served?.failures.number;
+    try {
+      return await question();
+    } catch (error) {
+      throw this.#reasonFor(error, before);
+    }
+  }
+
+  #reasonFor(error: unknown, failuresBefore: number | undefined): unknown {
+    if (!(error instanceof DeviceError) || error instanceof ChangedError) return error;
+    const { failure } = this.#server;
+    if (failure instanceof ChangedError) return failure;
+    const beneath = this.#served?.failures;
+    if (beneath?.error !== undefined && beneath.number !== failuresBefore) return beneath.error;
+    return failure === undefined ? error : withCause(error, failure);
+  }
+}
+
+/** An error of the client, which only knows that nobody answered. */
+function withCause(error: DeviceError, failure: CloneError): DeviceError {
+  const { errno, offset, length } = error;
+  const where = { ...(offset === undefined ? {} : { offset }), ...(length === undefined ? {} : { length }) };
+  const hint = failure.hint === undefined ? {} : { hint: failure.hint };
+  return new DeviceError(failure.message, { errno, away: true, ...where, ...hint, cause: error });
+}

@@ -1,0 +1,139 @@
+/**
+ * What qemu is told to open: every file by its driver and path, backing files included. So qemu guesses no format, takes no name
+ * for a protocol or an option, and opens nothing that was not looked at here.
+ */
+import { stat } from "node:fs/promises";
+import { dirname, resolve } from "node:path";
+import { ChangedError, CloneError, DeviceError, errnoOf, UsageError } from "../base/errors.ts";
+import { FileDevice } from "../device/file-device.ts";
+import { detectImageFormat } from "./image-formats.ts";
+import { type ImageReference, readReferences, refuseReferences } from "./image-references.ts";
+
+/** A node of qemu's block graph (BlockdevOptions of its QMP reference). */
+export type ImageNode = { [field: string]: string | boolean | null | ImageNode };
+
+/** Formats that hold a disk, by qemu's names. */
+export const IMAGE_FORMATS: readonly string[] = [
+  ...["qcow2", "vmdk", "vhdx", "vpc", "vdi", "qcow", "qed", "parallels", "bochs", "cloop", "dmg"],
+];
+
+/** More files than any chain has that somebody made on purpose. */
+const LONGEST_CHAIN = 64;
+
+/** The graph of an image in local files. */
+export interface LocalImage {
+  node: ImageNode;
+  /** The files that it is read from, the image first; the parts of a VMDK are not among them. */
+  files: readonly string[];
+  /** @throws {ChangedError} where one of the files is not what it was when the graph was made */
+  check(): Promise<void>;
+}
+
+/** By the name that qemu has for it. @throws {UsageError} where there is no such format */
+export function imageFormat(name: string): string {
+  const format = name === "vhd" ? "vpc" : name.toLowerCase();
+  if (IMAGE_FORMATS.includes(format)) return format;
+  throw new UsageError(`Cannot open an image of the format "${name}": there is no such format`, {
+    hint: `Formats are raw, ${IMAGE_FORMATS.join(", ")}.`,
+  });
+}
+
+/**
+ * The graph of an image in a local file, with all that it refers to where that may be.
+ * @param mayRefer whether it may be read together with the files that it names
+ * @throws {DeviceError} where a file cannot be read, or it refers to others and may not
+ */
+export async function localImage(path: string, format: string, mayRefer: boolean): Promise<LocalImage> {
+  const chain = new Chain(mayRefer);
+  const node = await chain.node(path, format);
+  return { node, files: chain.paths, check: () => chain.check() };
+}
+
+class Chain {
+  readonly #mayRefer: boolean;
+  readonly #files = new Map<string, string>();
+
+  constructor(mayRefer: boolean) {
+    this.#mayRefer = mayRefer;
+  }
+
+  get paths(): string[] {
+    return [...this.#files.keys()];
+  }
+
+  async check(): Promise<void> {
+    for (const [path, state] of this.#files) {
+      if ((await stateOf(path)).state === state) continue;
+      const difference = `"${path}" has been changed`;
+      throw new ChangedError(`Cannot read "${this.paths[0]}" any more: ${difference}`, { difference });
+    }
+  }
+
+  /** The node of an image and of what it refers to. */
+  async node(path: string, format: string): Promise<ImageNode> {
+    const file = await this.#file(path);
+    if (format === "raw") return { driver: "raw", file };
+    await using device = await FileDevice.open(path, { access: "read-only" });
+    const references = await readReferences(device, format);
+    if (!this.#mayRefer)
+      refuseReferences(references, path, `--source-format ${format} reads them together, on purpose.`);
+    const node: ImageNode = { driver: format, file, backing: null };
+    for (const reference of references) {
+      const name = this.#pathOf(path, reference);
+      if (reference.role === "backing file") node.backing = await this.node(name, await backingFormat(name, reference));
+      if (reference.role === "data file") node["data-file"] = await this.#file(name);
+      // qemu opens the extents of a VMDK itself, by paths from its own.
+    }
+    return node;
+  }
+
+  async #file(path: string): Promise<ImageNode> {
+    const { state, isDevice } = await stateOf(path);
+    if (this.#files.has(path)) throw new CloneError("failed", `Cannot open "${path}": it refers to itself`);
+    if (this.#files.size === LONGEST_CHAIN) {
+      throw new CloneError("failed", `Cannot open "${this.paths[0]}": it refers to more than ${LONGEST_CHAIN} files`);
+    }
+    this.#files.set(path, state);
+    return { driver: isDevice ? "host_device" : "file", filename: path };
+  }
+
+  #pathOf(path: string, { role, name }: ImageReference): string {
+    const plain = name.startsWith("file:") && !name.startsWith("file://") ? name.slice("file:".length) : name;
+    // As qemu tells protocols: a colon before any slash.
+    if (!/^[^/]*:/.test(plain) && plain !== "" && !plain.includes("\0")) return resolve(dirname(path), plain);
+    throw new DeviceError(`Cannot open "${path}": its ${role} "${name}" is no file`, {
+      hint: 'Only files are followed. json:{"driver":…} names a chain of anything, each with its driver.',
+    });
+  }
+}
+
+/**
+ * The format of a backing file. Where the image does not tell, as old ones do, it is looked at; then it may not refer to further
+ * files: what is raw for its user may have been given a header by a guest.
+ */
+async function backingFormat(path: string, { format }: ImageReference): Promise<string> {
+  // Names of protocols, which some have written for raw.
+  if (format !== undefined) return ["raw", "file", "host_device"].includes(format) ? "raw" : imageFormat(format);
+  await using device = await FileDevice.open(path, { access: "read-only" });
+  const found = (await detectImageFormat(device)) ?? "raw";
+  if (found !== "raw") {
+    const hint = `qemu-img rebase -u -F ${found} writes into the image above it which format it has.`;
+    refuseReferences(await readReferences(device, found), path, hint);
+  }
+  return found;
+}
+
+/** What tells a file from another, and from what it was before. @throws {DeviceError} */
+async function stateOf(path: string): Promise<{ state: string; isDevice: boolean }> {
+  try {
+    const stats = await stat(path, { bigint: true });
+    const isDevice = stats.isBlockDevice();
+    if (!isDevice && !stats.isFile()) throw new UsageError(`Cannot open "${path}": it is no file or block device`);
+    const identity = isDevice ? [stats.rdev] : [stats.dev, stats.ino, stats.size, stats.mtimeNs];
+    return { state: identity.join(" "), isDevice };
+  } catch (error) {
+    const errno = errnoOf(error);
+    if (errno === undefined) throw error;
+    throw new DeviceError(`Cannot open "${path}": ${errno}`, { errno, cause: error });
+  }
+}
