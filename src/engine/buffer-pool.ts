@@ -2,12 +2,12 @@
  * Buffers lent for as long as a piece is in flight: the bound on the bytes in flight, and on the requests.
  *
  * The bound is in bytes, because a source far away wants so many bytes under way whether they are few large pieces or many
- * small ones. A piece below `SMALLEST` counts as much, so that tiny ones are not thousands of requests.
+ * small ones. A piece below `SMALLEST_BUFFER` counts as much, so that tiny ones are not thousands of requests.
  */
 import assert from "node:assert";
 
 /** What the smallest buffer has, bytes. */
-const SMALLEST = 65_536;
+export const SMALLEST_BUFFER = 65_536;
 
 /** How much is lent, and of what. Bytes. */
 export interface BufferPoolParts {
@@ -38,7 +38,7 @@ export class BufferPool {
   acquire(byteLength: number): Promise<Uint8Array> {
     const { largest } = this.#parts;
     assert(byteLength <= largest, `no buffer has ${byteLength} bytes`);
-    const size = Math.min(largest, Math.max(SMALLEST, 2 ** Math.ceil(Math.log2(byteLength))));
+    const size = Math.min(largest, Math.max(SMALLEST_BUFFER, 2 ** Math.ceil(Math.log2(byteLength))));
     return new Promise((take) => {
       this.#waiting.push({ size, take });
       this.#serve();

@@ -27,6 +27,7 @@ import { DemandCopies } from "./demand-copies.ts";
 import type { ExtentCache } from "./extent-cache.ts";
 import type { HintKind } from "./hint-queue.ts";
 import { InFlight } from "./in-flight.ts";
+import type { ReadsInFlight } from "./reads-in-flight.ts";
 import { type Change, RegionChanger } from "./region-changer.ts";
 import type { RegionCopier } from "./region-copier.ts";
 import type { RegionMap } from "./region-map.ts";
@@ -78,12 +79,22 @@ export interface CloneDeviceParts {
   sourceTimeoutMs: number;
   /** Reads of the source for clients at once; each may take a thread for as long as the source hangs. Default 8. */
   sourceDepth?: number;
+  /** Bytes of such reads in flight. Default: no bound of their own. */
+  sourceBytes?: number;
+  /** Where each read costs a round trip: the reads of all who read the source, copiers included. Default: clients' alone. */
+  reads?: ReadsInFlight;
+  /** How often a read that a client waits for is tried again after a passing error of the source. Default 0. */
+  retry?: number;
+  /** Whether bytes of the source have been found unreadable before. */
+  isUnreadable?: (range: ByteRange) => boolean;
   /** Bytes on their way from a read to the destination at most. Default 32 MiB. */
   writeBehindBytes?: number;
 }
 
 const SOURCE_DEPTH = 8;
 const WRITE_BEHIND_BYTES = 32 * 2 ** 20;
+/** What was read from a source far away and is kept for a copy that is about to ask for it, bytes. */
+const KEPT_BYTES = 8 * 2 ** 20;
 /** How often something is read again because the destination was away meanwhile. */
 const MOST_ATTEMPTS = 10;
 /** Parts of one write at work at once. */
@@ -137,9 +148,22 @@ export class CloneDevice implements ServedDevice {
     const inFlight = this.#inFlight;
     const mostBytes = parts.writeBehindBytes ?? WRITE_BEHIND_BYTES;
     const depth = parts.sourceDepth ?? SOURCE_DEPTH;
-    const source = new SourceReader({ source: parts.source, clock, timeoutMs: parts.sourceTimeoutMs, depth, stats });
+    const trying = {
+      ...(parts.retry !== undefined && { retry: parts.retry }),
+      ...(parts.isUnreadable && { isUnreadable: parts.isUnreadable }),
+    };
+    const source = new SourceReader({
+      source: parts.source,
+      clock,
+      timeoutMs: parts.sourceTimeoutMs,
+      depth,
+      stats,
+      ...(parts.sourceBytes !== undefined && { mostBytes: parts.sourceBytes }),
+      ...(parts.reads && { reads: parts.reads, keptBytes: KEPT_BYTES }),
+      ...trying,
+    });
     const behind = new WriteBehind({ geometry, regions, destination, commits, clock, mostBytes, stats, inFlight });
-    const copies = new DemandCopies({ geometry, regions, copier, commits, stats, inFlight, clock });
+    const copies = new DemandCopies({ geometry, regions, copier, commits, stats, inFlight, clock, ...trying });
     this.#live = {
       regions,
       geometry,

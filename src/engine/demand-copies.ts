@@ -1,11 +1,12 @@
 import type { Clock } from "../base/clock.ts";
 import { LostWritesError } from "../base/errors.ts";
-import type { Geometry, Region } from "../base/geometry.ts";
+import type { ByteRange, Geometry, Region } from "../base/geometry.ts";
 import type { CloneDeviceStats } from "./clone-device-stats.ts";
 import type { CommitPipeline } from "./commit-pipeline.ts";
 import type { InFlight } from "./in-flight.ts";
-import type { RegionCopier } from "./region-copier.ts";
+import { type RegionCopier, SourceReadError } from "./region-copier.ts";
 import type { Hydration, RegionMap } from "./region-map.ts";
+import { isTransient, retryPauseMs } from "./source-errors.ts";
 
 /** What they work on. */
 export interface DemandCopiesParts {
@@ -16,6 +17,12 @@ export interface DemandCopiesParts {
   stats: CloneDeviceStats;
   inFlight: InFlight;
   clock: Clock;
+  /** How often a copy is tried again after a passing error of the source. Default 0. */
+  retry?: number;
+  /** Whether bytes have been found unreadable before: then one error is enough. */
+  isUnreadable?: (range: ByteRange) => boolean;
+  /** From 0 to 1. Default: the machine's. */
+  random?: () => number;
 }
 
 /** Copies in a row that a destination may lose before those who wait for them hear of it. */
@@ -64,7 +71,8 @@ export class DemandCopies {
         this.#progressAt = clock.now();
         regions.noteProgress(hydration, this.#progressAt);
       };
-      await copier.copy(geometry.bytesOf(hydration), this.#never, { onProgress });
+      const onLanded = (range: ByteRange): void => regions.noteLanded(hydration, range);
+      await this.#try(() => copier.copy(geometry.bytesOf(hydration), this.#never, { onProgress, onLanded }));
       if (regions.complete(hydration)) this.#lost = 0;
     } catch (error) {
       stats.demandCopyFailures++;
@@ -75,5 +83,20 @@ export class DemandCopies {
       commits.failUnlessOperating(error);
     }
     inFlight.end();
+  }
+
+  /** Copies again where the source has failed and may well answer a moment later. */
+  async #try(copy: () => Promise<void>): Promise<void> {
+    const { geometry, clock, retry = 0, isUnreadable, random = Math.random } = this.#parts;
+    for (let attempt = 0; ; attempt++) {
+      try {
+        return await copy();
+      } catch (error) {
+        if (!(error instanceof SourceReadError) || !isTransient(error) || attempt >= retry) throw error;
+        const { offset = 0, length = geometry.regionSize } = error;
+        if (isUnreadable?.({ offset, length })) throw error;
+        await clock.sleep(retryPauseMs(attempt, random()));
+      }
+    }
   }
 }

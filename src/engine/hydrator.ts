@@ -26,7 +26,7 @@
  */
 import type { Clock } from "../base/clock.ts";
 import { CloneError, DeviceError, LostWritesError } from "../base/errors.ts";
-import type { Geometry, Region, RegionRange } from "../base/geometry.ts";
+import type { ByteRange, Geometry, Region, RegionRange } from "../base/geometry.ts";
 import { type BadArea, rescueAreas } from "./bad-areas.ts";
 import type { CommitPipeline } from "./commit-pipeline.ts";
 import { type ExtentCache, WINDOW_BYTES } from "./extent-cache.ts";
@@ -394,7 +394,8 @@ export class Hydrator {
     this.#copyingBytes += copyingBytes;
     try {
       const onProgress = (): void => regions.noteProgress(hydration, clock.now());
-      await copier.copy(range, stop, { hurry: hurry.signal, onProgress });
+      const onLanded = (part: ByteRange): void => regions.noteLanded(hydration, part);
+      await copier.copy(range, stop, { hurry: hurry.signal, onProgress, onLanded });
     } catch (error) {
       if (error instanceof LostWritesError) commits.lose(error);
       else commits.notice();

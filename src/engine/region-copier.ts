@@ -12,8 +12,9 @@
 import { DeviceError } from "../base/errors.ts";
 import type { ByteRange } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
-import { BufferPool } from "./buffer-pool.ts";
+import { BufferPool, SMALLEST_BUFFER } from "./buffer-pool.ts";
 import type { ExtentCache } from "./extent-cache.ts";
+import { ReadsInFlight } from "./reads-in-flight.ts";
 import { ZERO_LENGTH, zeroWhereNeeded } from "./show-zeros.ts";
 import type { Throttle } from "./throttle.ts";
 
@@ -45,11 +46,20 @@ export interface CopyAllowance {
   readonly shareLength: number;
 }
 
+/** Bounds the bytes that the source is asked for at once. */
+export interface ReadWindow {
+  /** Resolves when so many more bytes may be asked for; first come, first served. */
+  enter(bytes: number): Promise<void>;
+  /** They have come, or will not. */
+  leave(bytes: number): void;
+}
+
 /** What ends a copy, and what ends its waiting: the same, or more. */
 interface Stop {
   signal: AbortSignal;
   hurry: AbortSignal;
   onProgress: () => void;
+  onLanded: (range: ByteRange) => void;
 }
 
 /** What a copier works on. */
@@ -65,6 +75,10 @@ export interface RegionCopierParts {
   depth: number;
   /** What holds of this, and of long shares, at any moment, where that changes. */
   allowance?: CopyAllowance;
+  /** Of the pieces in flight, what is on its way from the source; the rest is being written. Default: no bound of its own. */
+  window?: ReadWindow;
+  /** The reads of all who read this source, so that none asks for what another has. Default: its own alone. */
+  reads?: ReadsInFlight;
   /** Zeros are looked for in units of this many bytes; a region or less, so that no zero region is written. */
   zeroUnit: number;
   /** Makes a buffer fit for direct I/O. */
@@ -81,6 +95,7 @@ const SHARE_LENGTH = 256 * 2 ** 20;
 /** Copies byte ranges; many calls may run at once, the pieces in flight are bounded together. */
 export class RegionCopier {
   readonly #parts: RegionCopierParts;
+  readonly #reads: ReadsInFlight;
   readonly #buffers: BufferPool;
   /** Apart from the others: a piece holds one of each, and with one pool for both all could wait for a second. */
   readonly #readBack: BufferPool;
@@ -90,10 +105,11 @@ export class RegionCopier {
 
   constructor(parts: RegionCopierParts) {
     this.#parts = parts;
+    this.#reads = parts.reads ?? new ReadsInFlight();
     this.#reflinks = parts.destination.reflinkFrom !== undefined;
     const pool = () =>
       new BufferPool({
-        capacity: () => this.#depth * this.#pieceLength,
+        capacity: () => this.#depth * Math.max(this.#pieceLength, SMALLEST_BUFFER),
         largest: parts.pieceLength,
         allocate: parts.allocate,
       });
@@ -123,7 +139,8 @@ export class RegionCopier {
 
   /**
    * Makes the destination's range equal the source's; durable after the destination's next flush. Once `hurry` aborts it
-   * does not wait for the rate any more; `onProgress` is called when a piece has got its turn, and when it has been read, shared or made zero.
+   * does not wait for the rate any more; `onProgress` is called when a piece has got its turn, and when it has been read, shared or made zero;
+   * `onLanded` when the destination has a part of the range.
    * @throws {SourceReadError} where the source cannot be read
    * @throws {DeviceError} where the destination fails
    * @throws the reason of `signal` or of the halt signal when either aborts between two pieces; the range is then unfinished
@@ -131,10 +148,11 @@ export class RegionCopier {
   async copy(
     range: ByteRange,
     signal: AbortSignal,
-    { hurry = signal, onProgress = () => {} }: { hurry?: AbortSignal; onProgress?: () => void } = {},
+    options: { hurry?: AbortSignal; onProgress?: () => void; onLanded?: (range: ByteRange) => void } = {},
   ): Promise<void> {
+    const { hurry = signal, onProgress = () => {}, onLanded = () => {} } = options;
     const extents = await this.#sourceExtents(range);
-    const stop = { signal, hurry, onProgress };
+    const stop = { signal, hurry, onProgress, onLanded };
     if (this.#reflinks && extents.some(({ zero }) => !zero) && (await this.#reflink(range, stop))) return;
     const pieces = this.#pieceTasks(extents, stop);
     const workers = Array.from({ length: this.#depth }, async () => {
@@ -205,17 +223,26 @@ export class RegionCopier {
 
   async #copyPiece({ offset, length }: ByteRange, stop: Stop): Promise<void> {
     const buffer = await this.#payAndAcquire(length, stop);
+    const data = asBuffer(buffer, length);
+    await this.#parts.window?.enter(length);
+    // Only now may others count on it: nobody who is in a hurry should have to wait for its turn.
+    const fetch = this.#reads.fetch({ offset, length }, () => data);
     try {
-      const data = asBuffer(buffer, length);
       stop.onProgress();
-      await this.#readSource(offset, data);
+      try {
+        await fetch.run((from, bytes) => this.#readSource(from, bytes));
+      } finally {
+        this.#parts.window?.leave(length);
+      }
       stop.onProgress();
       for (const run of this.#zeroRuns(data)) {
         if (run.zero) await this.#zeroRun({ offset: offset + run.start, length: run.end - run.start });
         else await this.#write(offset + run.start, data.subarray(run.start, run.end));
       }
       if (this.#parts.verify) await this.#compare(offset, data);
+      stop.onLanded({ offset, length }); // in the turn in which it is found here no more
     } finally {
+      fetch.release();
       this.#buffers.release(buffer);
     }
   }
@@ -294,6 +321,7 @@ export class RegionCopier {
       }
     });
     if (this.#parts.verify) await this.#verifyZeros({ offset, length });
+    stop.onLanded({ offset, length });
   }
 
   /** Makes zeros of what was read and found to be zeros: that has been paid for, and is compared with its piece. */

@@ -20,7 +20,7 @@
  * hydration that nobody waits for, and nothing at all for a look at hydrated regions.
  */
 import assert from "node:assert";
-import type { Region, RegionRange } from "../base/geometry.ts";
+import type { ByteRange, Region, RegionRange } from "../base/geometry.ts";
 import type { CloneMetadata } from "../metadata/clone-metadata.ts";
 
 /** What holds for a region: only the source has it; it is being copied; the destination is its only truth. */
@@ -192,6 +192,45 @@ export class RegionMap {
     return hydration.progressAt;
   }
 
+  /**
+   * The destination has a part of a running hydration, bytes: it may be read from there, though its bits are not set yet.
+   * Not so where that may be lost again.
+   */
+  noteLanded(hydration: Hydration, { offset, length }: ByteRange): void {
+    const entry = this.#claimed(hydration);
+    if (entry.tainted) return;
+    entry.landed ??= [];
+    const landed = entry.landed;
+    const index = landed.findIndex((range) => range.offset + range.length >= offset);
+    const next = index < 0 ? undefined : landed[index];
+    if (next?.offset === offset + length) {
+      next.offset = offset;
+      next.length += length;
+    } else if (next !== undefined && next.offset + next.length === offset) {
+      next.length += length;
+      const after = landed[index + 1];
+      if (after?.offset !== next.offset + next.length) return;
+      next.length += after.length;
+      landed.splice(index + 1, 1);
+    } else landed.splice(index < 0 ? landed.length : index, 0, { offset, length });
+  }
+
+  /** The first bytes of the range that the destination has although their hydration still runs; undefined where there are none. */
+  landedIn({ offset, length }: ByteRange, { start, end }: RegionRange): ByteRange | undefined {
+    if (this.#running.length === 0) return undefined;
+    const rangeEnd = offset + length;
+    for (let index = Math.max(0, this.#indexAfter(start) - 1); index < this.#running.length; index++) {
+      const entry = this.#running[index] as Entry;
+      if (entry.start >= end) break;
+      if (entry.landed === undefined || entry.tainted) continue;
+      const found = entry.landed.find((range) => range.offset < rangeEnd && range.offset + range.length > offset);
+      if (found === undefined) continue;
+      const from = Math.max(offset, found.offset);
+      return { offset: from, length: Math.min(rangeEnd, found.offset + found.length) - from };
+    }
+    return undefined;
+  }
+
   /** Resolves when a running hydration ends, however it does; to the error that `fail()` was given. Never rejects. */
   ended(hydration: Hydration): Promise<unknown> {
     const entry = this.#claimed(hydration);
@@ -250,6 +289,8 @@ class Entry implements Hydration {
   cancellable: boolean;
   /** Whether what it has written may be lost. */
   tainted = false;
+  /** What of it the destination has, bytes: ascending, and as few ranges as they make. */
+  landed: ByteRange[] | undefined;
   /** When it got on last. */
   progressAt = -Infinity;
   /** Those who wait for its end. */

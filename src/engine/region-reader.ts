@@ -2,7 +2,8 @@
  * Reads for clients: each run of regions from where its truth is, without ever waiting for a hydration.
  *
  *     hydrated                     the destination
- *     unhydrated, and in the table the source: a write that is under way has not been answered, so the old bytes are right
+ *     unhydrated, and in the table the source: a write that is under way has not been answered, so the old bytes are right;
+ *                                  but what a copy has brought to the destination already is there
  *
  * Hydration on read makes use of what the source has given: the regions are entered in the table before it is asked, and
  * are written behind the reader's back. A partly read region is completed by reading a little more (`always`), or left
@@ -92,10 +93,14 @@ export class RegionReader {
     const lastRegion = Math.ceil(end / geometry.regionSize);
     for (let position = offset; position < end; ) {
       const region = geometry.regionAt(position);
-      const fromSource = regions.state(region) !== "hydrated";
-      const runEnd = fromSource ? regions.sourceEnd(region, lastRegion) : regions.stateEnd(region, lastRegion);
-      const cut = fromSource ? position - (position % MOST_READ_AT_ONCE) + MOST_READ_AT_ONCE : end;
-      const next = Math.min(end, cut, geometry.offsetOf(runEnd));
+      const unhydrated = regions.state(region) !== "hydrated";
+      const runEnd = unhydrated ? regions.sourceEnd(region, lastRegion) : regions.stateEnd(region, lastRegion);
+      const cut = unhydrated ? position - (position % MOST_READ_AT_ONCE) + MOST_READ_AT_ONCE : end;
+      let next = Math.min(end, cut, geometry.offsetOf(runEnd));
+      const touched = { start: region, end: runEnd };
+      const landed = unhydrated ? regions.landedIn({ offset: position, length: next - position }, touched) : undefined;
+      const fromSource = unhydrated && landed?.offset !== position;
+      if (landed !== undefined) next = fromSource ? landed.offset : landed.offset + landed.length;
       yield { fromSource, offset: position, buffer: buffer.subarray(position - offset, next - offset) };
       position = next;
     }
@@ -114,7 +119,9 @@ export class RegionReader {
       const from = Math.min(offset, first.offset);
       const length = Math.max(offset + buffer.length, last.offset + last.length) - from;
       const onEnd = (bytes: Uint8Array | undefined): void => void this.#land(hydrations, from, bytes);
-      await source.read({ range: { offset: from, length }, skip: offset - from, buffer, onEnd });
+      const hydrated = hydrations.reduce((sum, hydration) => sum + geometry.bytesOf(hydration).length, 0);
+      const request = { range: { offset: from, length }, skip: offset - from, buffer, onEnd };
+      await source.read({ ...request, keep: hydrated < length });
     }
     stats.sourceServedBytes += buffer.length;
   }

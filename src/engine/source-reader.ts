@@ -2,15 +2,19 @@
  * Reads of the source on behalf of clients, who must get an answer even where the source gives none.
  *
  *     read ──► queue ──► slot ──► the device ──► private buffer ──► the client's buffer, if it still waits
- *                │                     │
- *                └── time is up ───────┴──► ETIMEDOUT to the client. In the queue it is forgotten; at the device it keeps
- *                                           its slot and its buffer until the device answers, which may be never
+ *       │        │                     │ ▲
+ *       │        │                     └─┘ a passing error: tried again, after a short pause
+ *       │        └── time is up ───────┴──► ETIMEDOUT to the client. In the queue it is forgotten; at the device it keeps
+ *       │                                   its slot and its buffer until the device answers, which may be never
+ *       └── somebody else has the bytes, or waits for them (`ReadsInFlight`): they come from there, without a slot
  *
  * The time is that of the source's silence: at the device it runs from there on, and in the queue from the last answer that
  * anybody got, since a source that is only slow gets to everybody in the end.
  *
- * The slots are the bound: each read that hangs takes a thread of the pool, and the destination needs some too. The
+ * The slots are the bound: each read that hangs may take a thread of the pool, and the destination needs some too. The
  * buffer is private because a read that was given up may still be filled, when the client's has long been used again.
+ *
+ * What was read beside a copy that has the region already, but has not come to these bytes, is kept for it for a while.
  */
 import type { Clock } from "../base/clock.ts";
 import { DeviceError } from "../base/errors.ts";
@@ -19,6 +23,8 @@ import type { BlockDevice } from "../device/block-device.ts";
 import { BufferShelf } from "./buffer-shelf.ts";
 import type { CloneDeviceStats } from "./clone-device-stats.ts";
 import { type Deadline, Deadlines } from "./deadlines.ts";
+import { type Fetch, ReadsInFlight } from "./reads-in-flight.ts";
+import { isTransient, retryPauseMs } from "./source-errors.ts";
 
 /** The most bytes read at once; longer reads are the caller's to cut. */
 export const MOST_READ_AT_ONCE = 2 ** 20;
@@ -35,6 +41,18 @@ export interface SourceReaderParts {
   timeoutMs: number;
   /** Reads in flight at once. */
   depth: number;
+  /** Bytes in flight at once, of more than one read. Default: no bound but `depth`. */
+  mostBytes?: number;
+  /** The reads of all who read this source. Default: its own alone. */
+  reads?: ReadsInFlight;
+  /** Bytes kept of what nobody has used up yet. Default 0. */
+  keptBytes?: number;
+  /** How often a read is tried again after a passing error. Default 0. */
+  retry?: number;
+  /** Whether bytes have been found unreadable before: then one error is enough. */
+  isUnreadable?: (range: ByteRange) => boolean;
+  /** From 0 to 1. Default: the machine's. */
+  random?: () => number;
   /** Where it counts what the source gave, and whom it kept waiting too long. */
   stats: Pick<CloneDeviceStats, "sourceReadBytes" | "timeouts">;
 }
@@ -52,12 +70,17 @@ export interface SourceRequest {
    * nothing. Never later than the request settles, unless its time is up.
    */
   onEnd?: (bytes: Uint8Array | undefined) => void;
+  /** Whether bytes of the range are somebody else's to use up, who may not have asked for them yet. Default: without `onEnd`. */
+  keep?: boolean;
+  /** Nobody waits for it: an error is not worth another try. */
+  speculative?: boolean;
 }
 
 /** Reads the source for clients: so many at once, and none for longer than the time limit. */
 export class SourceReader {
+  readonly #parts: SourceReaderParts;
   readonly #source: BlockDevice;
-  readonly #depth: number;
+  readonly #reads: ReadsInFlight;
   readonly #deadlines: Deadlines;
   readonly #queueDeadlines: Deadlines;
   readonly #stats: SourceReaderParts["stats"];
@@ -65,10 +88,20 @@ export class SourceReader {
   /** In the order of arrival. */
   readonly #queue = new Set<PendingRead>();
   #running = 0;
+  #runningBytes = 0;
+  #answeredAt = -Infinity;
+  /** What others use at present, until `release()`. */
+  readonly #handedOver = new Map<Uint8Array, PendingRead>();
+  /** What nobody has used up, the oldest first. */
+  readonly #kept: PendingRead[] = [];
+  #keptBytes = 0;
+  readonly #closed = new AbortController();
 
-  constructor({ source, clock, timeoutMs, depth, stats }: SourceReaderParts) {
+  constructor(parts: SourceReaderParts) {
+    const { source, clock, timeoutMs, stats, reads = new ReadsInFlight() } = parts;
+    this.#parts = parts;
     this.#source = source;
-    this.#depth = depth;
+    this.#reads = reads;
     this.#stats = stats;
     this.#deadlines = new Deadlines(clock, timeoutMs);
     this.#queueDeadlines = new Deadlines(clock, timeoutMs);
@@ -90,10 +123,21 @@ export class SourceReader {
   /** Fills the request's buffer. @throws {DeviceError} of the source, or with ETIMEDOUT */
   read(request: SourceRequest): Promise<void> {
     return new Promise((resolve, reject) => {
-      const read: PendingRead = { ...request, resolve, reject, deadline: undefined };
       // What is in memory needs no deadline, no slot and no thread.
-      if (this.#readAtOnce(read, request.buffer)) return;
-      if (this.#running < this.#depth) {
+      if (this.#readAtOnce(request, resolve, reject)) return;
+      const fetch = this.#reads.fetch(request.range, () => this.#buffers.take(request.range.length));
+      const { ownBytes } = fetch;
+      const read: PendingRead = {
+        ...request,
+        resolve,
+        reject,
+        fetch,
+        ownBytes,
+        deadline: undefined,
+        waitsForTurn: false,
+        lastError: undefined,
+      };
+      if (ownBytes === 0 || this.#hasRoom(ownBytes)) {
         this.#start(read);
       } else {
         read.deadline = this.#queueDeadlines.start(() => this.#giveUp(read));
@@ -109,7 +153,10 @@ export class SourceReader {
 
   /** Takes back what `onEnd` was given, or was borrowed. */
   release(bytes: Uint8Array): void {
-    this.#buffers.put(bytes);
+    const read = this.#handedOver.get(bytes);
+    this.#handedOver.delete(bytes);
+    if (read === undefined) this.#buffers.put(bytes);
+    else this.#letGo(read, bytes, read.keep ?? false);
   }
 
   /** An error in the words of all devices, for somebody who has waited long enough for a range of the source. */
@@ -121,15 +168,17 @@ export class SourceReader {
     );
   }
 
-  /** No timer is left behind. */
+  /** No timer is left behind, and nothing is kept. */
   close(): void {
     this.#deadlines.close();
     this.#queueDeadlines.close();
+    this.#closed.abort();
+    this.#dropKept(0);
   }
 
   /** Serves a read from memory; false, with nothing done, where that cannot be. */
-  #readAtOnce(read: PendingRead, buffer: Uint8Array): boolean {
-    const { range, onEnd, skip } = read;
+  #readAtOnce(request: SourceRequest, resolve: () => void, reject: (error: unknown) => void): boolean {
+    const { range, onEnd, skip, buffer } = request;
     if (this.#source.tryRead === undefined || range.length > MOST_IMMEDIATE || this.#queue.size > 0) return false;
     const isPrivate = onEnd !== undefined || range.length !== buffer.length;
     const bytes = isPrivate ? this.#buffers.take(range.length) : buffer;
@@ -139,7 +188,7 @@ export class SourceReader {
     } catch (error) {
       if (isPrivate) this.#buffers.put(bytes);
       onEnd?.(undefined);
-      read.reject(error);
+      reject(error);
       return true;
     }
     if (!done) {
@@ -149,62 +198,127 @@ export class SourceReader {
     this.#stats.sourceReadBytes += range.length;
     if (isPrivate) {
       buffer.set(bytes.subarray(skip, skip + buffer.length));
-      this.#handOver(read, bytes);
+      if (onEnd === undefined) this.#buffers.put(bytes);
+      else onEnd(bytes);
     }
-    read.resolve();
+    resolve();
     return true;
   }
 
-  #startNext(): void {
-    const [read] = this.#queue;
-    if (read === undefined) return;
-    this.#queue.delete(read);
-    if (read.deadline !== undefined) this.#queueDeadlines.end(read.deadline);
-    this.#start(read);
+  #hasRoom(bytes: number): boolean {
+    if (this.#running === 0) return true;
+    return this.#running < this.#parts.depth && this.#runningBytes + bytes <= (this.#parts.mostBytes ?? Infinity);
+  }
+
+  #startQueued(): void {
+    for (const read of this.#queue) {
+      if (!this.#hasRoom(read.ownBytes)) return;
+      this.#queue.delete(read);
+      if (read.deadline !== undefined) this.#queueDeadlines.end(read.deadline);
+      this.#start(read);
+    }
   }
 
   #start(read: PendingRead): void {
+    read.waitsForTurn = read.fetch.waitsForTurn;
     read.deadline = this.#deadlines.start(() => this.#giveUp(read));
-    this.#running++;
+    if (read.ownBytes > 0) {
+      this.#running++;
+      this.#runningBytes += read.ownBytes;
+    }
     void this.#run(read);
   }
 
   async #run(read: PendingRead): Promise<void> {
-    const { range, skip, onEnd } = read;
-    const bytes = this.#buffers.take(range.length);
+    const { fetch, skip } = read;
     try {
-      await this.#source.read(range.offset, bytes.subarray(0, range.length));
+      await fetch.run((offset, bytes) => this.#ask(read, offset, bytes));
     } catch (error) {
-      this.#buffers.put(bytes);
+      this.#abandon(fetch);
       this.#end(read);
-      onEnd?.(undefined);
+      read.onEnd?.(undefined);
       read.reject(error);
       return;
     }
-    this.#stats.sourceReadBytes += range.length;
+    const { bytes } = fetch;
     read.buffer?.set(bytes.subarray(skip, skip + read.buffer.length));
     this.#end(read);
-    this.#handOver(read, bytes);
+    if (read.onEnd === undefined) {
+      this.#letGo(read, bytes, read.keep ?? true);
+    } else {
+      this.#handedOver.set(bytes, read);
+      read.onEnd(bytes);
+    }
     read.resolve();
   }
 
-  #handOver(read: PendingRead, bytes: Uint8Array): void {
-    if (read.onEnd === undefined) this.#buffers.put(bytes);
-    else read.onEnd(bytes);
+  /** Asks the device, again where that may help somebody who still waits. */
+  async #ask(read: PendingRead, offset: number, bytes: Uint8Array): Promise<void> {
+    const { clock, retry = 0, isUnreadable, random = Math.random } = this.#parts;
+    for (let attempt = 0; ; attempt++) {
+      try {
+        await this.#source.read(offset, bytes);
+        this.#stats.sourceReadBytes += bytes.length;
+        return;
+      } catch (error) {
+        const tries = read.speculative ? 0 : retry;
+        if (attempt >= tries || !isTransient(error) || isUnreadable?.({ offset, length: bytes.length })) throw error;
+        read.lastError = error;
+        await clock.sleep(retryPauseMs(attempt, random()), this.#closed.signal);
+        if (read.buffer === undefined || this.#closed.signal.aborted) throw error;
+      }
+    }
   }
 
   #end(read: PendingRead): void {
     if (read.deadline !== undefined) this.#deadlines.end(read.deadline);
     this.#queueDeadlines.renew();
+    this.#answeredAt = this.#parts.clock.now();
+    if (read.ownBytes === 0) return;
     this.#running--;
-    this.#startNext();
+    this.#runningBytes -= read.ownBytes;
+    this.#startQueued();
   }
 
   #giveUp(read: PendingRead): void {
-    this.#stats.timeouts++;
+    // Whose bytes somebody else is to ask for waits in that one's queue.
+    if (read.waitsForTurn && this.#deadlines.isRecent(this.#answeredAt)) {
+      read.waitsForTurn = read.fetch.waitsForTurn;
+      read.deadline = this.#deadlines.start(() => this.#giveUp(read));
+      return;
+    }
     read.buffer = undefined; // from here on it is the client's alone
-    if (this.#queue.delete(read)) read.onEnd?.(undefined);
-    read.reject(this.timeoutError(read.range));
+    if (this.#queue.delete(read)) {
+      this.#abandon(read.fetch);
+      read.onEnd?.(undefined);
+    }
+    if (read.lastError === undefined) this.#stats.timeouts++;
+    read.reject(read.lastError ?? this.timeoutError(read.range));
+  }
+
+  #abandon(fetch: Fetch): void {
+    fetch.release();
+    if (fetch.taken !== undefined) this.#buffers.put(fetch.taken);
+  }
+
+  /** Nobody uses the bytes of a read any more; somebody may, though, before long. */
+  #letGo(read: PendingRead, bytes: Uint8Array, keep: boolean): void {
+    const most = this.#closed.signal.aborted ? 0 : (this.#parts.keptBytes ?? 0);
+    if (!keep || read.ownBytes === 0 || bytes.length > most) {
+      this.#abandon(read.fetch);
+      return;
+    }
+    this.#kept.push(read);
+    this.#keptBytes += bytes.length;
+    this.#dropKept(most);
+  }
+
+  #dropKept(most: number): void {
+    while (this.#keptBytes > most) {
+      const { fetch } = this.#kept.shift() as PendingRead;
+      this.#keptBytes -= fetch.bytes.length;
+      this.#abandon(fetch);
+    }
   }
 }
 
@@ -214,6 +328,13 @@ interface PendingRead extends Omit<SourceRequest, "buffer"> {
   buffer: Uint8Array | undefined;
   readonly resolve: () => void;
   readonly reject: (error: unknown) => void;
+  readonly fetch: Fetch;
+  /** What it asks the device for, bytes. */
+  readonly ownBytes: number;
   /** Undefined as long as it does not wait. */
   deadline: Deadline | undefined;
+  /** Whether what it waited for had not been asked for when its time began to run. */
+  waitsForTurn: boolean;
+  /** Of the last try. */
+  lastError: DeviceError | undefined;
 }

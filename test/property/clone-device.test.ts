@@ -4,6 +4,7 @@
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import { MemoryDevice } from "../../src/device/memory-device.ts";
+import { ReadsInFlight } from "../../src/engine/reads-in-flight.ts";
 import { ByteHistory } from "../support/byte-history.ts";
 import { bytesAt, destinationOf, makeClone } from "../support/clone-device.ts";
 import { arbitraryRequests, hydrateInBackground, runClients } from "../support/clone-workload.ts";
@@ -32,6 +33,8 @@ const world = fc
       background: fc.boolean(),
       sourceDepth: fc.constantFrom(1, 8),
       writeBehindBytes: fc.constantFrom(REGION, 8 * REGION),
+      sharesReads: fc.boolean(),
+      retry: fc.constantFrom(0, 2),
     }),
   );
 
@@ -71,6 +74,7 @@ test("A clone answers what a plain disk might answer, whatever happens at the sa
         clock,
         source,
         destination,
+        ...(w.sharesReads && { reads: new ReadsInFlight() }),
         store: new JitteryDevice(store, clock, random, { latencyMs }),
         sourceTimeoutMs: 30_000,
       });

@@ -21,7 +21,15 @@ export interface TestCloneOptions
   extends Partial<
     Pick<
       CloneDeviceParts,
-      "hydrateOnRead" | "discardPassdown" | "readOnly" | "sourceTimeoutMs" | "sourceDepth" | "writeBehindBytes"
+      | "hydrateOnRead"
+      | "discardPassdown"
+      | "readOnly"
+      | "sourceTimeoutMs"
+      | "sourceDepth"
+      | "writeBehindBytes"
+      | "reads"
+      | "retry"
+      | "isUnreadable"
     >
   > {
   /** Bytes that clients see. */
@@ -38,6 +46,8 @@ export interface TestCloneOptions
   hydrated?: RegionRange[];
   /** Whether the source is asked for its holes. */
   trusted?: boolean;
+  /** Bytes per piece of a copy. */
+  pieceLength?: number;
   guard?: NonNullable<CommitParts["guard"]>;
   incarnation?: NonNullable<CommitParts["incarnation"]>;
 }
@@ -61,12 +71,13 @@ export async function makeClone(options: TestCloneOptions = {}) {
     destination,
     extents,
     throttle: new Throttle(clock, null),
-    pieceLength: 65536,
+    pieceLength: options.pieceLength ?? 65536,
     depth: 4,
     zeroUnit: Math.min(65536, regionSize),
     allocate: (byteLength) => new Uint8Array(byteLength),
     verify: false,
     halt: halt.signal,
+    ...(options.reads && { reads: options.reads }),
   });
   const regions = new RegionMap(metadata);
   const events: string[] = [];
@@ -109,6 +120,9 @@ export async function makeClone(options: TestCloneOptions = {}) {
     sourceTimeoutMs: options.sourceTimeoutMs ?? Infinity,
     ...(options.sourceDepth !== undefined && { sourceDepth: options.sourceDepth }),
     ...(options.writeBehindBytes !== undefined && { writeBehindBytes: options.writeBehindBytes }),
+    ...(options.reads && { reads: options.reads }),
+    ...(options.retry !== undefined && { retry: options.retry }),
+    ...(options.isUnreadable && { isUnreadable: options.isUnreadable }),
   });
   return {
     clock,

@@ -231,7 +231,7 @@ export async function hydrateInBackground(
     if (range === undefined) return;
     const hydration = regions.begin(range);
     try {
-      await copier.copy(geometry.bytesOf(range), stop);
+      await copier.copy(geometry.bytesOf(range), stop, { onLanded: (part) => regions.noteLanded(hydration, part) });
       regions.complete(hydration);
     } catch {
       regions.fail(hydration);

@@ -1,0 +1,26 @@
+/** What an error of the source says about asking again. */
+import { ChangedError, DeviceError } from "../base/errors.ts";
+
+/** The source itself is gone, or is another one: whatever else is asked of it ends in the same way. */
+const SOURCE_GONE = new Set(["ENODEV", "ENXIO", "ENOMEDIUM", "ESHUTDOWN", "EBADF", "ESTALE"]);
+
+/** Whether trying region after region would only waste hours. */
+export function isSourceGone(error: DeviceError): boolean {
+  return error instanceof ChangedError || (error.errno !== undefined && SOURCE_GONE.has(error.errno));
+}
+
+/** Whether the same question may well be answered a moment later. What is no error of a device is not the device's. */
+export function isTransient(error: unknown): error is DeviceError {
+  return error instanceof DeviceError && !isSourceGone(error);
+}
+
+const FIRST_PAUSE_MS = 50;
+const LONGEST_PAUSE_MS = 5000;
+
+/**
+ * How long to wait before trying again what somebody waits for, ms: 50, 100, 200, … `attempt` counts from 0, `random` is
+ * from 0 to 1. Up to half of it is left to chance, or all who failed together would ask together.
+ */
+export function retryPauseMs(attempt: number, random: number): number {
+  return Math.min(FIRST_PAUSE_MS * 2 ** attempt, LONGEST_PAUSE_MS) * (0.5 + random / 2);
+}
