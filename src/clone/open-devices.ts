@@ -14,6 +14,7 @@ import type { Fingerprint } from "../metadata/descriptor.ts";
 import { describeContent } from "../metadata/foreign-content.ts";
 import type { NbdAddress } from "../nbd/client/nbd-uri.ts";
 import { remoteSourceFingerprint, sourceFingerprint, watchRemoteSource, watchSource } from "./fingerprint.ts";
+import { detectImageFormat } from "./image-formats.ts";
 import { displayName, type Location, uriOf } from "./location.ts";
 
 const fdatasync = promisify(fs.fdatasync);
@@ -93,11 +94,11 @@ async function openRemote(
     case "nbd":
       return await openNbd(location.address, { ...options, access: "read-only" });
     case "http": {
-      const { HttpDevice } = await import("../device/http/http-device.ts" as string);
+      const { HttpDevice } = await import("../device/http/http-device.ts");
       return await HttpDevice.open(location.url, options);
     }
     case "s3": {
-      const { openS3 } = await import("../device/s3/s3-device.ts" as string);
+      const { openS3 } = await import("../device/s3/s3-device.ts");
       return await openS3({ bucket: location.bucket, key: location.key }, options);
     }
     case "command": {
@@ -314,8 +315,3 @@ async function describeHead(device: BlockDevice, otherwise: string): Promise<str
 }
 
 type ImageRequest = object;
-async function detectImageFormat(device: BlockDevice): Promise<string | undefined> {
-  const head = new Uint8Array(Math.min(4096, device.size));
-  await device.read(0, head);
-  return /qcow2|VMDK|VHDX|VHD|VDI/.exec(describeContent(head) ?? "")?.[0].toLowerCase();
-}
