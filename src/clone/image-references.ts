@@ -87,7 +87,7 @@ async function qcowReferences(head: Buffer, read: Read, refuse: Refuse): Promise
   return [...found, { role: "data file", name }];
 }
 
-/** The header's extensions by type, as text; the first of each. */
+/** The header's extensions by type, as text; of each the last, as qemu has it. */
 function extensionsOf(header: Buffer, start: number, refuse: Refuse): Map<number, string> {
   const extensions = new Map<number, string>();
   for (let offset = start; offset + 8 <= header.length; ) {
@@ -95,7 +95,7 @@ function extensionsOf(header: Buffer, start: number, refuse: Refuse): Map<number
     const length = header.readUInt32BE(offset + 4);
     if (type === 0) break;
     if (offset + 8 + length > header.length) refuse("an extension of its header is too long");
-    if (!extensions.has(type)) extensions.set(type, header.toString("utf8", offset + 8, offset + 8 + length));
+    extensions.set(type, header.toString("utf8", offset + 8, offset + 8 + length));
     offset += 8 + Math.ceil(length / 8) * 8;
   }
   return extensions;
