@@ -12,7 +12,7 @@
  *                    is missing, as often as it takes, as long as something comes of it
  *
  * Reads fail for one of two reasons. Some bytes cannot be read: others can, and these are put off. Or the source as a whole is
- * away, gone, or another one (`DeviceError.away`, `SOURCE_GONE`): that ends the run, or each of a million regions would be
+ * away, gone, or another one (`isOfWholeSource`): that ends the run, or each of a million regions would be
  * waited for, and listed as unreadable.
  *
  *     run() ──► hydrating ──► complete                  everything hydrated and committed
@@ -34,6 +34,7 @@ import { HintQueue } from "./hint-queue.ts";
 import { type Batch, HydrationPace, type PaceParts, type PaceSettings } from "./hydration-pace.ts";
 import { type RegionCopier, SourceReadError } from "./region-copier.ts";
 import type { RegionMap } from "./region-map.ts";
+import { isOfWholeSource } from "./source-errors.ts";
 import { UnreadableRegions } from "./unreadable-regions.ts";
 
 /** How hydration is to behave. */
@@ -90,18 +91,6 @@ const MOST_FAILED = 4096;
 const MOST_FRUITLESS = 10;
 /** Ranges of an order passed over in one turn of the event loop, because they are hydrated already. */
 const MOST_PASSED_OVER = 4096;
-/** Errors that say the source itself is gone, or refused: trying region after region would only waste hours. */
-const SOURCE_GONE = new Set([
-  "EACCES",
-  "EBADF",
-  "ENODEV",
-  "ENOENT",
-  "ENOMEDIUM",
-  "ENXIO",
-  "EPERM",
-  "ESHUTDOWN",
-  "ESTALE",
-]);
 
 /** One run of background hydration. */
 export class Hydrator {
@@ -416,7 +405,7 @@ export class Hydrator {
 
   #setAside({ start, end }: RegionRange, error: SourceReadError): void {
     this.#lastReadError = error;
-    if (isSourceGone(error)) this.#fail(error);
+    if (isOfWholeSource(error)) this.#fail(error);
     this.#putOff.push({ start, end, error: end - start === 1 ? error : undefined });
   }
 
@@ -450,7 +439,7 @@ export class Hydrator {
       await this.#hydrate({ start: region, end: region + 1, zeros: false }, stop);
       return undefined;
     } catch (error) {
-      if (!(error instanceof SourceReadError) || isSourceGone(error)) throw error;
+      if (!(error instanceof SourceReadError) || isOfWholeSource(error)) throw error;
       this.#lastReadError = error;
       return error;
     } finally {
@@ -485,10 +474,6 @@ export class Hydrator {
   #failInstead(error: unknown): void {
     if (this.#parts.commits.failure !== undefined || !(error instanceof CloneError)) this.#failure = error;
   }
-}
-
-function isSourceGone({ errno, away }: SourceReadError): boolean {
-  return away || (errno !== undefined && SOURCE_GONE.has(errno));
 }
 
 /** Whether an error of what the destination has lost may be due to that, and says nothing of another try. */

@@ -1,12 +1,30 @@
 /** What an error of the source says about asking again. */
 import { ChangedError, DeviceError } from "../base/errors.ts";
 
-/** The source itself is gone, or is another one: whatever else is asked of it ends in the same way. */
-const SOURCE_GONE = new Set(["ENODEV", "ENXIO", "ENOMEDIUM", "ESHUTDOWN", "EBADF", "ESTALE"]);
+/** The source itself is gone, refused, or is another one: whatever else is asked of it ends in the same way. */
+const SOURCE_GONE = new Set([
+  "EACCES",
+  "EBADF",
+  "ENODEV",
+  "ENOENT",
+  "ENOMEDIUM",
+  "ENXIO",
+  "EPERM",
+  "ESHUTDOWN",
+  "ESTALE",
+]);
 
-/** Whether trying region after region would only waste hours. */
+/** Whether the source will not be as it was by itself. */
 export function isSourceGone(error: DeviceError): boolean {
   return error instanceof ChangedError || (error.errno !== undefined && SOURCE_GONE.has(error.errno));
+}
+
+/**
+ * Whether an error is of the source as a whole, and not of the bytes that were asked for: it is gone, or away, and was called
+ * for as long as it should be. Trying region after region would only waste hours, and list them all as unreadable.
+ */
+export function isOfWholeSource(error: DeviceError): boolean {
+  return error.away || isSourceGone(error);
 }
 
 /** Whether the same question may well be answered a moment later. What is no error of a device is not the device's. */
