@@ -25,7 +25,7 @@ export type TlsCredentials =
  * The suites of TLS 1.3, where a shared key goes with any that hashes as it does, and those of TLS 1.2 that add an
  * exchange of Diffie and Hellman: who learns the key later cannot read what was said before.
  */
-const PSK_CIPHERS = [
+export const PSK_CIPHERS = [
   "TLS_AES_128_GCM_SHA256",
   "TLS_CHACHA20_POLY1305_SHA256",
   "TLS_AES_256_GCM_SHA384",

@@ -1,0 +1,295 @@
+/**
+ * The connections to an export: as many as there may be, called again when they are lost.
+ *
+ *     there ──► all lost: calling, with growing pauses ──► there
+ *                   └──► time is up: gone; requests fail, and each of them has it called once more ──► there
+ *     changed: the export is another one; everything fails for ever
+ *
+ * Requests wait here for a connection; what becomes of one whose connection is lost is for their owner to decide.
+ */
+import type { Clock } from "../../base/clock.ts";
+import type { ClientConnection } from "./client-connection.ts";
+import { ConnectionLostError } from "./handshake-error.ts";
+import type { NegotiatedExport } from "./negotiation.ts";
+
+/** Pauses between calls: the first, and the longest; each is spread at random by half. ms. */
+const FIRST_PAUSE_MS = 100;
+const LONGEST_PAUSE_MS = 5000;
+/** How long a request to a server that is gone waits for the call that it has caused, ms. */
+const LAST_HOPE_MS = 1000;
+/** How long a further connection may take; who lets nobody else in often does not say so. ms. */
+const FURTHER_TIMEOUT_MS = 5000;
+
+/** What a pool works with. */
+export interface ConnectionPoolOptions {
+  clock: Clock;
+  /** Uniformly from 0 to 1, for the spread of pauses. */
+  random: () => number;
+  /** Makes a connection, the `serial`th. */
+  connect: (serial: number, options: { timeoutMs: number; signal: AbortSignal }) => Promise<ClientConnection>;
+  /** Most connections, with an export such as was found. */
+  mostOf: (session: NegotiatedExport) => number;
+  /** Whether several connections are promised to work; if not, they are tried one by one. */
+  isShared: (session: NegotiatedExport) => boolean;
+  /** What is wrong with an export that was found again: the end of a sentence where it is another one. */
+  changeOf: (session: NegotiatedExport) => string | undefined;
+  requestTimeoutMs: number;
+  reconnectTimeoutMs: number;
+  /** A connection was lost, and perhaps changes that were under way with it. */
+  onLost: (changes: boolean) => void;
+  /** A change was done that a flush has to make durable. */
+  onChanged: () => void;
+  /** Told in sentences without a subject: "is connected again". */
+  onNote: (text: string) => void;
+}
+
+/** Why there is no connection to be had: the device makes an error of it. */
+export class UnreachableError extends ConnectionLostError {}
+
+/** The connections of one device. */
+export class ConnectionPool {
+  readonly #options: ConnectionPoolOptions;
+  readonly #connections: ClientConnection[] = [];
+  readonly #disposed = new AbortController();
+  #session: NegotiatedExport;
+  #most: number;
+  #serial = 0;
+  #losses = 0;
+  #incarnation = 0;
+  #changed: string | undefined;
+  #calling = false;
+  /** Since when there has been no connection, ms by the clock. */
+  #awaySince: number | undefined;
+  #isGone = false;
+  #attemptedAt = Number.NEGATIVE_INFINITY;
+  #lastError: Error = new ConnectionLostError("it was not called yet");
+  #failures = 0;
+  /** Ends the wait for the end of patience. */
+  #back = new AbortController();
+  readonly #waiting = new Set<() => void>();
+
+  /** Makes the first connection, and more in the background. @throws whatever `connect` throws */
+  static async open(options: ConnectionPoolOptions, signal?: AbortSignal): Promise<ConnectionPool> {
+    const { requestTimeoutMs: timeoutMs } = options;
+    const first = await options.connect(0, { timeoutMs, signal: signal ?? new AbortController().signal });
+    return new ConnectionPool(options, first);
+  }
+
+  private constructor(options: ConnectionPoolOptions, first: ClientConnection) {
+    this.#options = options;
+    this.#session = first.session;
+    this.#most = options.mostOf(first.session);
+    this.#add(first);
+    void this.#callFurther();
+  }
+
+  /** The export as it was found last. */
+  get session(): NegotiatedExport {
+    return this.#session;
+  }
+
+  /** Connections that were lost and made anew. */
+  get incarnation(): number {
+    return this.#incarnation;
+  }
+
+  get changed(): string | undefined {
+    return this.#changed;
+  }
+
+  /** Connections at this moment. */
+  get size(): number {
+    return this.#connections.length;
+  }
+
+  /** The number of the connection that was made last: one that is lost later with a lower number was there then. */
+  get lastSerial(): number {
+    return this.#serial;
+  }
+
+  /** The connection with the least to do, if there is one. */
+  get idlest(): ClientConnection | undefined {
+    let idlest: ClientConnection | undefined;
+    for (const connection of this.#connections) {
+      if (idlest === undefined || connection.inFlight < idlest.inFlight) idlest = connection;
+    }
+    return idlest;
+  }
+
+  /** A connection, as soon as there is one. @throws {UnreachableError} where there is none for too long */
+  async connection(): Promise<ClientConnection> {
+    for (let asked = false; ; asked = true) {
+      const { idlest } = this;
+      if (idlest !== undefined) return idlest;
+      if (this.#disposed.signal.aborted) throw new UnreachableError("it was closed", { errno: "EBADF" });
+      if (this.#changed !== undefined) throw new UnreachableError(this.#changed, { errno: "ESTALE" });
+      if (this.#isGone && (asked || !this.#mayCallAgain())) throw this.#unreachable();
+      void this.#call();
+      await this.#news(this.#isGone ? LAST_HOPE_MS : undefined);
+    }
+  }
+
+  /** Closes all connections. May be called again. */
+  async dispose(): Promise<void> {
+    this.#disposed.abort();
+    this.#back.abort();
+    this.#tell();
+    await Promise.all([...this.#connections].map((connection) => connection.close()));
+  }
+
+  #mayCallAgain(): boolean {
+    return this.#calling || this.#options.clock.now() - this.#attemptedAt >= LONGEST_PAUSE_MS;
+  }
+
+  #unreachable(): UnreachableError {
+    const { message } = this.#lastError;
+    const errno = this.#lastError instanceof ConnectionLostError ? this.#lastError.errno : "ECONNREFUSED";
+    return new UnreachableError(message, { errno, cause: this.#lastError });
+  }
+
+  #add(connection: ClientConnection): void {
+    this.#serial = Math.max(this.#serial, connection.serial);
+    if (this.#losses > this.#incarnation) this.#incarnation += 1;
+    this.#session = connection.session;
+    this.#connections.push(connection);
+    connection.onLost = (error, changes) => this.#lose(connection, error, changes);
+    connection.onChanged = this.#options.onChanged;
+    connection.start();
+  }
+
+  #lose(connection: ClientConnection, error: ConnectionLostError, changes: boolean): void {
+    this.#connections.splice(this.#connections.indexOf(connection), 1);
+    if (this.#disposed.signal.aborted) return;
+    this.#losses += 1;
+    if (connection.proven) this.#failures = 0;
+    this.#lastError = error;
+    this.#options.onLost(changes);
+    if (this.#connections.length > 0) {
+      // Who ends a connection before it was any use lets only so many in.
+      if (!connection.proven) this.#most = this.#connections.length;
+      return void this.#callFurther();
+    }
+    if (this.#changed !== undefined) return;
+    this.#options.onNote(`is not there any more (${error.message}); it is called again`);
+    this.#awaySince = this.#options.clock.now();
+    void this.#giveUpInTime();
+    void this.#call();
+  }
+
+  /** After a while without a connection requests are told so, and do not wait any more. */
+  async #giveUpInTime(): Promise<void> {
+    const { clock, reconnectTimeoutMs, onNote } = this.#options;
+    this.#back = new AbortController();
+    const { signal } = this.#back;
+    await clock.sleep(reconnectTimeoutMs, signal);
+    if (signal.aborted) return;
+    this.#isGone = true;
+    onNote(`has not come back for ${Math.round(reconnectTimeoutMs / 1000)} s (${this.#lastError.message})`);
+    this.#tell();
+  }
+
+  /** Calls until there is a connection, or, once the server counts as gone, once. */
+  async #call(): Promise<void> {
+    if (this.#calling) return;
+    this.#calling = true;
+    const { clock } = this.#options;
+    while (this.#connections.length === 0 && !this.#isOver) {
+      const pauseMs = this.#isGone ? 0 : this.#pauseMs();
+      if (pauseMs > 0) await clock.sleep(pauseMs, this.#disposed.signal);
+      if (this.#isOver || (this.#isGone && pauseMs > 0)) break;
+      await this.#attempt(this.#options.requestTimeoutMs);
+      this.#tell();
+      if (this.#isGone) break;
+    }
+    this.#calling = false;
+    if (this.#connections.length > 0) await this.#callFurther();
+  }
+
+  get #isOver(): boolean {
+    return this.#disposed.signal.aborted || this.#changed !== undefined;
+  }
+
+  /** The first call after a connection that worked is made at once. */
+  #pauseMs(): number {
+    const longest = this.#failures === 0 ? 0 : Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** (this.#failures - 1));
+    return longest * (0.5 + this.#options.random() / 2);
+  }
+
+  /** Makes one more connection, or says in `#lastError` why not. */
+  async #attempt(timeoutMs: number): Promise<boolean> {
+    const { clock, connect, changeOf, onNote } = this.#options;
+    this.#failures = Math.min(this.#failures + 1, 16); // until a request is answered
+    try {
+      const serial = ++this.#serial;
+      const connection = await connect(serial, { timeoutMs, signal: this.#disposed.signal });
+      const change = changeOf(connection.session);
+      if (this.#isOver || change !== undefined) {
+        connection.drop(new ConnectionLostError(change ?? "it was closed"));
+        if (change !== undefined && !this.#isOver) this.#becomeChanged(change);
+        return false;
+      }
+      this.#add(connection);
+      if (this.#awaySince !== undefined) {
+        onNote(`is there again after ${Math.round((clock.now() - this.#awaySince) / 100) / 10} s`);
+        this.#awaySince = undefined;
+        this.#isGone = false;
+        this.#back.abort();
+        this.#most = this.#options.mostOf(connection.session);
+      }
+      return true;
+    } catch (error) {
+      if (this.#connections.length === 0) this.#lastError = error as Error;
+      return false;
+    } finally {
+      this.#attemptedAt = clock.now();
+    }
+  }
+
+  /** Brings up the connections besides the first. A server that does not want them is left with those there are. */
+  async #callFurther(): Promise<void> {
+    if (this.#calling || this.#isOver || this.#connections.length >= this.#most) return;
+    this.#calling = true;
+    const timeoutMs = Math.min(FURTHER_TIMEOUT_MS, this.#options.requestTimeoutMs);
+    const missing = this.#most - this.#connections.length;
+    const losses = this.#losses;
+    if (this.#options.isShared(this.#session)) {
+      await Promise.all(Array.from({ length: missing }, () => this.#attempt(timeoutMs)));
+    } else {
+      for (let more = true; more && this.#connections.length > 0 && this.#connections.length < this.#most; ) {
+        more = await this.#attempt(timeoutMs);
+      }
+    }
+    this.#calling = false;
+    this.#tell();
+    if (this.#connections.length === 0) void this.#call();
+    else if (this.#losses === losses) this.#most = this.#connections.length;
+  }
+
+  #becomeChanged(change: string): void {
+    this.#changed = change;
+    this.#back.abort();
+    this.#options.onNote(`has changed: ${change}`);
+    for (const connection of [...this.#connections])
+      connection.drop(new ConnectionLostError(change, { errno: "ESTALE" }));
+    this.#tell();
+  }
+
+  /** Resolves when something has happened, or time is up. */
+  async #news(mostMs: number | undefined): Promise<void> {
+    const heard = new AbortController();
+    const news = new Promise<void>((resolve) => {
+      const hear = (): void => {
+        this.#waiting.delete(hear);
+        heard.abort();
+        resolve();
+      };
+      this.#waiting.add(hear);
+      if (mostMs !== undefined) void this.#options.clock.sleep(mostMs, heard.signal).then(hear);
+    });
+    await news;
+  }
+
+  #tell(): void {
+    for (const hear of [...this.#waiting]) hear();
+  }
+}
