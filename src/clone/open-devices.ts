@@ -15,6 +15,7 @@ import { describeContent } from "../metadata/foreign-content.ts";
 import type { NbdAddress } from "../nbd/client/nbd-uri.ts";
 import { remoteSourceFingerprint, sourceFingerprint, watchRemoteSource, watchSource } from "./fingerprint.ts";
 import { detectImageFormat } from "./image-formats.ts";
+import type { ImageRequest } from "./image-source.ts";
 import { displayName, type Location, uriOf } from "./location.ts";
 
 const fdatasync = promisify(fs.fdatasync);
@@ -191,12 +192,12 @@ async function openNbd(
   address: NbdAddress,
   options: RemoteOptions & { access: "read-write" | "read-only" },
 ): Promise<RemoteDevice> {
-  const { NbdDevice } = await import("../nbd/client/nbd-device.ts" as string);
+  const { NbdDevice } = await import("../nbd/client/nbd-device.ts");
   return await NbdDevice.open(address, options);
 }
 
 async function openImage(request: ImageRequest, options: RemoteOptions): Promise<RemoteDevice> {
-  const images = await import("./image-source.ts" as string);
+  const images = await import("./image-source.ts");
   return await images.openImage(request, options);
 }
 
@@ -313,5 +314,3 @@ async function describeHead(device: BlockDevice, otherwise: string): Promise<str
   await device.read(0, head);
   return describeContent(head) ?? otherwise;
 }
-
-type ImageRequest = object;
