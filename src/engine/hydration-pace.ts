@@ -101,17 +101,15 @@ export class HydrationPace {
 
   /** Regions that may be begun together at this moment; 0 is none. */
   get room(): number {
-    if (this.#paused || this.#batches >= MOST_BATCHES) return 0;
-    const threshold = this.threshold - this.#foregroundRegions;
-    const batchSize = Math.max(0, Math.min(this.batchSize, threshold));
-    return this.#copyingRegions + batchSize <= threshold ? batchSize : 0;
+    return this.roomFor(Infinity);
   }
 
-  /** As `room`, for those who need no whole batch, since they do not want the neighbours. */
-  get spareRoom(): number {
+  /** As `room`, for those who want no more than `wanted` regions, and need no room for a whole batch. */
+  roomFor(wanted: number): number {
     if (this.#paused || this.#batches >= MOST_BATCHES) return 0;
-    const spare = this.threshold - this.#foregroundRegions - this.#copyingRegions;
-    return Math.max(0, Math.min(this.batchSize, spare));
+    const threshold = this.threshold - this.#foregroundRegions;
+    const most = Math.max(0, Math.min(this.batchSize, wanted, threshold));
+    return this.#copyingRegions + most <= threshold ? most : 0;
   }
 
   /** Waits for what may make room. The foreground does not tell when it has hydrated something, so that is looked at. */

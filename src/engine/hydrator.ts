@@ -272,7 +272,7 @@ export class Hydrator {
         continue;
       }
       const ordered = hints.isOrdered;
-      if ((ordered ? this.pace.spareRoom : this.pace.room) === 0) {
+      if (this.pace.roomFor(ordered ? next.end - next.start : Infinity) === 0) {
         await this.pace.change();
         continue;
       }
@@ -324,7 +324,7 @@ export class Hydrator {
   /**
    * Starts hydrating the next regions together: a whole run of known zeros, however long, or one batch of data. Returns
    * where to go on: `from` itself where the world changed meanwhile, `end` where nothing is left. What is `ordered` lies here
-   * and there: it takes what room there is, and does not wait for what the source has to say of each place.
+   * and there: it needs no room but its own, and does not wait for what the source has to say of each place.
    */
   async #startNext(from: Region, end: Region, stop: AbortSignal, { ordered = false } = {}): Promise<Region> {
     const { geometry, regions, extents, zerosLength = WINDOW_BYTES } = this.#parts;
@@ -339,7 +339,7 @@ export class Hydrator {
     // From here on nothing waits: the decision and the entry in the table are one step.
     const now = regions.nextUnhydrated(from, end, limit);
     const { batchSize } = this.pace;
-    const room = ordered ? this.pace.spareRoom : this.pace.room;
+    const room = this.pace.roomFor(ordered ? end - from : Infinity);
     const bytesLeft = this.#bytesLeft();
     if (stop.aborted || room === 0 || bytesLeft <= 0) return from;
     if (now?.start !== run.start || now.end !== run.end) return from;
@@ -433,7 +433,7 @@ export class Hydrator {
 
   /** The error of a region that cannot be read; undefined when it was hydrated, somebody else is at it, or all was stopped. */
   async #tryAlone(region: Region, stop: AbortSignal): Promise<SourceReadError | undefined> {
-    while (!this.#isOver(stop) && this.pace.spareRoom === 0) await this.pace.change();
+    while (!this.#isOver(stop) && this.pace.roomFor(1) === 0) await this.pace.change();
     if (stop.aborted || this.#parts.regions.state(region) !== "unhydrated") return undefined;
     try {
       await this.#hydrate({ start: region, end: region + 1, zeros: false }, stop);

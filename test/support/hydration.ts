@@ -4,6 +4,8 @@ import type { BlockDevice } from "../../src/device/block-device.ts";
 import { MemoryDevice } from "../../src/device/memory-device.ts";
 import { CommitPipeline } from "../../src/engine/commit-pipeline.ts";
 import { ExtentCache } from "../../src/engine/extent-cache.ts";
+import { HintQueue } from "../../src/engine/hint-queue.ts";
+import { HydrationOrder } from "../../src/engine/hydration-order.ts";
 import { type HydrationSettings, Hydrator } from "../../src/engine/hydrator.ts";
 import { OnlineHydrator, type Stall } from "../../src/engine/online-hydrator.ts";
 import { PeriodicCommits } from "../../src/engine/periodic-commits.ts";
@@ -41,6 +43,8 @@ export interface HydrationOptions {
   allowance?: CopyAllowance;
   guard?: () => Promise<void>;
   incarnation?: () => number;
+  /** Ranges of regions that come first. */
+  order?: readonly RegionRange[];
 }
 
 /** Metadata in memory for a clone of which nothing is hydrated. */
@@ -82,8 +86,10 @@ export async function makeHydration(options: HydrationOptions = {}) {
     ...(options.guard && { guard: options.guard }),
     ...(options.incarnation && { incarnation: options.incarnation }),
   });
+  const { copiesInFlight = 4 } = options;
+  const hints = new HintQueue(orderOf(options));
   const hydrator = new Hydrator(
-    { geometry, regions, copier, extents, commits, clock, halt, copiesInFlight: options.copiesInFlight ?? 4 },
+    { geometry, regions, copier, extents, commits, clock, halt, copiesInFlight, hints },
     settingsOf(options),
     options.lastTime,
   );
@@ -125,6 +131,7 @@ export async function makeOnlineHydration(options: HydrationOptions & { onStall?
     ...(zerosLength && { zerosLength }),
     ...(allowance && { allowance }),
     ...(onStall && { onStall }),
+    ...(options.order && { order: orderOf(options) }),
   };
   const parts = { ...h, copiesInFlight, ...optional };
   const hydrator = new OnlineHydrator(parts, settings, options.lastTime ?? []);
@@ -136,6 +143,12 @@ export async function makeOnlineHydration(options: HydrationOptions & { onStall?
     return await hydrator.run(stop.signal).finally(() => periodic.stop());
   };
   return { ...h, hydrator, began, stop, run };
+}
+
+function orderOf({ order = [] }: HydrationOptions): HydrationOrder {
+  const ranges = new HydrationOrder();
+  for (const range of order) ranges.push(range);
+  return ranges;
 }
 
 function settingsOf({ settings = {} }: HydrationOptions): HydrationSettings {
