@@ -33,6 +33,7 @@ const PACKAGES = {
   "virt-xml-validate": "libvirt-clients",
   xfs_repair: "xfsprogs",
   xmllint: "libxml2-utils",
+  xz: "xz-utils",
 } as const satisfies Record<string, string>;
 
 /** A program that tests may use. */
