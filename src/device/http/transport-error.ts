@@ -58,7 +58,7 @@ export function transportError(error: Error): TransportError {
   if (UNTRUSTED.test(code)) return untrusted(error, code);
   const proxyStatus = /^Proxy response \((\d{3})\)/.exec(error.message)?.[1];
   if (proxyStatus !== undefined) return refusedByProxy(proxyStatus);
-  if (code.startsWith("HPE_")) return { kind: "wrong", why: "its reply is no HTTP", errno: undefined };
+  if (error.name === "HTTPParserError") return { kind: "wrong", why: "its reply is no HTTP", errno: undefined };
   if (code === "UND_ERR_HEADERS_OVERFLOW")
     return { kind: "wrong", why: "its reply has too many headers", errno: undefined };
   if (code === "EPROTO" || code.startsWith("ERR_SSL_")) {
