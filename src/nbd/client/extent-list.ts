@@ -33,6 +33,11 @@ export class ExtentList {
     }
   }
 
+  /** Of the next `length` bytes nothing is known: data. */
+  appendUnknown(length: number): void {
+    this.#add(Math.min(this.at + length, this.#end), false, false);
+  }
+
   /** Of the rest nothing is known: data. */
   finish(): Extent[] {
     this.#add(this.#end, false, false);

@@ -224,7 +224,10 @@ export class NbdDevice implements RemoteDevice {
         return await connection.status(outer.offset, most).catch(refused);
       });
       if (runs === undefined) break;
+      const { at } = list;
       list.append(outer.offset, runs);
+      // A server that tells of less than one of its own blocks would be asked the same for ever.
+      if (list.at === at) list.appendUnknown(Math.min(this.#minimum, outer.length) - (at - outer.offset));
     }
     return list.finish();
   }
