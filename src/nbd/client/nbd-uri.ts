@@ -104,17 +104,24 @@ type Refuse = (why: string, hint?: string) => never;
 
 function refusing(text: string): Refuse {
   return (why, hint) => {
-    throw new UsageError(`Cannot use "${withoutUser(text)}": ${why}`, hint === undefined ? {} : { hint });
+    throw new UsageError(`Cannot use "${withoutSecrets(text)}": ${why}`, hint === undefined ? {} : { hint });
   };
 }
 
 /**
  * What may be shown of a text that is perhaps no good URI: nothing before the last `@`, for a password that was not
- * encoded may hold anything.
+ * encoded may hold anything, and of parameters that are not known only their names.
  */
-function withoutUser(text: string): string {
+function withoutSecrets(text: string): string {
   const at = text.lastIndexOf("@");
-  return at < 0 ? text : text.replace(/^([a-z0-9+.-]*:(?:\/\/)?)?.*@/is, "$1…@");
+  const shown = at < 0 ? text : text.replace(/^([a-z0-9+.-]*:(?:\/\/)?)?.*@/is, "$1…@");
+  return shown.replace(/([?&])([^=&]*)=[^&]*/g, (all, before, name) =>
+    isParameter(name) ? all : `${before}${name}=…`,
+  );
+}
+
+function isParameter(name: string): boolean {
+  return name === "socket" || TLS_PARAMETERS.includes(name);
 }
 
 function parseAuthority(text: string, refuse: Refuse): { user: string | undefined; host: string; port: number } {
@@ -132,7 +139,7 @@ function parseQuery(query: string, decode: (text: string) => string, refuse: Ref
   const parameters = new Map<string, string>();
   for (const each of query.split("&").filter((part) => part !== "")) {
     const [, name = "", value] = /^([^=]*)(?:=(.*))?$/s.exec(each) ?? [];
-    if (name !== "socket" && !TLS_PARAMETERS.includes(name)) refuse(`it has a parameter that is not known: ${name}`);
+    if (!isParameter(name)) refuse(`it has a parameter that is not known: ${name}`);
     if (parameters.has(name)) refuse(`it has ${name} twice`);
     if (value === undefined || value === "") refuse(`its ${name} is empty`);
     parameters.set(name, decode(value as string));
