@@ -1,6 +1,9 @@
 /** `clone verify`: compares what is hydrated with the source, byte by byte. */
+
+import { systemClock } from "../base/clock.ts";
 import { type ByteRange, countRegions, type Region, type RegionRange } from "../base/geometry.ts";
 import { alignedBuffer } from "../device/aligned-buffer.ts";
+import { readPatiently } from "../engine/read-patiently.ts";
 import { DirtyRegions } from "../metadata/dirty-regions.ts";
 import type { Clone, DeviceRequest } from "./clone.ts";
 import { PAGE } from "./hydrate-clone.ts";
@@ -25,6 +28,8 @@ export interface RunningVerify {
 /** Bytes compared at once, and how many of these at a time. */
 const PIECE_LENGTH = 2 ** 20;
 const PIECES_IN_FLIGHT = 4;
+/** How often a piece of the source is read again: one that passes errors now and then can be compared all the same. */
+const RETRY = 3;
 
 /**
  * Reads all of the hydrated regions on both sides, holes included: what a device says of its holes is what a comparison
@@ -53,7 +58,11 @@ export async function verifyClone(
     for (const { offset, length } of pieces) {
       signal.throwIfAborted();
       const [a, b] = [expected.subarray(0, length), actual.subarray(0, length)];
-      await Promise.all([source.view.read(offset, a), destination.view.read(offset, b)]);
+      const reading = { retry: RETRY, clock: systemClock, signal };
+      const expecting = readPatiently(source.view, { offset, buffer: a }, reading);
+      // Both must have ended before the buffers are used again, whatever becomes of either.
+      const ended = await Promise.allSettled([expecting, destination.view.read(offset, b)]);
+      for (const result of ended) if (result.status === "rejected") throw result.reason;
       if (Buffer.compare(a, b) !== 0) {
         for (const region of differingRegions(clone, { offset, length }, a, b)) {
           differing.add({ start: region, end: region + 1 });
