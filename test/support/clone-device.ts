@@ -30,6 +30,7 @@ export interface TestCloneOptions
       | "reads"
       | "retry"
       | "isUnreadable"
+      | "onTouch"
     >
   > {
   /** Bytes that clients see. */
@@ -123,6 +124,7 @@ export async function makeClone(options: TestCloneOptions = {}) {
     ...(options.reads && { reads: options.reads }),
     ...(options.retry !== undefined && { retry: options.retry }),
     ...(options.isUnreadable && { isUnreadable: options.isUnreadable }),
+    onTouch: options.onTouch,
   });
   return {
     clock,
