@@ -84,7 +84,7 @@ async function overNbdServer(cwd: string, image: string): Promise<Served> {
     config,
     `[generic]\nlistenaddr = 127.0.0.1\nport = ${port}\nallowlist = true\n[disk]\nexportname = ${image}\nreadonly = true\n`,
   );
-  const server = await startProgram(["nbd-server", "-d", "-C", config], { cwd, ready: () => listens(port) });
+  const server = await startProgram(["nbd-server", "-n", "-C", config], { cwd, ready: () => listens(port) });
   return { source: [`nbd://127.0.0.1:${port}/disk`], servers: [server] };
 }
 
@@ -111,7 +111,7 @@ async function startNginx(cwd: string, listen: string, extra: string): Promise<R
   const temp = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((name) => `${name}_temp_path ${cwd}/nginx;`);
   await writeFile(
     config,
-    `daemon off; pid ${cwd}/nginx.pid; error_log stderr; events {}
+    `daemon off; user root; pid ${cwd}/nginx.pid; error_log stderr; events {}
      http { access_log off; ${temp.join(" ")} server { listen 127.0.0.1:${listen}; root ${cwd}; ${extra} } }`,
   );
   const port = Number.parseInt(listen, 10);
