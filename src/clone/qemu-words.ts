@@ -1,5 +1,6 @@
 /** What qemu-nbd says where it cannot open something, and what the user can do about it. */
 import { basename } from "node:path";
+import type { ChildWords } from "../device/child-server.ts";
 
 /** Packages of programs, as Debian and its kin, and as Fedora and its kin name them. */
 const PACKAGES: Readonly<Record<string, { debian: string; fedora: string }>> = {
@@ -35,16 +36,22 @@ export function explainMissing(program: string): string | undefined {
   return found && `Install the package ${found.debian} (Debian, Ubuntu) or ${found.fedora} (Fedora, RHEL).`;
 }
 
-/** What the user can do about what qemu-nbd said, or undefined. */
-export function explainWords(lines: readonly string[]): string | undefined {
+/**
+ * What the lines mean that a program has printed. Of qemu-nbd's, which repeat what it was told to open, the rest is the reason.
+ * A command's own are left as they are.
+ */
+export function explainWords(lines: readonly string[]): ChildWords {
   const said = lines.join("\n");
+  const reason = lines.findLast((line) => OPENING.test(line))?.replace(OPENING, "");
+  return { ...(reason === undefined ? {} : { reason }), hint: hintFor(said) };
+}
+
+/** How qemu-nbd begins where it cannot open something; the name may hold anything, the reason no such quote and colon. */
+const OPENING = /^qemu-nbd: (?:Failed to blk_new_open|Failed to open) '.*': /;
+
+function hintFor(said: string): string | undefined {
   const driver = /Unknown (?:protocol|driver) '([^']+)'/.exec(said)?.[1];
-  if (driver !== undefined) {
-    const fedora = DRIVER_PACKAGES[driver];
-    return fedora && `Install the package qemu-block-extra (Debian, Ubuntu) or ${fedora} (Fedora, RHEL).`;
-  }
-  if (/Failed to get (?:shared )?"[^"]+" lock/.test(said)) {
-    return LOCKED_HINT;
-  }
-  return undefined;
+  const fedora = driver === undefined ? undefined : DRIVER_PACKAGES[driver];
+  if (fedora !== undefined) return `Install the package qemu-block-extra (Debian, Ubuntu) or ${fedora} (Fedora, RHEL).`;
+  return /Failed to get (?:shared )?"[^"]+" lock/.test(said) ? LOCKED_HINT : undefined;
 }

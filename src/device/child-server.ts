@@ -30,6 +30,14 @@ const LONG_LIFE_MS = 30_000;
 /** Short lives in a row after which it is only started again where somebody wants it. */
 const MOST_UNWANTED = 6;
 
+/** What a program has said, as an error tells it. */
+export interface ChildWords {
+  /** Why it ended, in its own words. */
+  reason?: string | undefined;
+  /** What the user can do about it. */
+  hint?: string | undefined;
+}
+
 /** What to start, and how. */
 export interface ChildServerOptions extends ChildCommand {
   /** What it serves, for messages: a path or URI without credentials. */
@@ -41,8 +49,8 @@ export interface ChildServerOptions extends ChildCommand {
   startTimeoutMs?: number | undefined;
   /** Asked before it is started again: throws where what it would serve is not what it served. */
   check?: (() => Promise<void>) | undefined;
-  /** A hint for what the program says last, where it means something that the user can do something about. */
-  explain?: ((lines: readonly string[]) => string | undefined) | undefined;
+  /** What the last lines that the program has printed mean. */
+  explain?: ((lines: readonly string[]) => ChildWords) | undefined;
   clock?: Clock;
 }
 
@@ -210,10 +218,10 @@ export class ChildServer implements AsyncDisposable {
   #errorOf(end: ChildEnd, verb: "open" | "read"): DeviceError {
     const program = this.#program?.program ?? "the program";
     const how = end.signal === null ? `ended with status ${end.code}` : `was ended by ${end.signal}`;
-    const last = this.#output.lines.at(-1);
-    const message = `Cannot ${verb} "${this.#options.name}": ${program} ${how}${last === undefined ? "" : `: ${last}`}`;
-    const hint = this.#options.explain?.(this.#output.lines);
-    return new DeviceError(message, { errno: "EIO", away: true, ...(hint === undefined ? {} : { hint }) });
+    const { reason, hint } = this.#explain();
+    const said = reason === undefined ? "" : `: ${reason}`;
+    const message = `Cannot ${verb} "${this.#options.name}": ${program} ${how}${said}`;
+    return new DeviceError(message, { errno: "EIO", away: verb === "read", ...(hint === undefined ? {} : { hint }) });
   }
 
   /** An error of a client, with what the program has said about it. */
@@ -222,10 +230,21 @@ export class ChildServer implements AsyncDisposable {
     return new DeviceError(error.message, { errno: errnoOf(error), cause: error, ...this.#words() });
   }
 
+  /** A hint out of what the program has said, for an error that does not tell it. */
   #words(): { hint?: string } {
-    const last = this.#output.lines.at(-1);
-    const hint = this.#options.explain?.(this.#output.lines);
+    const { reason, hint } = this.#explain();
     if (hint !== undefined) return { hint };
-    return last === undefined ? {} : { hint: `${this.#program?.program} says: ${last}` };
+    return reason === undefined ? {} : { hint: `${this.#program?.program} says: ${reason}` };
   }
+
+  #explain(): ChildWords {
+    const { lines } = this.#output;
+    return { reason: lastReason(lines), ...this.#options.explain?.(lines) };
+  }
+}
+
+/** The line that tells why a program ended: many end with a hint at their manual. */
+function lastReason(lines: readonly string[]): string | undefined {
+  const telling = /error|fail|cannot|could not|unable|no such|not found|denied|refused|invalid|unknown|unrecognized/i;
+  return lines.findLast((line) => telling.test(line)) ?? lines.at(-1);
 }
