@@ -7,7 +7,7 @@ import { describe, expect } from "vitest";
 import { certificates } from "../support/certificates.ts";
 import { holds, randomFile } from "../support/files.ts";
 import { type Program, testWith } from "../support/needs.ts";
-import { cloneOk, oneJson } from "../support/run-clone.ts";
+import { cloneOk, eventually, oneJson } from "../support/run-clone.ts";
 import { run, scratchDirectory } from "../support/scratch.ts";
 import { startServe } from "../support/serve.ts";
 import {
@@ -84,8 +84,12 @@ async function overNbdServer(cwd: string, image: string): Promise<Served> {
     config,
     `[generic]\nlistenaddr = 127.0.0.1\nport = ${port}\nallowlist = true\n[disk]\nexportname = ${image}\nreadonly = true\n`,
   );
-  const server = await startProgram(["nbd-server", "-n", "-C", config], { cwd, ready: () => listens(port) });
-  return { source: [`nbd://127.0.0.1:${port}/disk`], servers: [server] };
+  const pidFile = join(cwd, "nbd-server.pid");
+  await run("nbd-server", "-C", config, "-p", pidFile); // goes to the background by itself
+  await eventually("nbd-server listens", () => listens(port));
+  const pid = Number(await readFile(pidFile, "utf8"));
+  const cleanUp = { [Symbol.asyncDispose]: async () => void process.kill(pid) };
+  return { source: [`nbd://127.0.0.1:${port}/disk`], cleanUp };
 }
 
 async function overHttp(cwd: string): Promise<Served> {
