@@ -3,24 +3,30 @@
  *
  *     1. everything is hydrated, or what is missing could not be read and is accepted
  *     2. the destination is compared with the source if asked for, else by samples where it may have been changed
- *     3. what is missing is filled with zeros; the destination and its name are flushed
+ *     3. what is missing is read once more, sector by sector, and filled with zeros where it cannot be; the destination and its
+ *        name are flushed, and where the destination says that it has lost something, this is done again
  *     4. the finalize record is written: from here on the clone is `finalized`, whatever happens
  *     5. the zeros are marked hydrated
  *     6. the metadata file is removed; a metadata device is left as it is, never zeroed, because a zeroed first block
  *        would make the kernel start the clone anew
  *
+ * What of 3 can be read in whole is hydrated like any other region, before 4, and is not missing any more.
+ *
  * Interrupted before 4 it has changed nothing that matters; after 4 it goes on when called again. The record stands before
  * the marks, so that zeros are never taken for data that was read.
  */
 import { realpath } from "node:fs/promises";
-import { CloneError, errnoOf, UsageError } from "../base/errors.ts";
+import { systemClock } from "../base/clock.ts";
+import { CloneError, errnoOf, LostWritesError, UsageError } from "../base/errors.ts";
 import { countRegions, type RegionRange, SECTOR_SIZE } from "../base/geometry.ts";
 import { formatSize } from "../base/units.ts";
 import { syncDirectoryOf } from "../device/directory.ts";
 import { CommitPipeline } from "../engine/commit-pipeline.ts";
-import { unhydratedParts } from "../engine/unreadable-regions.ts";
+import { Salvage } from "../engine/salvage.ts";
+import { UnreadableRegions, unhydratedParts } from "../engine/unreadable-regions.ts";
 import type { AttachedDestination, AttachedSource, Clone, DeviceRequest } from "./clone.ts";
 import { refuseDifferentSamples } from "./destination-state.ts";
+import { changeAsError } from "./hydrate-clone.ts";
 import { removeMetadata } from "./metadata-file.ts";
 import { type RunningVerify, verifyClone } from "./verify-clone.ts";
 
@@ -30,7 +36,7 @@ export interface FinalizeRequest extends DeviceRequest {
   verify: boolean;
   /** Leave the metadata file in place; the clone's status is `finalized` then. */
   keepMetadata: boolean;
-  /** Fill regions that could not be read with zeros. */
+  /** Take regions that could not be read with zeros in place of what is missing of them. */
   acceptUnreadable: boolean;
 }
 
@@ -40,7 +46,7 @@ export interface FinalizeReport {
   /** Bytes of the copy. */
   size: number;
   verified: boolean;
-  /** Regions that could not be read from the source, and are zeros now. */
+  /** Regions that could not be read in whole from the source, and are zeros where they could not. */
   unreadable: RegionRange[];
   /** Where the metadata still is, or null where it was removed. */
   metadata: string | null;
@@ -74,16 +80,29 @@ export async function finalizeClone(
   else if (!already) await refuseForeign(clone, request, destination);
   signal.throwIfAborted();
   const keeps = keepsMetadata(clone, request);
+  const commits = new CommitPipeline({
+    metadata: clone.metadata,
+    destination: destination.view,
+    incarnation: () => destination.remote?.incarnation ?? 0,
+  });
+  let zeroed = missing;
   if (!already) {
-    if (missing.length > 0) await clone.unsettle(); // or the zeros of a run that is cut off would seem somebody else's
-    for (const range of missing) {
-      const { offset, length } = clone.geometry.bytesOf(range);
-      await destination.view.zero(offset, length);
-    }
-    await recordFinalized(clone, destination, { missing, verified: request.verify, keepsMetadata: keeps });
+    if (missing.length > 0) {
+      await clone.unsettle(); // or the zeros of a run that is cut off would seem somebody else's
+      const { salvage, source } = await openSalvage(clone, request, destination);
+      zeroed = await lasting(commits, async () => {
+        const rest = await fillMissing(clone, missing, { salvage, signal });
+        const change = source === undefined ? undefined : await changeAsError(source);
+        if (change !== undefined) throw change;
+        return rest;
+      });
+    } else await commits.flush();
+    await recordFinalized(clone, destination, { missing: zeroed, verified: request.verify, keepsMetadata: keeps });
   }
-  for (const range of missing) clone.metadata.markHydrated(range);
-  await new CommitPipeline({ metadata: clone.metadata, destination: destination.view }).commit();
+  // What was recorded is durable: the destination may lose no more than what this finds there again.
+  await lasting(commits, async () => {
+    for (const range of zeroed) clone.metadata.markHydrated(range);
+  });
   if (!keeps) await removeMetadata(clone.path);
   return {
     destination: destination.device.name,
@@ -94,14 +113,79 @@ export async function finalizeClone(
   };
 }
 
+/** How often something is done again because the destination has lost it. */
+const MOST_ATTEMPTS = 5;
+
+/**
+ * Does something and makes it durable, as often as it takes until the destination has not lost it meanwhile.
+ * @throws {LostWritesError} where it never comes to that
+ */
+async function lasting<T>(commits: CommitPipeline, work: () => Promise<T>): Promise<T> {
+  for (let attempt = 1; ; attempt++) {
+    const losses = commits.notice();
+    try {
+      const result = await work();
+      await commits.flush();
+      if (commits.losses === losses) return result;
+    } catch (error) {
+      if (!(error instanceof LostWritesError) || attempt === MOST_ATTEMPTS) throw error;
+      commits.lose(error);
+    }
+    if (attempt === MOST_ATTEMPTS) {
+      throw new LostWritesError("Cannot finalize: the destination loses what is written to it, again and again");
+    }
+  }
+}
+
+/** What reads regions that could not be read, once more; the source may be gone. */
+async function openSalvage(
+  clone: Clone,
+  request: DeviceRequest,
+  destination: AttachedDestination,
+): Promise<{ salvage: Salvage; source: AttachedSource | undefined }> {
+  const onGone = (why: string): void => clone.warn(`What could not be read becomes zeros. ${why}`);
+  let source: AttachedSource | undefined;
+  try {
+    source = await clone.attachSource(request);
+  } catch (error) {
+    if (!(error instanceof CloneError)) throw error;
+    onGone(error.message);
+  }
+  const parts = {
+    source: source?.view,
+    destination: destination.view,
+    clock: systemClock,
+    timeoutMs: Infinity,
+    onGone,
+  };
+  return { salvage: new Salvage(parts), source };
+}
+
+/** Fills what is missing, and marks what could be read in whole; returns the rest, which holds zeros. */
+async function fillMissing(
+  { geometry, metadata }: Clone,
+  missing: RegionRange[],
+  { salvage, signal }: { salvage: Salvage; signal: AbortSignal },
+): Promise<RegionRange[]> {
+  const zeroed = new UnreadableRegions();
+  for (const { start, end } of missing) {
+    for (let region = start; region < end; region++) {
+      const range = { start: region, end: region + 1 };
+      if (await salvage.fill(geometry.bytesOf(range), signal)) metadata.markHydrated(range);
+      else zeroed.add(region);
+    }
+  }
+  return zeroed.ranges;
+}
+
 /** Whether the metadata outlives the clone: a device always does, since a zeroed one would start the clone anew. */
 export function keepsMetadata(clone: Clone, request: Pick<FinalizeRequest, "keepMetadata">): boolean {
   return request.keepMetadata || clone.metadataDevice.kind === "block";
 }
 
 /**
- * Makes the destination durable, then says in the metadata that it stands alone: from here on the clone is `finalized`.
- * `missing` are regions that could not be read and are zeros by now.
+ * Says in the metadata that the destination, which has been flushed, stands alone: from here on the clone is `finalized`.
+ * `missing` are regions that could not be read in whole, and are zeros where they could not.
  * @throws {DeviceError}
  */
 export async function recordFinalized(
@@ -109,7 +193,6 @@ export async function recordFinalized(
   destination: AttachedDestination,
   record: { missing: RegionRange[]; verified: boolean; keepsMetadata: boolean },
 ): Promise<void> {
-  await destination.view.flush();
   if (destination.file !== undefined) await syncName(destination.file.path);
   const recorded = await clone.settle({
     finalized: {

@@ -13,7 +13,6 @@ import type { RegionRange } from "../base/geometry.ts";
 import { RateMeter } from "../base/rate-meter.ts";
 import type { Tuning } from "../control/control-target.ts";
 import type { CloneDevice } from "../engine/clone-device.ts";
-import type { Hydration, RegionMap } from "../engine/region-map.ts";
 import type { AttachedSource, Clone } from "./clone.ts";
 import { hydratedBytes, type RunningState } from "./clone-status.ts";
 import {
@@ -25,6 +24,7 @@ import {
 } from "./finalize-clone.ts";
 import { changeAsError, rememberChange } from "./hydrate-clone.ts";
 import { assemble, type Devices, type Engine, type LiveEvents, type LiveRequest } from "./live-engine.ts";
+import { fillMissing } from "./live-finalize.ts";
 import { removeMetadata } from "./metadata-file.ts";
 import { OnReadPolicy } from "./on-read-policy.ts";
 import { settleSource } from "./open-devices.ts";
@@ -45,6 +45,7 @@ export class LiveClone {
   readonly #engine: Engine;
   #events: LiveEvents | undefined;
   readonly #onRead: OnReadPolicy;
+  readonly #sourceTimeoutMs: number;
   /** Ends background hydration; a new one once it begins anew. */
   #hydrating = new AbortController();
   #isStopping = false;
@@ -66,6 +67,7 @@ export class LiveClone {
     const engine = assemble(clone, devices, request, () => this.#events);
     this.#engine = engine;
     this.device = engine.device;
+    this.#sourceTimeoutMs = request.sourceTimeoutMs;
     this.#onRead = new OnReadPolicy(engine.device, engine.source, request.hydrateOnRead);
     this.#sample();
     this.#sampling = setInterval(() => this.#sample(), SAMPLE_INTERVAL_MS);
@@ -246,16 +248,11 @@ export class LiveClone {
     this.#isFinalizing = true;
     this.#hydrating.abort();
     await this.#hydration;
-    // What is hydrated must be vouched for, guard and all, before anything says that the destination stands alone. A
-    // flush rather than a commit, which looks at the destination even where nothing is to be committed.
-    await commits.flush();
-    const missing = refuseMissing(clone, request);
     const keeps = keepsMetadata(clone, request);
-    await this.#fillMissing(missing, async () => {
-      commits.check();
-      await recordFinalized(clone, destination, { missing, verified: false, keepsMetadata: keeps });
-    });
-    await commits.commit();
+    const parts = { clone, engine: this.#engine, sourceTimeoutMs: this.#sourceTimeoutMs };
+    const missing = await fillMissing(parts, request, (zeroed) =>
+      recordFinalized(clone, destination, { missing: zeroed, verified: false, keepsMetadata: keeps }),
+    );
     await periodic.stop();
     // A client that wrote to what was missing may still have its region in hand for a moment.
     for (; !device.becomeLinear(); await systemClock.sleep(1)) commits.check();
@@ -288,29 +285,6 @@ export class LiveClone {
     const { source, commits } = this.#engine;
     if (source?.file?.kind !== "block" || commits.failure instanceof DeviceError) return;
     if ((await changeAsError(source)) !== undefined) await rememberChange(this.#clone, source);
-  }
-
-  /**
-   * Gives regions that cannot be read zeros, and marks them hydrated when `record` has said so: zeros must never be taken
-   * for data that was read. Clients that write to them wait meanwhile.
-   */
-  async #fillMissing(missing: RegionRange[], record: () => Promise<void>): Promise<void> {
-    const { regions, destination } = this.#engine;
-    const claims: Hydration[] = [];
-    try {
-      for (const range of missing) {
-        for await (const claim of claimUnhydrated(regions, range)) {
-          claims.push(claim);
-          const { offset, length } = this.#clone.geometry.bytesOf(claim);
-          await destination.view.zero(offset, length);
-        }
-      }
-      await record();
-    } catch (error) {
-      for (const claim of claims) regions.fail(claim, error);
-      throw error;
-    }
-    for (const claim of claims) regions.complete(claim);
   }
 
   #counts(): LiveCounts {
@@ -368,20 +342,6 @@ async function attachSourceIfNeeded(clone: Clone, request: LiveRequest): Promise
   } catch (error) {
     if (!(error instanceof CloneError) || request.source !== undefined) throw error;
     return undefined;
-  }
-}
-
-/** Takes what of a range is not hydrated into the table, a run at a time; waits for what is in it already. */
-async function* claimUnhydrated(regions: RegionMap, { start, end }: RegionRange): AsyncGenerator<Hydration> {
-  for (let from = start; from < end; ) {
-    const running = regions.hydrationAt(from);
-    if (running !== undefined) {
-      await regions.ended(running);
-      continue;
-    }
-    const runEnd = regions.stateEnd(from, end);
-    if (!regions.isHydrated(from, runEnd)) yield regions.begin({ start: from, end: runEnd });
-    from = runEnd;
   }
 }
 

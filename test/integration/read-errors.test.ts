@@ -52,7 +52,7 @@ describe.skipIf(noFailingSource !== undefined)(
       const finalize = await clone(["finalize", "copy.img", "--accept-unreadable", "--json"], { cwd });
       expect(finalize.code).toBe(5);
       expect(oneJson(finalize.stdout)).toMatchObject({ unreadable: [[5, 7]] });
-      bytes.fill(0, 5 * 65536, 7 * 65536);
+      bytes.fill(0, BAD.start, BAD.end); // and no more: what can be read of a region is not thrown away
       expect(await holds(join(cwd, "copy.img"), bytes)).toBe(true);
       expect(Object.keys(await snapshot(cwd))).toEqual(["copy.img", "good.img"]);
     });
@@ -128,7 +128,7 @@ describe.skipIf(noFailingSource !== undefined)(
       await cloneOk(["create", source.path, "copy.img", "--force"], { cwd });
       expect((await clone(["hydrate", "copy.img", "--retry", "0"], { cwd })).code).toBe(5);
       expect((await clone(["finalize", "copy.img", "--accept-unreadable"], { cwd })).code).toBe(5);
-      bytes.fill(0, 5 * 65536, 7 * 65536);
+      bytes.fill(0, BAD.start, BAD.end);
       expect(await holds(join(cwd, "copy.img"), bytes)).toBe(true);
     });
   },

@@ -1,4 +1,4 @@
-import { stat } from "node:fs/promises";
+import { rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import type { RegionRange } from "../../../src/base/geometry.ts";
@@ -60,11 +60,35 @@ describe("finalizeClone() with acceptUnreadable", () => {
   test("fills with zeros what is missing where every region was tried, and needs to be asked", async () => {
     await using place = await scratchDirectory();
     const missing = [range(3, 6), range(15, 16)];
-    const { copy } = await cloneWithout(place.path, 16, missing, { ranges: missing, inexact: false, complete: true });
+    const { copy, source } = await cloneWithout(place.path, 16, missing, {
+      ranges: missing,
+      inexact: false,
+      complete: true,
+    });
     await expect(finalize(copy)).rejects.toThrow(/because the source could not be read/);
+    await rm(source);
     const report = await finalize(copy, { acceptUnreadable: true, keepMetadata: true });
     expect(report.unreadable).toEqual(missing);
     expect(await descriptorOf(copy)).toMatchObject({ finalized: { unreadableRegions: 4, metadataKept: true } });
+  });
+
+  test("copies what can be read after all, and does not call it unreadable", async () => {
+    await using place = await scratchDirectory();
+    const missing = [range(3, 6), range(15, 16)];
+    const { copy, bytes } = await cloneWithout(place.path, 16, missing, {
+      ranges: missing,
+      inexact: false,
+      complete: true,
+    });
+    const report = await finalize(copy, { acceptUnreadable: true, keepMetadata: true });
+    expect(report.unreadable).toEqual([]);
+    expect(await descriptorOf(copy)).toMatchObject({ finalized: { unreadableRegions: 0 }, unreadable: { ranges: [] } });
+    for (const { start, end } of missing) {
+      const copied = await readRange(copy, start * REGION, (end - start) * REGION);
+      expect(Buffer.compare(copied, bytes.subarray(start * REGION, end * REGION))).toBe(0);
+    }
+    await using clone = await Clone.open({ name: copy, access: "any" });
+    expect(clone.metadata.committedCount).toBe(16);
   });
 
   test("gives up no region that could be read, where the list of an interrupted run was too long to be kept", async () => {

@@ -1,0 +1,133 @@
+/**
+ * The last use that is made of regions which cannot be read as a whole, before they are given up: most of their sectors often
+ * can be read, and what can be is worth more than zeros.
+ *
+ *     zeros      all of the region, first: whatever ends this, nothing else shows through
+ *     pieces     of 64 KiB, from both edges of the region, as `rescueAreas` does it
+ *     sectors    of the pieces that could not be read, likewise
+ *
+ * Errors may cost seconds each, and a dead region has as many as sectors: so many are put up with in each region and no more.
+ */
+import type { Clock } from "../base/clock.ts";
+import { DeviceError } from "../base/errors.ts";
+import type { ByteRange } from "../base/geometry.ts";
+import type { BlockDevice } from "../device/block-device.ts";
+import { rescueAreas, type UnitRange } from "./bad-areas.ts";
+import { showZeros } from "./show-zeros.ts";
+import { isOfWholeSource } from "./source-errors.ts";
+
+/** What it works on. */
+export interface SalvageParts {
+  /** Undefined where there is none: all becomes zeros. */
+  source: BlockDevice | undefined;
+  destination: BlockDevice;
+  clock: Clock;
+  /** How long one read may take, ms; whoever takes longer is not asked any more. Infinity: for ever. */
+  timeoutMs: number;
+  /** Told once, where the source is not asked any more because it is gone or does not answer; a sentence. */
+  onGone: (why: string) => void;
+}
+
+const PIECE_LENGTH = 65536;
+const SMALLEST_SECTOR = 512;
+const LARGEST_SECTOR = 4096;
+/** Pieces, and then sectors, of one region that may fail. */
+const MOST_ERRORS = 32;
+
+/** Reads what it can. One region at a time. */
+export class Salvage {
+  readonly #parts: SalvageParts;
+  #source: BlockDevice | undefined;
+  readonly #buffer = new Uint8Array(PIECE_LENGTH);
+  #readBytes = 0;
+
+  constructor(parts: SalvageParts) {
+    this.#parts = parts;
+    this.#source = parts.source;
+  }
+
+  /** Bytes that could be read so far. */
+  get readBytes(): number {
+    return this.#readBytes;
+  }
+
+  /**
+   * Gives a range of the destination what can be read of it, and zeros else. Not durable. Resolves to whether all was read.
+   * @throws {DeviceError} where the destination fails
+   * @throws the reason of `signal`
+   */
+  async fill({ offset, length }: ByteRange, signal: AbortSignal): Promise<boolean> {
+    await showZeros(this.#parts.destination, { offset, length }, { mayPunch: true });
+    const before = this.#readBytes;
+    const pieces = await this.#read([{ start: 0, end: Math.ceil(length / PIECE_LENGTH) }], {
+      range: { offset, length },
+      unit: PIECE_LENGTH,
+      signal,
+    });
+    const unit = Math.min(LARGEST_SECTOR, Math.max(SMALLEST_SECTOR, this.#parts.source?.blockSize ?? 0));
+    const perPiece = PIECE_LENGTH / unit;
+    const last = Math.ceil(length / unit);
+    const sectors = pieces.map((piece) => ({ start: piece * perPiece, end: Math.min(last, (piece + 1) * perPiece) }));
+    await this.#read(sectors, { range: { offset, length }, unit, signal });
+    return this.#readBytes - before === length;
+  }
+
+  /** Copies areas of a range, in units of so many bytes, as far as they can be read; resolves to the units that cannot. */
+  async #read(
+    areas: UnitRange[],
+    { range, unit: unitLength, signal }: { range: ByteRange; unit: number; signal: AbortSignal },
+  ): Promise<number[]> {
+    const bad: number[] = [];
+    await rescueAreas<true>(areas, {
+      tryUnit: async (unit) => {
+        signal.throwIfAborted();
+        const start = unit * unitLength;
+        const part = { offset: range.offset + start, length: Math.min(unitLength, range.length - start) };
+        if (await this.#copy(part)) return undefined;
+        bad.push(unit);
+        return true;
+      },
+      giveUp: () => {},
+      isOver: () => this.#source === undefined || bad.length >= MOST_ERRORS,
+      retry: 0, // hydration has tried often enough
+      pause: async () => {},
+      mostFailed: MOST_ERRORS,
+      width: 1,
+    });
+    return bad;
+  }
+
+  /** Whether it could be read. @throws {DeviceError} where the destination fails */
+  async #copy({ offset, length }: ByteRange): Promise<boolean> {
+    const buffer = this.#buffer.subarray(0, length);
+    try {
+      await this.#readInTime(offset, buffer);
+    } catch (error) {
+      if (!(error instanceof DeviceError)) throw error;
+      if (isOfWholeSource(error)) this.#goOnWithout(error.message);
+      return false;
+    }
+    if (this.#source === undefined) return false;
+    await this.#parts.destination.write(offset, buffer);
+    this.#readBytes += length;
+    return true;
+  }
+
+  /** Whoever takes too long keeps the buffer, and is not asked any more. @throws {DeviceError} */
+  async #readInTime(offset: number, buffer: Uint8Array): Promise<void> {
+    const { clock, timeoutMs } = this.#parts;
+    const reading = this.#source?.read(offset, buffer);
+    if (timeoutMs === Infinity) return await reading;
+    const waiting = new AbortController();
+    const tooLong = clock.sleep(timeoutMs, waiting.signal).then(() => {
+      if (!waiting.signal.aborted) this.#goOnWithout(`It has not answered for ${timeoutMs / 1000} s.`);
+    });
+    await Promise.race([reading, tooLong]).finally(() => waiting.abort());
+  }
+
+  #goOnWithout(why: string): void {
+    if (this.#source === undefined) return;
+    this.#source = undefined;
+    this.#parts.onGone(why);
+  }
+}
