@@ -16,6 +16,7 @@ import { normalizeRanges } from "../metadata/unreadable-ranges.ts";
 import { type AttachedSource, type Clone, type DeviceRequest, sourceChanged } from "./clone.ts";
 import { refuseLostDestination } from "./destination-guard.ts";
 import { settleSource } from "./open-devices.ts";
+import { windowOf } from "./source-window.ts";
 import type { Trace } from "./trace-codec.ts";
 import { orderOf } from "./trace-file.ts";
 
@@ -103,14 +104,16 @@ export async function hydrateClone(
   const { geometry, metadata } = clone;
   const halt = new AbortController();
   const throttle = new Throttle(systemClock, request.rate);
+  const far = windowOf(source, systemClock);
   const extents = new ExtentCache(source.view, { trusted: request.extents });
   const copier = new RegionCopier({
-    source: source.view,
+    source: far?.view ?? source.view,
     destination: destination.view,
     extents,
     throttle,
     pieceLength: PIECE_LENGTH,
-    depth: PIECES_IN_FLIGHT,
+    depth: far === undefined ? PIECES_IN_FLIGHT : Infinity,
+    ...(far && { allowance: far.window, window: far.window }),
     zeroUnit: Math.min(ZERO_UNIT, geometry.regionSize),
     allocate: (byteLength) => alignedBuffer(byteLength, destination.file?.directAlignment ?? PAGE),
     verify: request.verify,
@@ -132,7 +135,19 @@ export async function hydrateClone(
   const order = request.order && orderOf(request.order, geometry, (warning) => clone.warn(warning));
   const hints = new HintQueue(order);
   const hydrator = new Hydrator(
-    { geometry, regions, copier, extents, commits, clock: systemClock, halt, copiesInFlight: PIECES_IN_FLIGHT, hints },
+    {
+      geometry,
+      regions,
+      copier,
+      extents,
+      commits,
+      clock: systemClock,
+      halt,
+      get copiesInFlight() {
+        return far?.window.depth ?? PIECES_IN_FLIGHT;
+      },
+      hints,
+    },
     request,
     known,
   );

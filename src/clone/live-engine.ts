@@ -11,14 +11,17 @@ import { Governor } from "../engine/governor.ts";
 import type { HydrationSettings } from "../engine/hydrator.ts";
 import { OnlineHydrator } from "../engine/online-hydrator.ts";
 import { PeriodicCommits } from "../engine/periodic-commits.ts";
+import { ReadsInFlight } from "../engine/reads-in-flight.ts";
 import { RegionCopier } from "../engine/region-copier.ts";
 import { RegionMap } from "../engine/region-map.ts";
 import { Throttle } from "../engine/throttle.ts";
+import { LesserAllowance } from "../engine/transfer-window.ts";
 import type { AttachedDestination, AttachedSource, Clone, DeviceRequest } from "./clone.ts";
 import { refuseLostDestination } from "./destination-guard.ts";
 import { changeAsError, PAGE, PIECE_LENGTH, PIECES_IN_FLIGHT, ZERO_UNIT } from "./hydrate-clone.ts";
 import type { HydrateOnReadPolicy } from "./on-read-policy.ts";
 import { patientGuard } from "./patient-guard.ts";
+import { windowOf } from "./source-window.ts";
 import type { Trace } from "./trace-codec.ts";
 import { orderOf } from "./trace-file.ts";
 
@@ -58,13 +61,15 @@ export interface LiveEvents {
 const DEMAND_PIECE_LENGTH = 2 ** 20;
 const DEMAND_PIECES_IN_FLIGHT = 4;
 /**
- * Questions to the source in flight at once, of all together: where it hangs each keeps a thread of the pool's 16, and the
- * destination needs some. The others leave a few to clients, who may ask for parts of it that do not hang.
+ * Questions to the source in flight at once, of all together, and of each who asks. Where one of this machine hangs each keeps
+ * a thread of the pool's 16, and the destination needs some; the others leave a few to clients, who may ask for parts of it
+ * that do not hang. What is far away keeps no thread: there these bound the memory for requests, and what is on its way is
+ * bounded in bytes.
  */
-const SOURCE_REQUESTS = 12;
-const CLIENT_READS = 8;
-const DEMAND_READS = 3;
-const BACKGROUND_READS = 6;
+const NEAR = { total: 12, clients: 8, demand: 3, extents: 1, copies: 6 };
+const FAR = { total: 512, clients: 128, demand: 64, extents: 4, copies: 256 };
+/** Bytes on their way for clients from far away; from near it is a thread that each takes. */
+const CLIENT_BYTES = 24 * 2 ** 20;
 /** Zeros hydrated as one in the background are not so long that a client's write would have to wait for them long. */
 const MOST_ZEROS_AT_ONCE = 64 * 2 ** 20;
 
@@ -100,12 +105,14 @@ export function assemble(
   const { geometry, metadata } = clone;
   const clock = systemClock;
   const halt = new AbortController();
-  const lanes = new SharedLanes(source?.view ?? new AbsentDevice("the source", geometry.size), {
-    total: SOURCE_REQUESTS,
-  });
+  const far = windowOf(source, clock);
+  const most = far === undefined ? NEAR : FAR;
+  const asked = far?.view ?? source?.view ?? new AbsentDevice("the source", geometry.size);
+  const lanes = new SharedLanes(asked, { total: most.total });
   // In the order of who waits for it.
-  const [forClients, forWrites] = [lanes.lane(CLIENT_READS), lanes.lane(DEMAND_READS)];
-  const [forExtents, forCopies] = [lanes.lane(1), lanes.lane(BACKGROUND_READS)];
+  const [forClients, forWrites] = [lanes.lane(most.clients), lanes.lane(most.demand)];
+  const [forExtents, forCopies] = [lanes.lane(most.extents), lanes.lane(most.copies)];
+  const shared = far && { reads: new ReadsInFlight() };
   const throttle = new Throttle(clock, request.rate);
   const meter = new ForegroundMeter(clock);
   const governor = new Governor({
@@ -124,14 +131,18 @@ export function assemble(
     allocate: (byteLength: number) => alignedBuffer(byteLength, destination.file?.directAlignment ?? PAGE),
     verify: request.verify,
     halt: halt.signal,
+    ...shared,
   };
+  const allowance = far === undefined ? governor : new LesserAllowance(governor, far.window);
+  const depth = far === undefined ? PIECES_IN_FLIGHT : Infinity;
   const copier = new RegionCopier({
     ...copying,
     source: forCopies,
     throttle,
-    allowance: governor,
+    allowance,
     pieceLength: PIECE_LENGTH,
-    depth: PIECES_IN_FLIGHT,
+    depth,
+    ...(far && { window: far.window }),
   });
   const demandCopier = new RegionCopier({
     ...copying,
@@ -166,7 +177,7 @@ export function assemble(
       clock,
       halt,
       get copiesInFlight() {
-        return Math.min(PIECES_IN_FLIGHT, governor.depth);
+        return Math.min(depth, allowance.depth);
       },
       zerosLength: MOST_ZEROS_AT_ONCE,
       ...(request.order && { order: orderOf(request.order, geometry, (warning) => clone.warn(warning)) }),
@@ -192,7 +203,14 @@ export function assemble(
     discardPassdown: request.discardPassdown,
     readOnly: request.readOnly,
     sourceTimeoutMs: request.sourceTimeoutMs,
-    sourceDepth: CLIENT_READS,
+    sourceDepth: most.clients,
+    ...shared,
+    ...(far && { sourceBytes: CLIENT_BYTES }),
+    retry: request.retry,
+    isUnreadable: (range) => {
+      const { start, end } = geometry.regionsTouching(range);
+      return hydrator.unreadable.some((bad) => bad.start < end && bad.end > start);
+    },
   });
   const periodic = new PeriodicCommits({ commits, clock, onFailure: () => {} }); // the pipeline has told of it
   return { device, regions, commits, periodic, hydrator, governor, meter, copier, source, destination };

@@ -87,6 +87,8 @@ export interface CloneDeviceParts {
   retry?: number;
   /** Whether bytes of the source have been found unreadable before. */
   isUnreadable?: (range: ByteRange) => boolean;
+  /** From 0 to 1, for the pauses between such tries. Default: the machine's. */
+  random?: () => number;
   /** Bytes on their way from a read to the destination at most. Default 32 MiB. */
   writeBehindBytes?: number;
 }
@@ -151,6 +153,7 @@ export class CloneDevice implements ServedDevice {
     const trying = {
       ...(parts.retry !== undefined && { retry: parts.retry }),
       ...(parts.isUnreadable && { isUnreadable: parts.isUnreadable }),
+      ...(parts.random && { random: parts.random }),
     };
     const source = new SourceReader({
       source: parts.source,

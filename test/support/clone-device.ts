@@ -124,6 +124,7 @@ export async function makeClone(options: TestCloneOptions = {}) {
     ...(options.reads && { reads: options.reads }),
     ...(options.retry !== undefined && { retry: options.retry }),
     ...(options.isUnreadable && { isUnreadable: options.isUnreadable }),
+    random: () => 0.5,
     onTouch: options.onTouch,
   });
   return {

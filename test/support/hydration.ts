@@ -9,7 +9,7 @@ import { HydrationOrder } from "../../src/engine/hydration-order.ts";
 import { type HydrationSettings, Hydrator } from "../../src/engine/hydrator.ts";
 import { OnlineHydrator, type Stall } from "../../src/engine/online-hydrator.ts";
 import { PeriodicCommits } from "../../src/engine/periodic-commits.ts";
-import { type CopyAllowance, RegionCopier } from "../../src/engine/region-copier.ts";
+import { type CopyAllowance, type ReadWindow, RegionCopier } from "../../src/engine/region-copier.ts";
 import { RegionMap } from "../../src/engine/region-map.ts";
 import { Throttle } from "../../src/engine/throttle.ts";
 import { CloneMetadata } from "../../src/metadata/clone-metadata.ts";
@@ -41,6 +41,7 @@ export interface HydrationOptions {
   copiesInFlight?: number;
   zerosLength?: number;
   allowance?: CopyAllowance;
+  window?: ReadWindow;
   guard?: () => Promise<void>;
   incarnation?: () => number;
   /** Ranges of regions that come first. */
@@ -76,6 +77,7 @@ export async function makeHydration(options: HydrationOptions = {}) {
     allocate: (byteLength) => new Uint8Array(byteLength),
     verify: options.verify ?? false,
     ...(options.allowance && { allowance: options.allowance }),
+    ...(options.window && { window: options.window }),
     halt: halt.signal,
   });
   const regions = new RegionMap(metadata);

@@ -1,0 +1,361 @@
+/**
+ * How many bytes to ask a source for at once when each question costs a round trip: enough to keep the way to it full, and
+ * hardly more, since whatever waits in front of it is waited for by everybody, a client too.
+ *
+ *     length = bandwidth x (1.25 x delay + 25 ms)     in pieces of about an eighth of it
+ *
+ *     delay      the round trip without a queue of our own making: the median time of requests in a probe
+ *     bandwidth  the most that came in any of the last full rounds; a round is as long as a request takes, and full where
+ *                there was as much on its way as is allowed
+ *
+ * So it is in BBR (Cardwell et al., "BBR: Congestion-Based Congestion Control", ACM Queue 14(5), 2016), whose states these
+ * are. But what answers here is a server rather than a link: its times vary by more than queues do, so the median counts and
+ * not the minimum, and 25 ms of work may always wait there, which nobody notices and which spares processors small requests.
+ *
+ *     startup ── four times as much every other round, until no more comes of it, or a queue shows ──► steady
+ *     steady  ── after 2 s, then every 10 s, or where the bandwidth falls by half ──► drain
+ *     drain   ── half as much, until no more than that is on its way ──► probe
+ *     probe   ── a round of requests that find no queue: their times are the delay ──► steady
+ *
+ * The factor is above 1 so that the window grows by itself as long as more comes of it: W bytes that take a delay each give a
+ * bandwidth of W / delay, hence the next window of 1.25 W.
+ */
+import type { Clock } from "../base/clock.ts";
+import type { BlockDevice } from "../device/block-device.ts";
+import { FilterDevice } from "../device/filters/filter-device.ts";
+import type { CopyAllowance, ReadWindow } from "./region-copier.ts";
+
+const KIB = 1024;
+const MIB = 2 ** 20;
+
+/** The window before anything is known, bytes. On a link of 1 Mbit/s it takes a second. */
+const FIRST_LENGTH = 128 * KIB;
+/** Bytes per request. The smallest takes 65 ms on a link of 1 Mbit/s; larger than the largest pays nowhere. */
+const SMALLEST_PIECE = 8 * KIB;
+const LARGEST_PIECE = 2 * MIB;
+/** The window at most, and with what has come and is being written, bytes. */
+const MOST_LENGTH = 24 * MIB;
+const MOST_HELD = 32 * MIB;
+const PIECES = 8;
+/** Pieces in flight at least, or the way is empty from each end to the next beginning. */
+const FEWEST_PIECES = 2;
+
+const GAIN = 1.25;
+/** Work that may wait at the source, ms. */
+const SLACK_MS = 25;
+const STARTUP_GROWTH = 4;
+/** More than this must come of a window four times as long, or the way is full. */
+const STARTUP_GAIN = 1.25;
+/** The part of the window that must be on its way for a round to be full. */
+const FULL = 0.7;
+/** Rounds whose best is the bandwidth; none is shorter than this, ms. */
+const ROUNDS = 10;
+const SHORTEST_ROUND_MS = 10;
+const PROBE_EVERY_MS = 10_000;
+/** The first one comes earlier, but not before a short copy is over: one request has told the delay until then. */
+const PROBE_FIRST_MS = 2000;
+/** Round trips between two probes at least: each costs half the bandwidth for about two. */
+const PROBE_EVERY_DELAYS = 25;
+/** After a fall of the bandwidth a probe comes early, though not at once again. */
+const PROBE_SOON_MS = 1000;
+const PROBE_SOON_DELAYS = 10;
+const PROBE_SAMPLES = 4;
+
+/** What it measures, and by what. */
+export interface TransferWindowParts {
+  clock: Clock;
+  /** What the source reads best multiples of, bytes. Default 4096. */
+  blockSize?: number;
+  /** The most that is best asked for by one request, bytes. Default 2 MiB. */
+  mostAtOnce?: number;
+}
+
+/** A request under way. */
+interface Sent {
+  readonly atMs: number;
+  /** The round in which it was sent. */
+  readonly round: number;
+  readonly probes: boolean;
+}
+
+/** The window of one source. All that is asked of it must go through `watch()`. */
+export class TransferWindow implements CopyAllowance, ReadWindow {
+  readonly #clock: Clock;
+  readonly #smallestPiece: number;
+  readonly #largestPiece: number;
+  #state: "startup" | "drain" | "probe" | "steady" = "startup";
+  /** But for drain and probe, which halve it. Bytes. */
+  #length = FIRST_LENGTH;
+  /** Of full rounds, the youngest last; bytes per ms. */
+  readonly #bandwidths: number[] = [];
+  #delayMs: number | undefined;
+  /** Steady: less than half as much has come as in the best round. */
+  #wasLow = false;
+  /** Startup: no more has come than in the round before. */
+  #stalled = false;
+  #probedAt = -Infinity;
+  #samples: number[] = [];
+
+  /** On their way: requests and bytes of all. */
+  #requests = 0;
+  #inFlight = 0;
+  #answeredAt = -Infinity;
+  #round = 0;
+  #roundBeganAt = 0;
+  #roundLength = FIRST_LENGTH;
+  #came = 0;
+  /** Bytes on their way times ms. */
+  #area = 0;
+  #areaAt = 0;
+  /** The shortest time of a request from the last probe on, and in this one, ms. */
+  #leastMs = Infinity;
+  #leastProbeMs = Infinity;
+
+  /** Of those who enter, bytes. */
+  #entered = 0;
+  readonly #waiting: { bytes: number; enter: () => void }[] = [];
+
+  constructor({ clock, blockSize = 4096, mostAtOnce = LARGEST_PIECE }: TransferWindowParts) {
+    this.#clock = clock;
+    this.#largestPiece = Math.max(4096, powerOfTwo(Math.min(LARGEST_PIECE, mostAtOnce)));
+    this.#smallestPiece = Math.min(this.#largestPiece, Math.max(SMALLEST_PIECE, powerOfTwo(blockSize)));
+  }
+
+  /** Bytes that may be on their way at once. */
+  get length(): number {
+    return this.#state === "drain" || this.#state === "probe" ? this.#probeLength : this.#length;
+  }
+
+  /** Bytes per second of late, at best; undefined as long as that is not known. */
+  get bytesPerSecond(): number | undefined {
+    return this.#bandwidths.length === 0 ? undefined : Math.max(...this.#bandwidths) * 1000;
+  }
+
+  /** The time of a request that finds no queue, ms; undefined as long as that is not known. */
+  get delayMs(): number | undefined {
+    return this.#delayMs;
+  }
+
+  get pieceLength(): number {
+    return Math.min(this.#largestPiece, Math.max(this.#smallestPiece, powerOfTwo(this.#length / PIECES)));
+  }
+
+  /** Pieces on their way, and as many that are being written. */
+  get depth(): number {
+    const piece = this.pieceLength;
+    return Math.max(FEWEST_PIECES, Math.min(Math.ceil((2 * this.#length) / piece), Math.floor(MOST_HELD / piece)));
+  }
+
+  get shareLength(): number {
+    return Infinity;
+  }
+
+  /** Resolves when so many more bytes may be asked for; first come, first served. */
+  enter(bytes: number): Promise<void> {
+    if (this.#waiting.length === 0 && this.#hasRoom) {
+      this.#entered += bytes;
+      return Promise.resolve();
+    }
+    return new Promise((enter) => this.#waiting.push({ bytes, enter }));
+  }
+
+  leave(bytes: number): void {
+    this.#entered -= bytes;
+    this.#admit();
+  }
+
+  /** A view of the source whose reads are measured. */
+  watch(source: BlockDevice): BlockDevice {
+    return new WatchedDevice(source, this);
+  }
+
+  /** A request is sent. For `watch()`. */
+  sent(bytes: number): Sent {
+    const now = this.#clock.now();
+    this.#addArea(now);
+    if (this.#requests === 0 && now - this.#answeredAt > SHORTEST_ROUND_MS) this.#beginRound(now); // a pause tells nothing
+    this.#requests++;
+    this.#inFlight += bytes;
+    return { atMs: now, round: this.#round, probes: this.#state === "probe" };
+  }
+
+  /** A request has been answered; `bytes` that came, where it was not answered by an error. For `watch()`. */
+  answered({ atMs, round, probes }: Sent, bytes: number, { failed }: { failed: boolean }): void {
+    const now = this.#clock.now();
+    this.#addArea(now);
+    this.#answeredAt = now;
+    this.#requests--;
+    this.#inFlight -= bytes;
+    if (!failed) {
+      const ms = now - atMs;
+      this.#came += bytes;
+      this.#leastMs = Math.min(this.#leastMs, ms);
+      if (probes && this.#state === "probe") {
+        this.#samples.push(Math.max(0, ms - bytes / this.#best));
+        this.#leastProbeMs = Math.min(this.#leastProbeMs, ms);
+      }
+      if (round === this.#round && now - this.#roundBeganAt >= SHORTEST_ROUND_MS) this.#endRound(now, ms);
+    }
+    if (this.#state === "drain" && this.#inFlight <= this.length) this.#state = "probe";
+    this.#admit();
+  }
+
+  /** Half as much, and no more than the shortest time asks for: what was too long would be found to be right else. */
+  get #probeLength(): number {
+    return Math.max(this.pieceLength, Math.min(this.#length / 2, GAIN * this.#best * this.#leastMs));
+  }
+
+  get #hasRoom(): boolean {
+    return this.#entered < this.length;
+  }
+
+  #admit(): void {
+    for (let next = this.#waiting[0]; next !== undefined && this.#hasRoom; next = this.#waiting[0]) {
+      this.#waiting.shift();
+      this.#entered += next.bytes;
+      next.enter();
+    }
+  }
+
+  #addArea(now: number): void {
+    this.#area += this.#inFlight * (now - this.#areaAt);
+    this.#areaAt = now;
+  }
+
+  #beginRound(now: number): void {
+    this.#round++;
+    this.#roundBeganAt = now;
+    this.#roundLength = this.length;
+    this.#came = 0;
+    this.#area = 0;
+    this.#areaAt = now;
+  }
+
+  /** `requestMs`: the time of the request that ends it, the first that was sent in it. */
+  #endRound(now: number, requestMs: number): void {
+    const ms = now - this.#roundBeganAt;
+    const bandwidth = this.#came / ms;
+    const isFull = this.#area / ms >= FULL * this.#roundLength;
+    if (this.#state === "startup") this.#grow(now, bandwidth, isFull, requestMs);
+    else if (this.#state === "probe") this.#endProbe(now);
+    else if (this.#state === "steady") this.#adapt(now, bandwidth, isFull);
+    this.#beginRound(now);
+  }
+
+  #grow(now: number, bandwidth: number, isFull: boolean, requestMs: number): void {
+    if (!isFull) return;
+    const best = this.#best;
+    this.#note(bandwidth);
+    if (this.#delayMs === undefined) {
+      this.#delayMs = requestMs; // the first ever: it found nothing before it, and says nothing about what came behind it
+      return;
+    }
+    const queues = requestMs > 1.5 * this.#delayMs + SLACK_MS;
+    const isMost = this.#length >= MOST_LENGTH;
+    if (!isMost && !queues && bandwidth >= STARTUP_GAIN * best) {
+      this.#length = Math.min(MOST_LENGTH, STARTUP_GROWTH * this.#length);
+      this.#stalled = false;
+      return;
+    }
+    // In the first round after it has grown comes what was asked for before.
+    const waits = !isMost && !queues && !this.#stalled;
+    this.#stalled = true;
+    if (waits) return;
+    this.#length = this.#target;
+    this.#state = "steady";
+    this.#probedAt = now - PROBE_EVERY_MS + PROBE_FIRST_MS;
+  }
+
+  #endProbe(now: number): void {
+    if (this.#samples.length < PROBE_SAMPLES) return;
+    this.#samples.sort((a, b) => a - b);
+    this.#delayMs = this.#samples[Math.floor(this.#samples.length / 2)] as number;
+    this.#samples = [];
+    this.#leastMs = this.#leastProbeMs;
+    this.#leastProbeMs = Infinity;
+    this.#probedAt = now;
+    this.#state = "steady";
+    this.#length = this.#target;
+  }
+
+  #adapt(now: number, bandwidth: number, isFull: boolean): void {
+    // What clients ask for now and then says nothing about what could come.
+    if (!isFull && bandwidth < this.#best) return;
+    const delayMs = this.#delayMs as number;
+    const isLow = bandwidth < this.#best / 2;
+    this.#note(bandwidth);
+    const fell = isLow && this.#wasLow;
+    this.#wasLow = isLow && !fell;
+    if (fell) this.#bandwidths.splice(0, this.#bandwidths.length - 2); // what it was before would ask for far too much
+    this.#length = this.#target;
+    const everyMs = fell
+      ? Math.max(PROBE_SOON_MS, PROBE_SOON_DELAYS * delayMs)
+      : Math.max(PROBE_EVERY_MS, PROBE_EVERY_DELAYS * delayMs);
+    if (now - this.#probedAt >= everyMs) this.#state = "drain";
+  }
+
+  #note(bandwidth: number): void {
+    this.#bandwidths.push(bandwidth);
+    if (this.#bandwidths.length > ROUNDS) this.#bandwidths.shift();
+  }
+
+  /** Bytes per ms. */
+  get #best(): number {
+    return Math.max(0, ...this.#bandwidths);
+  }
+
+  get #target(): number {
+    const wanted = this.#best * (GAIN * (this.#delayMs as number) + SLACK_MS);
+    return Math.max(FEWEST_PIECES * this.#smallestPiece, Math.min(MOST_LENGTH, (wanted * PIECES) / (PIECES - 1)));
+  }
+}
+
+class WatchedDevice extends FilterDevice {
+  readonly #window: TransferWindow;
+
+  constructor(inner: BlockDevice, window: TransferWindow) {
+    super(inner);
+    this.#window = window;
+  }
+
+  override async read(offset: number, buffer: Uint8Array): Promise<void> {
+    const sent = this.#window.sent(buffer.length);
+    let failed = true;
+    try {
+      await super.read(offset, buffer);
+      failed = false;
+    } finally {
+      this.#window.answered(sent, buffer.length, { failed });
+    }
+  }
+}
+
+/** The largest that is not larger. */
+function powerOfTwo(value: number): number {
+  return 2 ** Math.floor(Math.log2(value));
+}
+
+/** Of two allowances, whichever is less. */
+export class LesserAllowance implements CopyAllowance {
+  readonly #one: CopyAllowance;
+  readonly #other: CopyAllowance;
+
+  constructor(one: CopyAllowance, other: CopyAllowance) {
+    this.#one = one;
+    this.#other = other;
+  }
+
+  get pieceLength(): number {
+    return Math.min(this.#one.pieceLength, this.#other.pieceLength);
+  }
+
+  /** In bytes, since pieces of the one may be longer than those of the other. */
+  get depth(): number {
+    const bytes = Math.min(this.#one.depth * this.#one.pieceLength, this.#other.depth * this.#other.pieceLength);
+    return Math.max(1, Math.floor(bytes / this.pieceLength));
+  }
+
+  get shareLength(): number {
+    return Math.min(this.#one.shareLength, this.#other.shareLength);
+  }
+}
