@@ -72,7 +72,7 @@ export function orderOf(trace: Trace, geometry: Geometry, onWarning: (warning: s
   if (outside > 0) {
     const recorded = trace.size === undefined || trace.size === geometry.size ? "" : ` of ${formatSize(trace.size)}`;
     onWarning(
-      `${outside} ranges of the trace "${trace.name}"${recorded} lie outside the image of ${formatSize(geometry.size)} and are left out`,
+      `${outside} of ${trace.length} ranges of the trace "${trace.name}"${recorded} lie outside the image of ${formatSize(geometry.size)} and are left out`,
     );
   }
   if (trace.cutOff) onWarning(`Of the trace "${trace.name}" only the first ${MOST_RANGES} ranges count`);

@@ -188,7 +188,7 @@ describe("orderOf()", () => {
       [0, 1],
     ]);
     expect(warnings).toEqual([
-      '2 ranges of the trace "boot.trace" of 2.00 TiB lie outside the image of 64.0 KiB and are left out',
+      '2 of 4 ranges of the trace "boot.trace" of 2.00 TiB lie outside the image of 64.0 KiB and are left out',
     ]);
     expect(pairs(traceWith([[0, 1]], 2 ** 41), geometry)).toEqual([[0, 1]]); // of another size, but no worse for that
   });
