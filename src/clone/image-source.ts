@@ -63,7 +63,7 @@ async function openLocalImage(
 ): Promise<RemoteDevice> {
   const image = await localImage(path, imageFormat(format), isGiven);
   const [, ...others] = image.files;
-  for (const file of others) options.onNote?.(`"${path}" is read together with "${file}"`);
+  for (const file of others) options.onDetail?.(`"${path}" is read together with "${file}"`);
   const { check } = image;
   return await start({ name: path, words: qemuNbd([graphText(image.node)]), check }, options);
 }
@@ -144,9 +144,10 @@ async function start(
 ): Promise<RemoteDevice> {
   const [program = ""] = words;
   try {
-    const { signal, onNote } = options;
+    const { signal, onNote, onDetail } = options;
+    const onOutput = (line: string): void => onDetail?.(line.startsWith(`${program}: `) ? line : `${program}: ${line}`);
     const { server, opened } = await ChildServer.start(
-      { words, inherit, name, signal, onNote, check, explain: explainWords },
+      { words, inherit, name, signal, onNote, onOutput, check, explain: explainWords },
       async (path, signal) =>
         await NbdDevice.open({ place: { path }, exportName: "" }, { ...options, signal, name, access: "read-only" }),
     );

@@ -44,8 +44,10 @@ export interface ChildServerOptions extends ChildCommand {
   name: string;
   /** Ends the start. */
   signal?: AbortSignal | undefined;
-  /** Told what the program prints, and that it is started again. */
+  /** Told that it has ended, and was started again. */
   onNote?: ((line: string) => void) | undefined;
+  /** Told what it prints. */
+  onOutput?: ((line: string) => void) | undefined;
   startTimeoutMs?: number | undefined;
   /** Asked before it is started again: throws where what it would serve is not what it served. */
   check?: (() => Promise<void>) | undefined;
@@ -70,7 +72,7 @@ export class ChildServer implements AsyncDisposable {
   private constructor(options: ChildServerOptions) {
     this.#options = options;
     this.#clock = options.clock ?? systemClock;
-    this.#output = new ChildOutput((line) => options.onNote?.(line));
+    this.#output = new ChildOutput((line) => options.onOutput?.(line));
   }
 
   /**

@@ -42,6 +42,8 @@ export interface RemoteOptions {
   signal?: AbortSignal | undefined;
   /** Told when the connection is lost and when it is there again; sentences, without credentials. */
   onNote?: ((line: string) => void) | undefined;
+  /** Told what only those who look for a fault want to hear: the words of a program that was started, which files it reads. */
+  onDetail?: ((line: string) => void) | undefined;
   /** How long one request may take before its connection counts as lost, ms. */
   requestTimeoutMs?: number | undefined;
   /** How long a device that is gone is called again before requests fail, ms. */

@@ -94,7 +94,7 @@ describe("openImage() of a command", () => {
 
   testWith({ programs: ["nbdkit"] }, "what it says is told, and is the error where it ends", async () => {
     const notes: string[] = [];
-    const error = await failure(["nbdkit", "file", "/no/such/file"], { onNote: (line) => notes.push(line) });
+    const error = await failure(["nbdkit", "file", "/no/such/file"], { onDetail: (line) => notes.push(line) });
     expect(error).toBeInstanceOf(DeviceError);
     expect(error.message).toMatch(/^Cannot open "\[ nbdkit … \]": nbdkit ended with status 1: nbdkit: .*No such file/);
     expect(notes.join()).toContain("/no/such/file");

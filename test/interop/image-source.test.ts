@@ -218,7 +218,7 @@ describe("openImage() of an image that refers to other files", () => {
       await using disk = await withChain();
       const notes: string[] = [];
       const request = { kind: "file", path: disk.path("top.qcow2"), format: "qcow2", isGiven: true } as const;
-      await using image = await openImage(request, { onNote: (line) => notes.push(line) });
+      await using image = await openImage(request, { onDetail: (line) => notes.push(line) });
       expect(Buffer.compare(await imageOf(image), disk.content)).toBe(0);
       expect(notes).toEqual([
         `"${disk.path("top.qcow2")}" is read together with "${disk.path("middle.qcow2")}"`,

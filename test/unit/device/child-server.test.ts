@@ -146,11 +146,11 @@ describe("ChildServer.start()", () => {
 
   test("a program that never answers is given up, and is gone", async () => {
     let pid = 0;
-    const onNote = (line: string): void => {
+    const onOutput = (line: string): void => {
       pid = Number(line);
     };
     const script = nodeProgram("console.log(process.pid); setInterval(() => {}, 1e6);");
-    const error = await failure({ words: script, startTimeoutMs: 1000, onNote });
+    const error = await failure({ words: script, startTimeoutMs: 1000, onOutput });
     expect(error.message).toBe('Cannot open "disk": node does not answer within 1 s');
     expect(error).toMatchObject({ errno: "ETIMEDOUT" });
     expect(pid).toBeGreaterThan(1);
@@ -160,12 +160,12 @@ describe("ChildServer.start()", () => {
   test("an aborted start ends the program, and is no other error", async () => {
     const abort = new AbortController();
     let pid = 0;
-    const onNote = (line: string): void => {
+    const onOutput = (line: string): void => {
       pid = Number(line);
       abort.abort(new CloneError("failed", "Cannot go on: interrupted"));
     };
     const script = nodeProgram("console.log(process.pid); setInterval(() => {}, 1e6);");
-    const error = await failure({ words: script, signal: abort.signal, onNote });
+    const error = await failure({ words: script, signal: abort.signal, onOutput });
     expect(error.message).toContain("interrupted");
     expect(isAlive(pid)).toBe(false);
   });
@@ -175,7 +175,7 @@ describe("ChildServer.start()", () => {
     const script = nodeProgram(`
       process.stderr.write("x".repeat(5e6)); for (let i = 0; i < 1e4; i++) process.stderr.write("line " + i + "\\n");
       process.stderr.write("the end without a newline"); process.exitCode = 1;`);
-    const error = await failure({ words: script, onNote: (line) => notes.push(line) });
+    const error = await failure({ words: script, onOutput: (line) => notes.push(line) });
     expect(error.message).toMatch(/: the end without a newline$/);
     expect(Math.max(...notes.map((line) => line.length))).toBeLessThanOrEqual(500);
   });
