@@ -23,6 +23,7 @@ import {
   Command,
   HandshakeFlag,
   InfoType,
+  OPTION_MAGIC,
   Option,
   OptionReply,
   Size,
@@ -283,6 +284,10 @@ export class FakeNbdServer implements AsyncDisposable {
     for (;;) {
       const header = await peer.take(Size.optionHeader);
       if (header === undefined) return false;
+      if (header.readBigUInt64BE(0) !== OPTION_MAGIC) {
+        peer.end();
+        return false;
+      }
       const { option, length } = decodeOptionHeader(header, 0);
       const data = await peer.take(length);
       if (data === undefined) return false;
