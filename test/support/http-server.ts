@@ -18,6 +18,8 @@ export interface HttpServerOptions {
   etag?: string | undefined;
   lastModified?: string | undefined;
   tls?: { certificate: string; key: string };
+  /** Default 127.0.0.1. */
+  address?: string;
 }
 
 /** What is sent with every request unless a test says otherwise, so that nothing of the machine is used. */
@@ -43,16 +45,17 @@ export async function httpServer(options: HttpServerOptions = {}) {
     options.tls === undefined
       ? createServer(listener)
       : createTlsServer({ cert: options.tls.certificate, key: options.tls.key }, listener);
-  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
-  const { port } = server.address() as AddressInfo;
+  await new Promise<void>((resolve) => server.listen(0, options.address ?? "127.0.0.1", resolve));
+  const { port, address } = server.address() as AddressInfo;
+  const origin = `${options.tls === undefined ? "http" : "https"}://${address}:${port}`;
   return {
     object,
     /** What was asked, in order. */
     requests,
     server,
     port,
-    origin: `${options.tls === undefined ? "http" : "https"}://127.0.0.1:${port}`,
-    url: `${options.tls === undefined ? "http" : "https"}://127.0.0.1:${port}/disk.img`,
+    origin,
+    url: `${origin}/disk.img`,
     /** The next requests are answered so, one each. */
     next: (...each: Reply[]) => void replies.push(...each),
     /** Every request that nothing else is said for is answered so. */
