@@ -1,9 +1,10 @@
-// The examples of clone-sources(7) and of the README that need a Ceph, run as they are printed, but for ports, paths and keys; the
-// others are run by test/interop/recipes-remote.test.ts.
+// The examples of clone-sources(7) and of the README that need a Ceph, or drivers of qemu that come with it, run as they are printed,
+// but for ports, paths and keys; the others are run by test/interop/recipes-remote.test.ts.
 import { existsSync } from "node:fs";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, inject, test } from "vitest";
+import { startIscsi, startSsh } from "../support/disk-protocols.ts";
 import { holds, randomFile } from "../support/files.ts";
 import { RbdImage } from "../support/rbd.ts";
 import { RecipeShell } from "../support/recipe-shell.ts";
@@ -122,4 +123,40 @@ describe("Ceph RBD, in the examples", () => {
     expect(exported.subarray(disk.length).every((byte) => byte === 0)).toBe(true);
     expect(existsSync(join(cwd, "rbd.clone"))).toBe(false);
   }
+});
+
+describe("ssh and iSCSI, in the examples", () => {
+  test("are sources, through qemu's drivers", async () => {
+    await using scratch = await place();
+    const { path: cwd, disk } = scratch;
+    await using ssh = await startSsh(cwd);
+    await writeFile(join(cwd, "host.sha256"), ssh.fingerprint);
+    const target = { target: "iqn.2026-01.example:disk", file: join(cwd, "disk.img") };
+    await using iscsi = await startIscsi(cwd, target);
+    const replace = [
+      ["localhost:2222", `localhost:${ssh.port}`],
+      ["localhost:3260", `localhost:${iscsi.port}`],
+      ["/srv/disk.img", `${cwd}/disk.img`],
+    ] as const;
+    const texts = recipe(PAGE, "ssh and iSCSI");
+    expect(texts).toHaveLength(2);
+    await using shell = new RecipeShell({ cwd, replace, before: ['eval "$(ssh-agent)" > agent'] });
+    await shell.run(...texts);
+    for (const name of ["copy.img", "copy2.img"]) expect(await holds(join(cwd, name), disk), name).toBe(true);
+  });
+
+  test("are no sources where the server's key is another one", async () => {
+    await using scratch = await place();
+    const { path: cwd } = scratch;
+    await using ssh = await startSsh(cwd);
+    await writeFile(
+      join(cwd, "host.sha256"),
+      ssh.fingerprint.replace(/^./, (digit) => (digit === "0" ? "1" : "0")),
+    );
+    const replace = [["localhost:2222/srv", `localhost:${ssh.port}${cwd}`]] as const;
+    await using shell = new RecipeShell({ cwd, replace, before: ['eval "$(ssh-agent)" > agent'] });
+    const [bySsh = ""] = recipe(PAGE, "ssh and iSCSI");
+    await expect(shell.run(bySsh)).rejects.toThrow(/does not match host_key_check/);
+    expect(existsSync(join(cwd, "copy.img"))).toBe(false);
+  });
 });

@@ -1,5 +1,5 @@
 // The examples of clone-sources(7), and of the README's "Sources and destinations", run as they are printed, but for ports and
-// paths: in a directory with a disk.img, which every copy has to equal. Those with Ceph are run by test/ceph/recipes.test.ts.
+// paths: in a directory with a disk.img, which every copy has to equal. Those with Ceph, ssh and iSCSI are run by test/ceph/recipes.test.ts.
 import { existsSync } from "node:fs";
 import { cp, readdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -126,9 +126,9 @@ const README_EXAMPLES: Record<string, Example> = {
   },
 };
 
-/** Their examples need a Ceph. */
+/** Their examples need a Ceph, or drivers of qemu that come with it. */
 const OF_CEPH = {
-  page: ["S3", "Ceph RBD", "A destination in Ceph"],
+  page: ["S3", "Ceph RBD", "ssh and iSCSI", "A destination in Ceph"],
   readme: ["S3", "Ceph, and what else qemu opens", "Destinations"],
 };
 
