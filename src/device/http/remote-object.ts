@@ -8,6 +8,7 @@
  *                                     ├── another state      ChangedError, and for every read from then on
  *                                     └── no                 DeviceError
  */
+import { setMaxListeners } from "node:events";
 import type { Clock } from "../../base/clock.ts";
 import { ChangedError, DeviceError } from "../../base/errors.ts";
 import { type Attempt, attempt } from "./attempt.ts";
@@ -73,6 +74,7 @@ export class RemoteObject {
 
   private constructor(options: RemoteObjectOptions) {
     this.#options = options;
+    setMaxListeners(0, this.#closing.signal); // every request under way listens; Slots and callers bound them
     this.#slots = new Slots(options.requests);
     this.#outage = new Outage(options.service.name, options.onNote);
   }
