@@ -65,7 +65,7 @@ async function openLocalImage(
   const [, ...others] = image.files;
   for (const file of others) options.onDetail?.(`"${path}" is read together with "${file}"`);
   const { check } = image;
-  return await start({ name: path, words: qemuNbd([graphText(image.node)]), check }, options);
+  return await start({ name: path, ...qemuNbd([graphText(image.node)]), check }, options);
 }
 
 /** Whatever its user says, what such an image names is not opened: paths in it are of another machine, or of somebody's choice. */
@@ -85,7 +85,7 @@ async function openServedImage(
     const server = { type: "unix", path: pathOfDescriptor(FIRST_INHERITED) };
     const node: ImageNode = { driver, file: { driver: "nbd", server }, backing: null };
     return await start(
-      { name: device.name, words: qemuNbd([graphText(node)]), inherit: [served.fd], served, owned },
+      { name: device.name, ...qemuNbd([graphText(node)]), inherit: [served.fd], served, owned },
       options,
     );
   } catch (error) {
@@ -101,8 +101,8 @@ async function openByQemu(
   refuseCredentials(filename);
   const isJson = /^json:/i.test(filename);
   const name = isJson ? `json:{${String(parseJsonImage(filename).driver)}…}` : filename;
-  if (isJson) return await start({ name, words: qemuNbd([graphText(parseJsonImage(filename) as ImageNode)]) }, options);
-  const raw = await start({ name, words: qemuNbd(["--format=raw", "--", filename]) }, options);
+  if (isJson) return await start({ name, ...qemuNbd([graphText(parseJsonImage(filename) as ImageNode)]) }, options);
+  const raw = await start({ name, ...qemuNbd(["--format=raw", "--", filename]) }, options);
   if (format === "raw") return raw;
   try {
     return await openServedImage({ kind: "device", device: raw, format }, options, raw);
@@ -118,9 +118,16 @@ async function openCommand(words: readonly string[], options: RemoteOptions): Pr
   return await start({ name: `[ ${program} … ]`, words }, options);
 }
 
+/**
+ * qemu-nbd takes a buffer from malloc(3) for each request, and glibc gives memory of 128 KiB and more back to the kernel each time,
+ * which has to zero it again: half of the time that it takes to read a qcow2 image. mallopt(3) says how to keep it.
+ */
+const KEEP_BUFFERS = { MALLOC_MMAP_THRESHOLD_: String(32 * 2 ** 20), MALLOC_TRIM_THRESHOLD_: String(64 * 2 ** 20) };
+
 /** What qemu-nbd is told besides what to open: to serve it read-only, for as long as we live. */
-function qemuNbd(image: readonly string[]): string[] {
-  return ["qemu-nbd", "--read-only", "--persistent", `--shared=${CLIENTS}`, ...image];
+function qemuNbd(image: readonly string[]): Pick<Start, "words" | "environment"> {
+  const words = ["qemu-nbd", "--read-only", "--persistent", `--shared=${CLIENTS}`, ...image];
+  return { words, environment: KEEP_BUFFERS };
 }
 
 function graphText(node: ImageNode): string {
@@ -132,22 +139,21 @@ interface Start {
   name: string;
   words: readonly string[];
   inherit?: readonly number[];
+  environment?: Readonly<Record<string, string>>;
   check?: () => Promise<void>;
   served?: ServedSource;
   /** What is disposed of with it. */
   owned?: RemoteDevice | undefined;
 }
 
-async function start(
-  { name, words, inherit = [], check, served, owned }: Start,
-  options: RemoteOptions,
-): Promise<RemoteDevice> {
+async function start({ served, owned, ...started }: Start, options: RemoteOptions): Promise<RemoteDevice> {
+  const { name, words } = started;
   const [program = ""] = words;
   try {
     const { signal, onNote, onDetail } = options;
     const onOutput = (line: string): void => onDetail?.(line.startsWith(`${program}: `) ? line : `${program}: ${line}`);
     const { server, opened } = await ChildServer.start(
-      { words, inherit, name, signal, onNote, onOutput, check, explain: explainWords },
+      { ...started, signal, onNote, onOutput, explain: explainWords },
       async (path, signal) =>
         await NbdDevice.open({ place: { path }, exportName: "" }, { ...options, signal, name, access: "read-only" }),
     );

@@ -24,6 +24,8 @@ export interface ChildCommand {
   words: readonly string[];
   /** Descriptors of this process that the program has as 4, 5, …; they stay the caller's. */
   inherit?: readonly number[];
+  /** Added to the environment, where a variable is not in it already. */
+  environment?: Readonly<Record<string, string>>;
 }
 
 /** How a program has ended. */
@@ -154,8 +156,8 @@ function programOf({ words }: ChildCommand): string {
   return basename(words[0] ?? "");
 }
 
-function start({ words, inherit = [] }: ChildCommand, socketPath: string): ChildProcess {
-  const environment: NodeJS.ProcessEnv = { ...process.env };
+function start({ words, inherit = [], environment: added }: ChildCommand, socketPath: string): ChildProcess {
+  const environment: NodeJS.ProcessEnv = { ...added, ...process.env };
   // What systemd has given to us is not the program's.
   for (const name of ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC"]) {
     delete environment[name];

@@ -123,9 +123,9 @@ export class ChildServer implements AsyncDisposable {
 
   async #launch(): Promise<ChildProgram> {
     this.#output.clear();
-    const { words, inherit = [] } = this.#options;
+    const { words, inherit = [], environment = {} } = this.#options;
     const surroundings = { socket: this.#socket, output: this.#output, clock: this.#clock };
-    this.#program = await ChildProgram.launch({ words, inherit }, surroundings);
+    this.#program = await ChildProgram.launch({ words, inherit, environment }, surroundings);
     return this.#program;
   }
 
