@@ -83,7 +83,7 @@ export async function finalizeClone(
   const commits = new CommitPipeline({
     metadata: clone.metadata,
     destination: destination.view,
-    incarnation: () => destination.remote?.incarnation ?? 0,
+    link: destination.remote,
   });
   let zeroed = missing;
   if (!already) {
@@ -122,7 +122,7 @@ const MOST_ATTEMPTS = 5;
  */
 async function lasting<T>(commits: CommitPipeline, work: () => Promise<T>): Promise<T> {
   for (let attempt = 1; ; attempt++) {
-    const losses = commits.notice();
+    const { losses } = commits;
     try {
       const result = await work();
       await commits.flush();

@@ -124,7 +124,7 @@ export async function hydrateClone(
     metadata,
     destination: destination.view,
     regions,
-    incarnation: () => destination.remote?.incarnation ?? 0,
+    link: destination.remote,
     refuseLost: () => refuseLostDestination(destination, clone.exactSize),
     guard: async () => {
       const change = await changeAsError(source);

@@ -157,7 +157,7 @@ export function assemble(
     metadata,
     destination: destination.view,
     regions,
-    incarnation: () => destination.remote?.incarnation ?? 0,
+    link: destination.remote,
     ...(sourceGuard === undefined ? {} : { guard: sourceGuard }),
     refuseLost: () => refuseLostDestination(destination, clone.exactSize),
     onFailed: (error) => {

@@ -43,14 +43,14 @@ export async function fillMissing(
   const { clone, engine } = parts;
   const { commits, regions } = engine;
   for (let attempt = 1; attempt <= MOST_ATTEMPTS; attempt++) {
-    const losses = commits.notice();
+    const { losses } = commits;
     // A flush rather than a commit, which looks at the destination even where nothing is to be committed.
     await commits.flush();
     const zeroed: Hydration[] = [];
     try {
       await salvage(parts, refuseMissing(clone, request), zeroed);
       await commits.flush();
-      if (commits.notice() === losses) {
+      if (commits.losses === losses) {
         commits.check();
         const ranges = normalizeRanges(zeroed);
         await record(ranges);

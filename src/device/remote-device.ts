@@ -21,8 +21,7 @@ export interface RemoteDevice extends BlockDevice {
   readonly identity: RemoteIdentity;
   /**
    * How often the connection was lost and made anew: for protocols without entity tags, what stands behind it may be
-   * another thing from then on, and who cares compares samples. Counted before anything is sent over the new connection, so
-   * that who reads it after a reply knows whether that came from what was there before.
+   * another thing from then on, and who cares compares samples.
    */
   readonly incarnation: number;
   /**
@@ -30,6 +29,13 @@ export interface RemoteDevice extends BlockDevice {
    * as long as it has not. Asks nobody.
    */
   readonly changed: string | undefined;
+  /**
+   * How often something that was written may have been lost, as a flush tells once (`LostWritesError`). Counted before anything
+   * is read that may be older than it should be. Undefined for what is never written to.
+   */
+  readonly losses?: number;
+  /** Whether there is no connection at this moment. Undefined for what is never written to. */
+  readonly isAway?: boolean;
   /** Whether `flush()` makes anything durable; where not, it only waits. Undefined for what is never written to. */
   readonly canFlush?: boolean;
   /** Most bytes that are best asked for by one request. */

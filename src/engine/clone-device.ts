@@ -330,7 +330,7 @@ export class CloneDevice implements ServedDevice {
   async #write(offset: number, data: Uint8Array): Promise<void> {
     const destination = this.#destination;
     const commits = this.#commits;
-    commits.notice();
+    if (commits.isUnsteady) await commits.settle();
     commits.check();
     const live = this.#live;
     if (live === undefined || isHydrated(live, offset, data.length)) {
@@ -414,7 +414,8 @@ export class CloneDevice implements ServedDevice {
     for (let attempt = 1; ; attempt++) {
       const { losses } = this.#commits;
       const found = await look();
-      if (this.#commits.notice() === losses) return found;
+      if (this.#commits.inDoubt) await this.#commits.settle();
+      if (this.#commits.losses === losses) return found;
       if (attempt < MOST_ATTEMPTS) continue;
       throw new DeviceError(`Cannot read from "${this.name}": it is lost and found again and again (EIO)`, {
         errno: "EIO",

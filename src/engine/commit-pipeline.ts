@@ -24,6 +24,9 @@
  * was not flushed, and can be used again. What was copied can be copied again. So every bit that is not on disk is taken
  * back, and every hydration under way is tainted, in one step with the news; nobody ever sees the one without the other.
  * What clients have changed is nowhere else: if any of their changes may be among what was lost, the clone is `failed`.
+ * Whoever is about to change something, or has read something, looks whether the destination is in doubt, and has that settled
+ * first: so a change that comes after a loss is not among what was lost, and nothing stale is taken for data.
+ *
  * A change is noted before it is sent, and forgotten by a flush whose freeze came after the change had ended, its bit set: a
  * flush that covers the data alone would forget it while its bit can still be taken back.
  *
@@ -34,6 +37,7 @@
 import assert from "node:assert";
 import { CloneError, DeviceError, LostWritesError } from "../base/errors.ts";
 import type { BlockDevice } from "../device/block-device.ts";
+import type { RemoteDevice } from "../device/remote-device.ts";
 import type { CloneMetadata } from "../metadata/clone-metadata.ts";
 import type { RegionMap } from "./region-map.ts";
 
@@ -43,11 +47,8 @@ export interface CommitParts {
   destination: BlockDevice;
   /** Whose hydrations under way do not count where the destination has lost what was written to it. */
   regions?: Pick<RegionMap, "taint">;
-  /**
-   * How often the destination went away and came back (`RemoteDevice.incarnation`): who asks it hears of a loss before the
-   * next flush, and before anybody takes for data what was read from it since.
-   */
-  incarnation?: () => number;
+  /** Where the destination is not of this machine: whether it has something to tell. */
+  link?: Pick<RemoteDevice, "losses" | "isAway"> | undefined;
   /**
    * Asked after the regions are frozen, before anything vouches for them; throws where it may not, for instance because
    * the source has changed while they were copied.
@@ -77,8 +78,8 @@ export class CommitPipeline {
   #last: Promise<unknown> = Promise.resolve();
   #failure: Error | undefined;
   #losses = 0;
-  /** The destination's, when it was last known to have lost nothing since its last flush. */
-  #incarnation: number;
+  /** The destination's own count of them, as far as what follows from them is done. */
+  #settled: number | undefined;
   #changesUnderWay = 0;
   /** Whether clients' changes have begun since the last freeze, or were under way then. */
   #changed = false;
@@ -88,7 +89,7 @@ export class CommitPipeline {
   constructor({ metadata, ...parts }: CommitParts) {
     this.#metadata = metadata;
     this.#parts = parts;
-    this.#incarnation = parts.incarnation?.() ?? 0;
+    this.#settled = parts.link?.losses;
   }
 
   /** Why the clone is `failed`, or undefined while it is not. */
@@ -155,23 +156,38 @@ export class CommitPipeline {
     }
   }
 
-  /** Looks whether the destination was away since it was last looked at, and returns `losses`. Asks nobody. */
-  notice(): number {
-    const incarnation = this.#parts.incarnation?.() ?? 0;
-    if (incarnation !== this.#incarnation) {
-      const { name } = this.#parts.destination;
-      this.lose(new LostWritesError(`Cannot trust what was written to "${name}": its connection was lost meanwhile`));
-    }
-    return this.#losses;
+  /**
+   * Whether the destination has lost something that has not been taken back yet: what was read from it may be older than it
+   * should be. Asks nobody.
+   */
+  get inDoubt(): boolean {
+    return this.#parts.link !== undefined && this.#parts.link.losses !== this.#settled;
+  }
+
+  /** Whether that is so, or may turn out to be so when the destination is back. */
+  get isUnsteady(): boolean {
+    return this.inDoubt || this.#parts.link?.isAway === true;
   }
 
   /**
-   * The destination has lost what was written to it since it was last flushed: takes back every bit that is not on disk, and
-   * taints what is under way. With clients' changes among it the clone is `failed`.
+   * Waits for the destination to be back, and ends the doubt, as a flush does: resolves when what it has lost is taken back.
+   * `losses` tells then whether there was anything.
+   */
+  async settle(): Promise<void> {
+    if (this.#failure === undefined) return await this.flush().catch(() => {}); // what follows from it is done
+    // Nobody flushes any more. What clients wrote is lost with the rest, and was given up when it failed.
+    const { name } = this.#parts.destination;
+    const error = new LostWritesError(`Cannot trust what was written to "${name}": its connection was lost meanwhile`);
+    if (this.inDoubt) this.#loseAll(error);
+  }
+
+  /**
+   * The destination has lost what was written to it since it was last flushed, as some write of it says: takes back every bit
+   * that is not on disk, and taints what is under way. With clients' changes among it the clone is `failed`. Whether there is
+   * more to it the next flush tells.
    */
   lose(error: DeviceError): void {
     this.#losses++;
-    this.#incarnation = this.#parts.incarnation?.() ?? 0;
     this.#metadata?.rollback();
     this.#parts.regions?.taint();
     if (!this.#changed && !this.#changedBefore) return;
@@ -182,6 +198,12 @@ export class CommitPipeline {
         hint: "What was flushed is there. Serving the clone anew goes on from it.",
       }),
     );
+  }
+
+  /** The same, where the destination has nothing more to say about it. */
+  #loseAll(error: DeviceError): void {
+    this.#settled = this.#parts.link?.losses;
+    this.lose(error);
   }
 
   /** Turns the clone `failed` for a reason of the caller's: something that must be true is not, so nothing is vouched for. */
@@ -212,7 +234,6 @@ export class CommitPipeline {
     this.#nextFlushes = false;
     this.#next = undefined;
     this.check();
-    this.notice();
     try {
       for (let attempt = 1; ; attempt++) {
         // After a loss the destination is flushed in any case: it may have something more to say.
@@ -243,8 +264,7 @@ export class CommitPipeline {
     const lost = await this.#flushDestination();
     this.check();
     // From here to the first write of metadata nothing waits, so what is frozen is what was flushed.
-    if (this.notice() !== losses) {
-      this.check();
+    if (this.#losses !== losses) {
       return lost ?? new LostWritesError(`Cannot flush "${this.#parts.destination.name}": its connection is lost`);
     }
     this.#changedBefore = false;
@@ -268,11 +288,14 @@ export class CommitPipeline {
       return undefined;
     } catch (error) {
       if (!(error instanceof DeviceError)) throw error;
-      if (!(error instanceof LostWritesError) && !error.away) throw error;
-      this.lose(error);
+      if (!(error instanceof LostWritesError || error.away)) throw error;
+      if (error instanceof LostWritesError) {
+        this.#loseAll(error);
+        return error;
+      }
       // It has been called for as long as anybody wants to wait.
-      if (!(error instanceof LostWritesError)) throw new Unreachable(error);
-      return error;
+      this.lose(error);
+      throw new Unreachable(error);
     }
   }
 }

@@ -387,7 +387,7 @@ export class Hydrator {
       await copier.copy(range, stop, { hurry: hurry.signal, onProgress, onLanded });
     } catch (error) {
       if (error instanceof LostWritesError) commits.lose(error);
-      else commits.notice();
+      else if (commits.inDoubt && isOfTheLoss(error)) await commits.settle();
       const tainted = regions.isTainted(hydration);
       regions.fail(hydration);
       if (stop.aborted && error === stop.reason) return;

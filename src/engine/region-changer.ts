@@ -80,7 +80,7 @@ export class RegionChanger {
    */
   async change(range: ByteRange, change: Change): Promise<void> {
     const { source, commits, stats } = this.#parts;
-    commits.notice(); // what was copied to a destination that has lost it is copied again before it is changed
+    if (commits.isUnsteady) await commits.settle(); // what was copied, and is lost, is copied again before it is changed
     const patience = new Patience(source.deadlines, () => source.timeoutError(range));
     try {
       await runParts(this.#split(range), change.width, (part) => this.#run(part, change, patience));
@@ -149,6 +149,7 @@ export class RegionChanger {
       const error = await patience.wait(regions.ended(hydration), () => copies.progressOf(hydration));
       if (error !== undefined && !whole) throw error;
     }
+    if (commits.isUnsteady) await commits.settle();
     // The world has changed: look again.
     for (const again of this.#split(part)) await this.#run(again, change, patience);
   }

@@ -50,7 +50,7 @@ export interface TestCloneOptions
   /** Bytes per piece of a copy. */
   pieceLength?: number;
   guard?: NonNullable<CommitParts["guard"]>;
-  incarnation?: NonNullable<CommitParts["incarnation"]>;
+  link?: CommitParts["link"];
 }
 
 /** Everything that a served clone needs, and the device over it. */
@@ -86,7 +86,7 @@ export async function makeClone(options: TestCloneOptions = {}) {
     metadata,
     destination,
     regions,
-    ...(options.incarnation && { incarnation: options.incarnation }),
+    link: options.link,
     ...(options.guard && { guard: options.guard }),
     onCommitted: () => events.push("committed"),
     onFailed: (error) => {

@@ -2,7 +2,7 @@
 import { Geometry, type RegionRange } from "../../src/base/geometry.ts";
 import type { BlockDevice } from "../../src/device/block-device.ts";
 import { MemoryDevice } from "../../src/device/memory-device.ts";
-import { CommitPipeline } from "../../src/engine/commit-pipeline.ts";
+import { type CommitParts, CommitPipeline } from "../../src/engine/commit-pipeline.ts";
 import { ExtentCache } from "../../src/engine/extent-cache.ts";
 import { HintQueue } from "../../src/engine/hint-queue.ts";
 import { HydrationOrder } from "../../src/engine/hydration-order.ts";
@@ -43,7 +43,7 @@ export interface HydrationOptions {
   allowance?: CopyAllowance;
   window?: ReadWindow;
   guard?: () => Promise<void>;
-  incarnation?: () => number;
+  link?: CommitParts["link"];
   /** Ranges of regions that come first. */
   order?: readonly RegionRange[];
 }
@@ -86,7 +86,7 @@ export async function makeHydration(options: HydrationOptions = {}) {
     destination,
     regions,
     ...(options.guard && { guard: options.guard }),
-    ...(options.incarnation && { incarnation: options.incarnation }),
+    link: options.link,
   });
   const { copiesInFlight = 4 } = options;
   const hints = new HintQueue(orderOf(options));

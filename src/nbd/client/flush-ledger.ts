@@ -18,6 +18,11 @@ export class FlushLedger {
   /** As many of those were told by a flush. */
   #told = 0;
 
+  /** How often something was lost, told or not. */
+  get losses(): number {
+    return this.#losses;
+  }
+
   /** Whether the next flush has to say that something was lost. */
   get hasLost(): boolean {
     return this.#losses > this.#told;

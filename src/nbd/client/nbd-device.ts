@@ -141,6 +141,14 @@ export class NbdDevice implements RemoteDevice {
     return this.#pool.incarnation;
   }
 
+  get losses(): number {
+    return this.#ledger.losses;
+  }
+
+  get isAway(): boolean {
+    return this.#pool.size === 0;
+  }
+
   get changed(): string | undefined {
     return this.#pool.changed;
   }
