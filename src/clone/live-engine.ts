@@ -15,7 +15,7 @@ import { ReadsInFlight } from "../engine/reads-in-flight.ts";
 import { RegionCopier } from "../engine/region-copier.ts";
 import { RegionMap } from "../engine/region-map.ts";
 import { Throttle } from "../engine/throttle.ts";
-import { LesserAllowance } from "../engine/transfer-window.ts";
+import { LesserAllowance, type TransferWindow } from "../engine/transfer-window.ts";
 import type { AttachedDestination, AttachedSource, Clone, DeviceRequest } from "./clone.ts";
 import { refuseLostDestination } from "./destination-guard.ts";
 import { changeAsError, PAGE, PIECE_LENGTH, PIECES_IN_FLIGHT, ZERO_UNIT } from "./hydrate-clone.ts";
@@ -70,6 +70,9 @@ const NEAR = { total: 12, clients: 8, demand: 3, extents: 1, copies: 6 };
 const FAR = { total: 512, clients: 128, demand: 64, extents: 4, copies: 256 };
 /** Bytes on their way for clients from far away; from near it is a thread that each takes. */
 const CLIENT_BYTES = 24 * 2 ** 20;
+/** How far a sequential reader is kept ahead of, bytes: twice what the way to the source holds, and something to learn that from. */
+const LEAST_AHEAD = 256 * 1024;
+const MOST_AHEAD = 8 * 2 ** 20;
 /** Zeros hydrated as one in the background are not so long that a client's write would have to wait for them long. */
 const MOST_ZEROS_AT_ONCE = 64 * 2 ** 20;
 
@@ -205,7 +208,7 @@ export function assemble(
     sourceTimeoutMs: request.sourceTimeoutMs,
     sourceDepth: most.clients,
     ...shared,
-    ...(far && { sourceBytes: CLIENT_BYTES }),
+    ...(far && { sourceBytes: CLIENT_BYTES, readAheadBytes: () => readAheadOf(far.window) }),
     retry: request.retry,
     isUnreadable: (range) => {
       const { start, end } = geometry.regionsTouching(range);
@@ -214,4 +217,8 @@ export function assemble(
   });
   const periodic = new PeriodicCommits({ commits, clock, onFailure: () => {} }); // the pipeline has told of it
   return { device, regions, commits, periodic, hydrator, governor, meter, copier, source, destination };
+}
+
+function readAheadOf({ length }: TransferWindow): number {
+  return Math.max(LEAST_AHEAD, Math.min(MOST_AHEAD, 2 * length));
 }

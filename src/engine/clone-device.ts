@@ -87,6 +87,8 @@ export interface CloneDeviceParts {
   retry?: number;
   /** Whether bytes of the source have been found unreadable before. */
   isUnreadable?: (range: ByteRange) => boolean;
+  /** Where each read costs a round trip: how far ahead of a sequential reader to read, bytes. Default: it is only hinted at. */
+  readAheadBytes?: () => number;
   /** From 0 to 1, for the pauses between such tries. Default: the machine's. */
   random?: () => number;
   /** Bytes on their way from a read to the destination at most. Default 32 MiB. */
@@ -172,7 +174,17 @@ export class CloneDevice implements ServedDevice {
       geometry,
       source,
       reader: new RegionReader(
-        { geometry, exactSize, regions, source, destination, behind, onHint, stats },
+        {
+          geometry,
+          exactSize,
+          regions,
+          source,
+          destination,
+          behind,
+          onHint,
+          stats,
+          ...(parts.readAheadBytes && { readAheadBytes: parts.readAheadBytes }),
+        },
         parts.hydrateOnRead,
       ),
       changer: new RegionChanger({ geometry, exactSize, regions, source, copies, commits, stats, onTouch }),

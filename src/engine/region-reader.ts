@@ -8,11 +8,15 @@
  * Hydration on read makes use of what the source has given: the regions are entered in the table before it is asked, and
  * are written behind the reader's back. A partly read region is completed by reading a little more (`always`), or left
  * to the background (`whole`).
+ *
+ * What a sequential reader will want next is hinted at, for the background; or, where each read costs a round trip and reads
+ * hydrate, it is read at once as if the reader had asked: the background holds back while there are readers.
  */
-import type { Geometry, RegionRange } from "../base/geometry.ts";
+import type { ByteRange, Geometry, RegionRange } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import type { CloneDeviceStats } from "./clone-device-stats.ts";
 import type { HintKind } from "./hint-queue.ts";
+import { Readahead } from "./readahead.ts";
 import type { Hydration, RegionMap } from "./region-map.ts";
 import { runParts } from "./run-parts.ts";
 import { MOST_READ_AT_ONCE, type SourceReader } from "./source-reader.ts";
@@ -32,12 +36,17 @@ export interface RegionReaderParts {
   behind: WriteBehind;
   onHint: (range: RegionRange, kind: HintKind) => void;
   stats: CloneDeviceStats;
+  /** Where each read of the source costs a round trip: how far ahead of a sequential reader to read, bytes. */
+  readAheadBytes?: () => number;
 }
 
 /** Parts of one request at work at once. */
 const WIDTH = 16;
-/** How far behind a read of the source more of it is expected to be wanted, bytes. */
-const HINT_AHEAD = 2 ** 20;
+/** Around a read of the source more is expected to be wanted, up to the next multiple of this, bytes. */
+const NEIGHBOURHOOD = 128 * 1024;
+/** How far ahead of a sequential reader it is hinted at what comes, bytes. */
+const HINT_AHEAD = 8 * 2 ** 20;
+const NOTHING = new Uint8Array(0);
 
 /** A run of bytes of one read, from one device. */
 interface ReadPart {
@@ -49,14 +58,14 @@ interface ReadPart {
 /** Reads byte ranges of a clone. */
 export class RegionReader {
   readonly #parts: RegionReaderParts;
-  readonly #hintAhead: number;
+  readonly #readahead: Readahead;
   /** May be changed at any time. */
   hydrateOnRead: HydrateOnRead;
 
   constructor(parts: RegionReaderParts, hydrateOnRead: HydrateOnRead) {
     this.#parts = parts;
     this.hydrateOnRead = hydrateOnRead;
-    this.#hintAhead = Math.max(1, Math.floor(HINT_AHEAD / parts.geometry.regionSize));
+    this.#readahead = new Readahead({ size: parts.exactSize, most: parts.readAheadBytes ?? (() => HINT_AHEAD) });
   }
 
   /** Fills `buffer` if that needs no waiting, and hydrates what is to be hydrated by it. @throws {DeviceError} */
@@ -64,14 +73,19 @@ export class RegionReader {
     const { geometry, regions, source, destination, stats } = this.#parts;
     const start = Math.floor(offset / geometry.regionSize);
     const end = Math.ceil((offset + buffer.length) / geometry.regionSize);
-    if (regions.isHydrated(start, end)) return destination.tryRead?.(offset, buffer) ?? false;
+    if (regions.isHydrated(start, end)) {
+      if (destination.tryRead?.(offset, buffer) !== true) return false;
+      this.#lookAhead(offset, offset + buffer.length, { begins: false });
+      return true;
+    }
     if (regions.sourceEnd(start, end) < end) return false;
     const keeps = this.hydrateOnRead !== "never";
     if (keeps && !this.#isWholeAndIdle(offset, buffer.length, start, end)) return false;
     if (!source.tryRead(offset, buffer)) return false;
     if (keeps) this.#landAtOnce({ start, end }, buffer);
     stats.sourceServedBytes += buffer.length;
-    this.#hint(start, end);
+    this.#hint(offset, offset + buffer.length);
+    this.#lookAhead(offset, offset + buffer.length);
     return true;
   }
 
@@ -80,10 +94,15 @@ export class RegionReader {
     const { geometry, regions, destination } = this.#parts;
     const start = Math.floor(offset / geometry.regionSize);
     const end = Math.ceil((offset + buffer.length) / geometry.regionSize);
-    if (regions.isHydrated(start, end)) return destination.read(offset, buffer);
-    return runParts(this.#split(offset, buffer), WIDTH, (part) =>
+    if (regions.isHydrated(start, end)) {
+      this.#lookAhead(offset, offset + buffer.length, { begins: false });
+      return destination.read(offset, buffer);
+    }
+    const done = runParts(this.#split(offset, buffer), WIDTH, (part) =>
       part.fromSource ? this.#readSource(part) : destination.read(part.offset, part.buffer),
     );
+    this.#lookAhead(offset, offset + buffer.length); // behind what is waited for
+    return done;
   }
 
   /** Runs of one place; those of the source cut where multiples of the most that is read at once lie. */
@@ -110,7 +129,7 @@ export class RegionReader {
     const { geometry, source, stats } = this.#parts;
     const touched = geometry.regionsTouching({ offset, length: buffer.length });
     const hydrations = this.#beginHydrations(offset, offset + buffer.length, touched);
-    this.#hint(touched.start, touched.end);
+    this.#hint(offset, offset + buffer.length);
     if (hydrations.length === 0) {
       await source.read({ range: { offset, length: buffer.length }, skip: 0, buffer });
     } else {
@@ -174,8 +193,51 @@ export class RegionReader {
     if (bytes !== undefined) source.release(bytes);
   }
 
-  #hint(start: number, end: number): void {
-    const { regions, onHint } = this.#parts;
-    onHint({ start, end: Math.min(regions.regionCount, end + this.#hintAhead) }, "nearby");
+  /** What lies next to a read is likely to be wanted too. */
+  #hint(offset: number, end: number): void {
+    const { exactSize } = this.#parts;
+    const until = Math.min(exactSize, Math.ceil(end / NEIGHBOURHOOD) * NEIGHBOURHOOD);
+    this.#hintAt({ offset, length: until - offset });
+  }
+
+  #hintAt(range: ByteRange): void {
+    const { geometry, onHint } = this.#parts;
+    onHint(geometry.regionsTouching(range), "nearby");
+  }
+
+  /** What a sequential reader will want next. */
+  #lookAhead(offset: number, end: number, options?: { begins: boolean }): void {
+    const range = this.#readahead.note(offset, end, options);
+    if (range === undefined) return;
+    const { geometry, regions, readAheadBytes } = this.#parts;
+    const reads = readAheadBytes !== undefined && this.hydrateOnRead !== "never";
+    if (!reads || geometry.regionSize > MOST_READ_AT_ONCE) {
+      this.#hintAt(range);
+      return;
+    }
+    const touched = geometry.regionsTouching(range);
+    for (let region = touched.start; region < touched.end; ) {
+      const most = Math.floor(MOST_READ_AT_ONCE / geometry.regionSize);
+      const cut = Math.min(touched.end, region - (region % most) + most);
+      const run = regions.nextUnhydrated(region, cut, most);
+      if (run !== undefined && !this.#readAhead(run)) {
+        const { offset } = geometry.bytesOf(run);
+        this.#hintAt({ offset, length: range.offset + range.length - offset });
+        return;
+      }
+      region = run?.end ?? cut;
+    }
+  }
+
+  /** Hydrates unhydrated regions as if somebody had read them; false where there is no room for it. */
+  #readAhead(run: RegionRange): boolean {
+    const { geometry, source, behind } = this.#parts;
+    const hydration = behind.begin(run, { speculative: true });
+    if (hydration === undefined) return false;
+    const range = geometry.bytesOf(run);
+    const onEnd = (bytes: Uint8Array | undefined): void => void this.#land([hydration], range.offset, bytes);
+    const request = { range, skip: 0, buffer: NOTHING, onEnd, speculative: true };
+    source.read(request).catch(() => {}); // nobody waits for it: who wants the bytes meets the error
+    return true;
   }
 }

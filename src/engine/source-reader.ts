@@ -292,7 +292,7 @@ export class SourceReader {
       this.#abandon(read.fetch);
       read.onEnd?.(undefined);
     }
-    if (read.lastError === undefined) this.#stats.timeouts++;
+    if (read.lastError === undefined && !read.speculative) this.#stats.timeouts++;
     read.reject(read.lastError ?? this.timeoutError(read.range));
   }
 

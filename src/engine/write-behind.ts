@@ -47,11 +47,15 @@ export class WriteBehind {
     this.#zeros = Buffer.alloc(Math.min(ZERO_UNIT, parts.geometry.regionSize));
   }
 
-  /** Enters unhydrated regions in the table, if there is room for their bytes. `land()` must follow. */
-  begin(range: RegionRange): Hydration | undefined {
+  /**
+   * Enters unhydrated regions in the table, if there is room for their bytes; half of it is left to what somebody has really
+   * read. `land()` must follow.
+   */
+  begin(range: RegionRange, { speculative = false } = {}): Hydration | undefined {
     const { geometry, regions, commits, clock, mostBytes, stats, inFlight } = this.#parts;
     const { length } = geometry.bytesOf(range);
-    if (stats.writeBehindBytes + length > mostBytes || commits.failure !== undefined) return undefined;
+    const most = speculative ? mostBytes / 2 : mostBytes;
+    if (stats.writeBehindBytes + length > most || commits.failure !== undefined) return undefined;
     if (clock.now() < this.#restsUntil) return undefined;
     const hydration = regions.begin(range, { cancellable: true });
     stats.writeBehindBytes += length;

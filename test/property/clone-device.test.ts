@@ -74,7 +74,7 @@ test("A clone answers what a plain disk might answer, whatever happens at the sa
         clock,
         source,
         destination,
-        ...(w.sharesReads && { reads: new ReadsInFlight() }),
+        ...(w.sharesReads && { reads: new ReadsInFlight(), readAheadBytes: () => 65_536 }),
         store: new JitteryDevice(store, clock, random, { latencyMs }),
         sourceTimeoutMs: 30_000,
       });

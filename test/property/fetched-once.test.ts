@@ -24,6 +24,7 @@ const world = fc.integer({ min: 1, max: 24 }).chain((regions) =>
     latencies: fc.record({ source: fc.nat(200), destination: fc.nat(200) }),
     sourceDepth: fc.constantFrom(1, 3, 64),
     background: fc.boolean(),
+    readsAhead: fc.boolean(),
     reads: fc.array(
       fc.record({
         pauseMs: fc.oneof(fc.constant(0), fc.nat(40), fc.nat(400)),
@@ -37,45 +38,49 @@ const world = fc.integer({ min: 1, max: 24 }).chain((regions) =>
 
 test("No byte of the source is asked for twice, whoever needs it and whenever", () =>
   fc.assert(
-    fc.asyncProperty(world, async ({ size, seed, pieceLength, latencies, sourceDepth, background, reads }) => {
-      const clock = new VirtualClock();
-      const random = seededRandom(seed);
-      const content = noise(size, 1);
-      const memory = new MemoryDevice({ name: "source", size, content });
-      const source = new CountingSource(new JitteryDevice(memory, clock, random, { latencyMs: latencies.source }));
-      const disk = new MemoryDevice({ name: "disk", size, content: noise(size, 2) });
-      const destination = new JitteryDevice(disk, clock, random, { latencyMs: latencies.destination });
-      const clone = await makeClone({
-        size,
-        regionSize: REGION,
-        clock,
-        source,
-        destination,
-        hydrateOnRead: "always",
-        sourceDepth,
-        pieceLength,
-        reads: new ReadsInFlight(),
-      });
-      const stop = new AbortController();
-      const hydration = background ? hydrateInBackground(clone, random, stop.signal) : undefined;
-      const clients: Promise<void>[] = [];
-      for (const { pauseMs, at, length } of reads) {
-        if (pauseMs > 0) await clock.sleep(pauseMs);
-        const end = Math.min(size, at + length);
-        const client = bytesAt(clone.device, at, end - at).then((bytes) =>
-          expect(Buffer.compare(bytes, content.subarray(at, end))).toBe(0),
-        );
-        clients.push(client);
-      }
-      await Promise.all(clients);
-      expect(Buffer.compare(await bytesAt(clone.device, 0, size), content)).toBe(0);
-      await clone.device.drain();
-      while (clone.regions.hydratedCount < clone.regions.regionCount) await clock.sleep(50);
-      stop.abort();
-      await hydration;
-      expect(source.most).toBe(1);
-      expect(Buffer.compare(await imageOf(disk), content)).toBe(0);
-      await clone.device[Symbol.asyncDispose]();
-    }),
+    fc.asyncProperty(
+      world,
+      async ({ size, seed, pieceLength, latencies, sourceDepth, background, readsAhead, reads }) => {
+        const clock = new VirtualClock();
+        const random = seededRandom(seed);
+        const content = noise(size, 1);
+        const memory = new MemoryDevice({ name: "source", size, content });
+        const source = new CountingSource(new JitteryDevice(memory, clock, random, { latencyMs: latencies.source }));
+        const disk = new MemoryDevice({ name: "disk", size, content: noise(size, 2) });
+        const destination = new JitteryDevice(disk, clock, random, { latencyMs: latencies.destination });
+        const clone = await makeClone({
+          size,
+          regionSize: REGION,
+          clock,
+          source,
+          destination,
+          hydrateOnRead: "always",
+          sourceDepth,
+          pieceLength,
+          reads: new ReadsInFlight(),
+          ...(readsAhead && { readAheadBytes: () => 65_536 }),
+        });
+        const stop = new AbortController();
+        const hydration = background ? hydrateInBackground(clone, random, stop.signal) : undefined;
+        const clients: Promise<void>[] = [];
+        for (const { pauseMs, at, length } of reads) {
+          if (pauseMs > 0) await clock.sleep(pauseMs);
+          const end = Math.min(size, at + length);
+          const client = bytesAt(clone.device, at, end - at).then((bytes) =>
+            expect(Buffer.compare(bytes, content.subarray(at, end))).toBe(0),
+          );
+          clients.push(client);
+        }
+        await Promise.all(clients);
+        expect(Buffer.compare(await bytesAt(clone.device, 0, size), content)).toBe(0);
+        await clone.device.drain();
+        while (clone.regions.hydratedCount < clone.regions.regionCount) await clock.sleep(50);
+        stop.abort();
+        await hydration;
+        expect(source.most).toBe(1);
+        expect(Buffer.compare(await imageOf(disk), content)).toBe(0);
+        await clone.device[Symbol.asyncDispose]();
+      },
+    ),
     { numRuns: Number(process.env.CLONE_TEST_RUNS ?? 100) },
   ));

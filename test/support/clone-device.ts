@@ -30,6 +30,7 @@ export interface TestCloneOptions
       | "reads"
       | "retry"
       | "isUnreadable"
+      | "readAheadBytes"
       | "onTouch"
     >
   > {
@@ -124,6 +125,7 @@ export async function makeClone(options: TestCloneOptions = {}) {
     ...(options.reads && { reads: options.reads }),
     ...(options.retry !== undefined && { retry: options.retry }),
     ...(options.isUnreadable && { isUnreadable: options.isUnreadable }),
+    ...(options.readAheadBytes && { readAheadBytes: options.readAheadBytes }),
     random: () => 0.5,
     onTouch: options.onTouch,
   });

@@ -247,7 +247,7 @@ describe("Hydration on read", () => {
     expect([drawing({ regions }), source.log, hints]).toEqual([
       "....",
       [`read ${regionSize + 100}+100`],
-      ["nearby 1-3"],
+      ["nearby 1-2"],
     ]);
   });
 
