@@ -150,7 +150,7 @@ async function runExample({ scene, check }: Example, texts: readonly string[]): 
     expect(copies).toEqual([...new Set(texts.join("\n").match(/\bcopy\d*\.img\b/g))].sort()); // and no metadata
     for (const copy of copies) expect(await holds(join(cwd, copy), disk), copy).toBe(true);
   } finally {
-    for (const server of servers) await server.kill();
+    for (const server of servers) await server[Symbol.asyncDispose]();
   }
 }
 

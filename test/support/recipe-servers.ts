@@ -1,8 +1,9 @@
 /** Servers that examples take for granted: they are there, at a port of this run, before the first command. */
-import { copyFile, mkdir, writeFile } from "node:fs/promises";
+import { copyFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { certificates } from "./certificates.ts";
-import { freePort, listens, type Running, startProgram } from "./source-servers.ts";
+import { startNginx } from "./nginx.ts";
+import { freePort, listens } from "./source-servers.ts";
 
 /** What an example is run with. */
 export interface Scene {
@@ -10,7 +11,7 @@ export interface Scene {
   replace: (readonly [printed: string | RegExp, here: string])[];
   /** Lines that come before it. */
   before?: string[];
-  servers?: Running[];
+  servers?: AsyncDisposable[];
   /** A command that starts a server, which goes on in the background, and whether that can be used yet. */
   daemon?: { start: string; isReady: () => Promise<boolean> };
 }
@@ -39,45 +40,18 @@ export async function nbdServer(cwd: string): Promise<Scene> {
  * ca-cert.pem): all of them below /, below /private for alice alone, below /token for who has the token.
  */
 export async function webServer(cwd: string): Promise<Scene> {
-  const [plain, secure] = [await freePort(), await freePort()];
-  await using keys = await certificates();
-  for (const name of ["ca-cert.pem", "server-cert.pem", "server-key.pem"]) {
-    await copyFile(join(keys.path, name), join(cwd, name));
-  }
+  const keys = await certificates();
+  await copyFile(join(keys.path, "ca-cert.pem"), join(cwd, "ca-cert.pem"));
   await writeFile(join(cwd, "users"), "alice:{PLAIN}wonderland\n");
-  await mkdir(join(cwd, "nginx"), { recursive: true });
-  const temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((n) => `${n}_temp_path ${cwd}/nginx;`);
-  const config = join(cwd, "nginx.conf");
-  await writeFile(
-    config,
-    `daemon off;
-pid ${cwd}/nginx.pid;
-error_log stderr;
-worker_processes 1;
-${process.getuid?.() === 0 ? "user root;" : ""}
-events {}
-http {
-  access_log off;
-  ${temporary.join(" ")}
-  server {
-    listen 127.0.0.1:${plain};
-    listen 127.0.0.1:${secure} ssl;
-    ssl_certificate ${cwd}/server-cert.pem;
-    ssl_certificate_key ${cwd}/server-key.pem;
-    location / { root ${cwd}; }
-    location /private/ { alias ${cwd}/; auth_basic private; auth_basic_user_file ${cwd}/users; }
-    location /token/ { alias ${cwd}/; if ($http_authorization != "Bearer wonderland") { return 401; } }
-  }
-}
-`,
-  );
-  const words = ["nginx", "-e", "stderr", "-c", config];
-  const server = await startProgram(words, { cwd, ready: async () => (await listens(plain)) && listens(secure) });
+  const locations = `
+    location /private/ { alias $root/; auth_basic private; auth_basic_user_file $root/users; }
+    location /token/ { alias $root/; if ($http_authorization != "Bearer wonderland") { return 401; } }`;
+  const nginx = await startNginx(cwd, { root: cwd, certificates: keys.path, locations });
   return {
     replace: [
-      ["localhost:8080", `localhost:${plain}`],
-      ["localhost:8443", `localhost:${secure}`],
+      ["localhost:8080", `localhost:${nginx.port}`],
+      ["localhost:8443", `localhost:${nginx.securePort}`],
     ],
-    servers: [server],
+    servers: [nginx, keys],
   };
 }
