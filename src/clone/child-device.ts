@@ -13,7 +13,11 @@ export interface ChildDeviceParts {
   /** What the program itself reads from us. */
   served?: ServedSource | undefined;
   /** And from what we read that. */
-  owned?: RemoteDevice | undefined;
+  owned?: ChildDevice | undefined;
+  /** Tells the files that it is read from, besides the one that its user has named. */
+  tag?: string | undefined;
+  /** Throws a ChangedError where they are not what they were. */
+  check?: (() => Promise<void>) | undefined;
 }
 
 /** A device behind a program, read-only. */
@@ -21,18 +25,18 @@ export class ChildDevice extends FilterDevice implements RemoteDevice {
   readonly #client: RemoteDevice;
   readonly #server: ChildServer;
   readonly #served: ServedSource | undefined;
-  readonly #owned: RemoteDevice | undefined;
+  readonly #owned: ChildDevice | undefined;
+  readonly #check: (() => Promise<void>) | undefined;
+  readonly identity: RemoteIdentity;
 
-  constructor({ client, server, served, owned }: ChildDeviceParts) {
+  constructor({ client, server, served, owned, tag, check }: ChildDeviceParts) {
     super(client);
     this.#client = client;
     this.#server = server;
     this.#served = served;
     this.#owned = owned;
-  }
-
-  get identity(): RemoteIdentity {
-    return this.#client.identity;
+    this.#check = check;
+    this.identity = tag === undefined ? client.identity : { ...client.identity, etag: tag };
   }
 
   get incarnation(): number {
@@ -43,6 +47,20 @@ export class ChildDevice extends FilterDevice implements RemoteDevice {
     const { failure } = this.#server;
     if (failure instanceof ChangedError) return failure.difference;
     return this.#owned?.changed ?? this.#client.changed;
+  }
+
+  /**
+   * How what it is read from has changed since it was opened, as the end of a sentence about it. As `changed`, but it asks: for the
+   * files of a chain, backing files included. @throws {DeviceError} where they cannot be looked at
+   */
+  async change(): Promise<string | undefined> {
+    try {
+      await this.#check?.();
+    } catch (error) {
+      if (error instanceof ChangedError) return error.difference;
+      throw error;
+    }
+    return this.changed;
   }
 
   get mostAtOnce(): number {

@@ -2,6 +2,7 @@
  * What qemu is told to open: every file by its driver and path, backing files included. So qemu guesses no format, takes no name
  * for a protocol or an option, and opens nothing that was not looked at here.
  */
+import { createHash } from "node:crypto";
 import { stat } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
 import { ChangedError, CloneError, DeviceError, errnoOf, UsageError } from "../base/errors.ts";
@@ -23,8 +24,10 @@ const LONGEST_CHAIN = 64;
 /** The graph of an image in local files. */
 export interface LocalImage {
   node: ImageNode;
-  /** The files that it is read from, the image first; the parts of a VMDK are not among them. */
+  /** The files that it is read from, the image first. */
   files: readonly string[];
+  /** Tells the others from what they were before, over restarts of the machine; undefined where there are none. */
+  tag: string | undefined;
   /** @throws {ChangedError} where one of the files is not what it was when the graph was made */
   check(): Promise<void>;
 }
@@ -46,12 +49,13 @@ export function imageFormat(name: string): string {
 export async function localImage(path: string, format: string, mayRefer: boolean): Promise<LocalImage> {
   const chain = new Chain(mayRefer);
   const node = await chain.node(path, format);
-  return { node, files: chain.paths, check: () => chain.check() };
+  return { node, files: chain.paths, tag: chain.tag(), check: () => chain.check() };
 }
 
 class Chain {
   readonly #mayRefer: boolean;
-  readonly #files = new Map<string, string>();
+  readonly #files = new Map<string, FileState>();
+  #depth = 0;
 
   constructor(mayRefer: boolean) {
     this.#mayRefer = mayRefer;
@@ -61,9 +65,17 @@ class Chain {
     return [...this.#files.keys()];
   }
 
+  tag(): string | undefined {
+    const [, ...others] = this.#files.values();
+    if (others.length === 0) return undefined;
+    const hash = createHash("sha256");
+    for (const { lasting } of others) hash.update(`${lasting}\n`);
+    return `"${hash.digest("hex").slice(0, 32)}"`;
+  }
+
   async check(): Promise<void> {
-    for (const [path, state] of this.#files) {
-      if ((await stateOf(path)).state === state) continue;
+    for (const [path, { now }] of this.#files) {
+      if ((await stateOf(path)).now === now) continue;
       const difference = `"${path}" has been changed`;
       throw new ChangedError(`Cannot read "${this.paths[0]}" any more: ${difference}`, { difference });
     }
@@ -82,19 +94,21 @@ class Chain {
       const name = this.#pathOf(path, reference);
       if (reference.role === "backing file") node.backing = await this.node(name, await backingFormat(name, reference));
       if (reference.role === "data file") node["data-file"] = await this.#file(name);
-      // qemu opens the extents of a VMDK itself, by paths from its own.
+      // qemu opens the extents of a VMDK itself, by paths from its own; one may be named several times.
+      if (reference.role === "extent") this.#files.set(name, await stateOf(name));
     }
     return node;
   }
 
   async #file(path: string): Promise<ImageNode> {
-    const { state, isDevice } = await stateOf(path);
+    const state = await stateOf(path);
     if (this.#files.has(path)) throw new CloneError("failed", `Cannot open "${path}": it refers to itself`);
-    if (this.#files.size === LONGEST_CHAIN) {
+    this.#depth += 1;
+    if (this.#depth > LONGEST_CHAIN) {
       throw new CloneError("failed", `Cannot open "${this.paths[0]}": it refers to more than ${LONGEST_CHAIN} files`);
     }
     this.#files.set(path, state);
-    return { driver: isDevice ? "host_device" : "file", filename: path };
+    return { driver: state.isDevice ? "host_device" : "file", filename: path };
   }
 
   #pathOf(path: string, { role, name }: ImageReference): string {
@@ -123,14 +137,23 @@ async function backingFormat(path: string, { format }: ImageReference): Promise<
   return found;
 }
 
-/** What tells a file from another, and from what it was before. @throws {DeviceError} */
-async function stateOf(path: string): Promise<{ state: string; isDevice: boolean }> {
+interface FileState {
+  isDevice: boolean;
+  /** What tells it from another file and from what it was before, as long as the machine runs. */
+  now: string;
+  /** And as long as the file lives: device numbers change, and a device has no time of change. */
+  lasting: string;
+}
+
+/** @throws {DeviceError} */
+async function stateOf(path: string): Promise<FileState> {
   try {
     const stats = await stat(path, { bigint: true });
     const isDevice = stats.isBlockDevice();
     if (!isDevice && !stats.isFile()) throw new UsageError(`Cannot open "${path}": it is no file or block device`);
-    const identity = isDevice ? [stats.rdev] : [stats.dev, stats.ino, stats.size, stats.mtimeNs];
-    return { state: identity.join(" "), isDevice };
+    if (isDevice) return { isDevice, now: String(stats.rdev), lasting: path };
+    const lasting = [stats.ino, stats.size, stats.mtimeNs].join(" ");
+    return { isDevice, now: `${stats.dev} ${lasting}`, lasting };
   } catch (error) {
     const errno = errnoOf(error);
     if (errno === undefined) throw error;

@@ -12,7 +12,7 @@ import { BusyError, CloneError, UsageError } from "../base/errors.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import { LaunchError } from "../device/child-program.ts";
 import { ChildServer } from "../device/child-server.ts";
-import type { RemoteDevice, RemoteOptions } from "../device/remote-device.ts";
+import type { RemoteOptions } from "../device/remote-device.ts";
 import { pathOfDescriptor } from "../device/unnamed-socket.ts";
 import { NbdDevice } from "../nbd/client/nbd-device.ts";
 import { ChildDevice } from "./child-device.ts";
@@ -44,7 +44,7 @@ const FIRST_INHERITED = 4;
  * @throws {CloneError} where the program is missing, with the package to install
  * @throws {DeviceError} where it cannot be opened, in the program's words
  */
-export async function openImage(request: ImageRequest, options: RemoteOptions = {}): Promise<RemoteDevice> {
+export async function openImage(request: ImageRequest, options: RemoteOptions = {}): Promise<ChildDevice> {
   switch (request.kind) {
     case "file":
       return await openLocalImage(request, options);
@@ -60,20 +60,20 @@ export async function openImage(request: ImageRequest, options: RemoteOptions = 
 async function openLocalImage(
   { path, format, isGiven = false }: Extract<ImageRequest, { kind: "file" }>,
   options: RemoteOptions,
-): Promise<RemoteDevice> {
+): Promise<ChildDevice> {
   const image = await localImage(path, imageFormat(format), isGiven);
   const [, ...others] = image.files;
   for (const file of others) options.onDetail?.(`"${path}" is read together with "${file}"`);
   const { check } = image;
-  return await start({ name: path, ...qemuNbd([graphText(image.node)]), check }, options);
+  return await start({ name: path, ...qemuNbd([graphText(image.node)]), check, tag: image.tag }, options);
 }
 
 /** Whatever its user says, what such an image names is not opened: paths in it are of another machine, or of somebody's choice. */
 async function openServedImage(
   { device, format }: Extract<ImageRequest, { kind: "device" }>,
   options: RemoteOptions,
-  owned?: RemoteDevice,
-): Promise<RemoteDevice> {
+  owned?: ChildDevice,
+): Promise<ChildDevice> {
   const driver = imageFormat(format);
   const head = new Uint8Array(Math.min(FIRST_HEADER_BYTES, device.size));
   await device.read(0, head);
@@ -97,12 +97,12 @@ async function openServedImage(
 async function openByQemu(
   { filename, format }: Extract<ImageRequest, { kind: "qemu" }>,
   options: RemoteOptions,
-): Promise<RemoteDevice> {
+): Promise<ChildDevice> {
   refuseCredentials(filename);
-  const isJson = /^json:/i.test(filename);
-  const name = isJson ? `json:{${String(parseJsonImage(filename).driver)}…}` : filename;
-  if (isJson) return await start({ name, ...qemuNbd([graphText(parseJsonImage(filename) as ImageNode)]) }, options);
-  const raw = await start({ name, ...qemuNbd(["--format=raw", "--", filename]) }, options);
+  const json = /^json:/i.test(filename) ? parseJsonImage(filename) : undefined;
+  const name = json === undefined ? filename : `json:{${String(json.driver)}…}`;
+  const image = json === undefined ? ["--format=raw", "--", filename] : [graphText(json as ImageNode)];
+  const raw = await start({ name, ...qemuNbd(image) }, options);
   if (format === "raw") return raw;
   try {
     return await openServedImage({ kind: "device", device: raw, format }, options, raw);
@@ -112,7 +112,7 @@ async function openByQemu(
   }
 }
 
-async function openCommand(words: readonly string[], options: RemoteOptions): Promise<RemoteDevice> {
+async function openCommand(words: readonly string[], options: RemoteOptions): Promise<ChildDevice> {
   const [program = ""] = words;
   if (program === "") throw new UsageError("Cannot open [ ]: it names no command");
   return await start({ name: `[ ${program} … ]`, words }, options);
@@ -141,12 +141,14 @@ interface Start {
   inherit?: readonly number[];
   environment?: Readonly<Record<string, string>>;
   check?: () => Promise<void>;
+  /** See `ChildDeviceParts`. */
+  tag?: string | undefined;
   served?: ServedSource;
   /** What is disposed of with it. */
-  owned?: RemoteDevice | undefined;
+  owned?: ChildDevice | undefined;
 }
 
-async function start({ served, owned, ...started }: Start, options: RemoteOptions): Promise<RemoteDevice> {
+async function start({ served, owned, tag, ...started }: Start, options: RemoteOptions): Promise<ChildDevice> {
   const { name, words } = started;
   const [program = ""] = words;
   try {
@@ -157,7 +159,7 @@ async function start({ served, owned, ...started }: Start, options: RemoteOption
       async (path, signal) =>
         await NbdDevice.open({ place: { path }, exportName: "" }, { ...options, signal, name, access: "read-only" }),
     );
-    return new ChildDevice({ client: opened, server, served, owned });
+    return new ChildDevice({ client: opened, server, served, owned, tag, check: started.check });
   } catch (error) {
     if (error instanceof CloneError && error.hint === LOCKED_HINT) {
       throw new BusyError(error.message, { cause: error, hint: LOCKED_HINT });

@@ -13,9 +13,9 @@
  * The socket is the same for ever (`UnnamedSocket`): while the program is down nobody listens there.
  */
 import { type Clock, systemClock } from "../base/clock.ts";
-import { CloneError, DeviceError, errnoOf } from "../base/errors.ts";
+import { ChangedError, CloneError, DeviceError, errnoOf } from "../base/errors.ts";
 import { ChildOutput } from "./child-output.ts";
-import { type ChildCommand, type ChildEnd, ChildProgram, LaunchError } from "./child-program.ts";
+import { type ChildCommand, type ChildEnd, ChildProgram } from "./child-program.ts";
 import { UnnamedSocket } from "./unnamed-socket.ts";
 
 /** How long a program may take until its first answer, ms: a cluster that has to be found first may be slow. */
@@ -49,7 +49,7 @@ export interface ChildServerOptions extends ChildCommand {
   /** Told what it prints. */
   onOutput?: ((line: string) => void) | undefined;
   startTimeoutMs?: number | undefined;
-  /** Asked before it is started again: throws where what it would serve is not what it served. */
+  /** Asked before it is started again: throws a ChangedError where what it would serve is not what it served. */
   check?: (() => Promise<void>) | undefined;
   /** What the last lines that the program has printed mean. */
   explain?: ((lines: readonly string[]) => ChildWords) | undefined;
@@ -192,17 +192,12 @@ export class ChildServer implements AsyncDisposable {
         return program;
       } catch (error) {
         if (!(error instanceof CloneError)) throw error;
-        if (!(error instanceof LaunchError)) {
+        if (error instanceof ChangedError) {
           this.#final = error;
           this.#options.onNote?.(error.message);
           return undefined;
         }
-        const { errno } = error;
-        this.#down = new DeviceError(`Cannot read "${this.#options.name}": ${error.message}`, {
-          errno,
-          away: true,
-          cause: error,
-        });
+        this.#down = new DeviceError(error.message, { errno: errnoOf(error) ?? "EIO", away: true, cause: error });
       }
     }
   }

@@ -2,7 +2,18 @@
 // not make us open.
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdir, readdir, readFile, readlink, stat, symlink, truncate, utimes, writeFile } from "node:fs/promises";
+import {
+  mkdir,
+  readdir,
+  readFile,
+  readlink,
+  rename,
+  stat,
+  symlink,
+  truncate,
+  utimes,
+  writeFile,
+} from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { BusyError, ChangedError, CloneError, DeviceError, UsageError } from "../../src/base/errors.ts";
@@ -432,6 +443,51 @@ describe("openImage() while qemu-nbd dies", () => {
     process.kill((await childrenNamed("qemu-nbd"))[0] as number, "SIGKILL");
     await eventually("the change is told", () => image.changed !== undefined);
     await expect(image.read(0, new Uint8Array(512))).rejects.toThrow(ChangedError);
+  });
+});
+
+describe("openImage() of a chain", () => {
+  testWith(QEMU, "a file beneath that changes is told, now and to who opens it again", async () => {
+    await using disk = await withDisk();
+    await run("qemu-img", "create", "-q", "-f", "qcow2", "-b", disk.raw, "-F", "raw", disk.path("top.qcow2"));
+    const request = { kind: "file", path: disk.path("top.qcow2"), format: "qcow2", isGiven: true } as const;
+    await using image = await openImage(request);
+    expect(await image.change()).toBeUndefined();
+    const { etag } = image.identity;
+    expect(etag).toMatch(/^"[0-9a-f]{32}"$/);
+    await using again = await openImage(request);
+    expect(again.identity.etag).toBe(etag);
+    await utimes(disk.raw, 1, 1);
+    expect(await image.change()).toBe(`"${disk.raw}" has been changed`);
+    await using changed = await openImage(request);
+    expect(changed.identity.etag).not.toBe(etag);
+  });
+
+  testWith(QEMU, "and so is an extent of a VMDK; an image alone has no tag", async () => {
+    await using disk = await withDisk();
+    await disk.convert("image.vmdk", "-O", "vmdk", "-o", "subformat=monolithicFlat");
+    await using image = await openImage({ kind: "file", path: disk.path("image.vmdk"), format: "vmdk", isGiven: true });
+    expect(image.identity.etag).toBeDefined();
+    await utimes(disk.path("image-flat.vmdk"), 1, 1);
+    expect(await image.change()).toContain("image-flat.vmdk");
+    await disk.convert("image.qcow2", "-O", "qcow2");
+    await using alone = await openImage({ kind: "file", path: disk.path("image.qcow2"), format: "qcow2" });
+    expect(alone.identity).toEqual({ kind: "nbd", size: alone.size });
+  });
+
+  testWith(QEMU, "while the file is away it is waited for, and read on when it is back", async () => {
+    await using disk = await withDisk();
+    await disk.convert("image.qcow2", "-O", "qcow2");
+    await using image = await openImage({ kind: "file", path: disk.path("image.qcow2"), format: "qcow2" });
+    await rename(disk.path("image.qcow2"), disk.path("aside"));
+    process.kill((await childrenNamed("qemu-nbd"))[0] as number, "SIGKILL");
+    const bytes = Buffer.alloc(MIB);
+    const reading = image.read(5 * MIB, bytes);
+    await eventually("qemu-nbd has ended", async () => (await childrenNamed("qemu-nbd")).length === 0);
+    await rename(disk.path("aside"), disk.path("image.qcow2"));
+    await reading;
+    expect(Buffer.compare(bytes, disk.content.subarray(5 * MIB, 6 * MIB))).toBe(0);
+    expect(image.changed).toBeUndefined();
   });
 });
 
