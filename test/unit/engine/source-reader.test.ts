@@ -1,8 +1,10 @@
 import { describe, expect, test } from "vitest";
+import { ChangedError, DeviceError } from "../../../src/base/errors.ts";
 import type { BlockDevice } from "../../../src/device/block-device.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { BufferShelf } from "../../../src/engine/buffer-shelf.ts";
-import { SourceReader } from "../../../src/engine/source-reader.ts";
+import { ReadsInFlight } from "../../../src/engine/reads-in-flight.ts";
+import { SourceReader, type SourceReaderParts } from "../../../src/engine/source-reader.ts";
 import { FaultyDevice } from "../../support/faulty-device.ts";
 import { HeldDevice } from "../../support/held-device.ts";
 import { noise } from "../../support/layout.ts";
@@ -196,6 +198,175 @@ describe("SourceReader", () => {
     const request = { range: { offset: 0, length: 512 }, skip: 0, buffer: Buffer.alloc(512) };
     await expect(reader.read({ ...request, onEnd: (bytes) => void ends.push(bytes) })).rejects.toThrow("broken");
     expect(ends).toEqual([undefined]);
+  });
+});
+
+describe("SourceReader and passing errors", () => {
+  /** A source of which the first `errors` reads fail. */
+  function setUpFailing(errors: (Error | DeviceError)[], options: Partial<SourceReaderParts> = {}) {
+    const clock = new VirtualClock();
+    const source = new HeldDevice(new MemoryDevice({ name: "source", size: SIZE, content: CONTENT }));
+    const read = source.read.bind(source);
+    const askedAt: number[] = [];
+    source.read = async (offset, buffer) => {
+      askedAt.push(clock.now());
+      const error = errors.shift();
+      if (error !== undefined) throw error;
+      await read(offset, buffer);
+    };
+    const stats = { sourceReadBytes: 0, timeouts: 0 };
+    const parts = { source, clock, timeoutMs: 30_000, depth: 2, stats, retry: 3, random: () => 1 };
+    const reader = new SourceReader({ ...parts, ...options });
+    const buffer = Buffer.alloc(512);
+    const request = { range: { offset: 512, length: 512 }, skip: 0, buffer };
+    return { clock, reader, request, askedAt, stats, buffer };
+  }
+  const ioError = (errno: string): DeviceError => new DeviceError(`Cannot read: ${errno}`, { errno });
+
+  test("asks again, after pauses that grow, while somebody waits", async () => {
+    const { reader, request, askedAt, buffer, stats } = setUpFailing([ioError("EIO"), ioError("ECONNRESET")]);
+    await reader.read(request);
+    expect(askedAt).toEqual([0, 50, 150]);
+    expect(buffer.equals(CONTENT.subarray(512, 1024))).toBe(true);
+    expect(stats).toEqual({ sourceReadBytes: 512, timeouts: 0 });
+  });
+
+  test("hands on the last error when it has tried often enough", async () => {
+    const errors = ["EIO", "EIO", "EIO", "ENODATA"].map(ioError);
+    const { reader, request, askedAt } = setUpFailing(errors);
+    await expect(reader.read(request)).rejects.toMatchObject({ errno: "ENODATA" });
+    expect(askedAt).toEqual([0, 50, 150, 350]);
+  });
+
+  test.for([
+    ["a source that is gone", ioError("ENODEV")],
+    ["a source that has changed", new ChangedError("Cannot read: it has changed", { difference: "has another tag" })],
+    ["no error of a device", new Error("broken")],
+  ] as const)("does not ask again after %s", async ([, error]) => {
+    const { reader, request, askedAt } = setUpFailing([error]);
+    await expect(reader.read(request)).rejects.toBe(error);
+    expect(askedAt).toEqual([0]);
+  });
+
+  test("does not ask again for what is known to be unreadable, nor for what nobody waits for", async () => {
+    const known = setUpFailing([ioError("EIO")], { isUnreadable: ({ offset, length }) => offset + length > 600 });
+    await expect(known.reader.read(known.request)).rejects.toMatchObject({ errno: "EIO" });
+    expect(known.askedAt).toEqual([0]);
+    const ahead = setUpFailing([ioError("EIO")]);
+    await expect(ahead.reader.read({ ...ahead.request, speculative: true })).rejects.toMatchObject({ errno: "EIO" });
+    expect(ahead.askedAt).toEqual([0]);
+  });
+
+  test("gives the client the error, and asks no more, when its time is up meanwhile", async () => {
+    const errors = Array.from({ length: 9 }, () => ioError("EIO"));
+    const { clock, reader, request, askedAt, stats } = setUpFailing(errors, { retry: 8, timeoutMs: 200 });
+    await expect(reader.read(request)).rejects.toMatchObject({ errno: "EIO" });
+    expect([clock.now(), stats.timeouts]).toEqual([200, 0]);
+    await clock.sleep(60_000);
+    expect(askedAt).toEqual([0, 50, 150]);
+  });
+});
+
+describe("SourceReader and those who read beside it", () => {
+  function setUpShared(options: Partial<SourceReaderParts> = {}) {
+    const clock = new VirtualClock();
+    const held = new HeldDevice(new MemoryDevice({ name: "source", size: SIZE, content: CONTENT }));
+    const reads = new ReadsInFlight();
+    const stats = { sourceReadBytes: 0, timeouts: 0 };
+    const reader = new SourceReader({ source: held, clock, timeoutMs: 30_000, depth: 1, stats, reads, ...options });
+    const read = async (offset: number, length: number): Promise<boolean> => {
+      const buffer = Buffer.alloc(length, 0xee);
+      await reader.read({ range: { offset, length }, skip: 0, buffer });
+      return buffer.equals(CONTENT.subarray(offset, offset + length));
+    };
+    /** As a copy in the background does it. */
+    const copy = (offset: number, length: number) => {
+      const memory = Buffer.alloc(length);
+      const fetch = reads.fetch({ offset, length }, () => memory);
+      return { fetch, done: fetch.run((from, bytes) => held.read(from, bytes)) };
+    };
+    return { clock, held, reads, stats, reader, read, copy };
+  }
+
+  test("takes what a copy has on its way, without a place of its own", async () => {
+    const { held, copy, read, reads } = setUpShared({ timeoutMs: Infinity });
+    held.hold("read");
+    const copying = copy(0, 65_536);
+    const hanging = read(2 ** 20, 512);
+    const joined = read(4096, 4096);
+    await whenIdle();
+    expect(held.waiting).toHaveLength(2);
+    held.release("read");
+    expect(await Promise.all([joined, hanging])).toEqual([true, true]);
+    await copying.done;
+    expect(await read(8192, 512)).toBe(true); // it has come, and is not at the destination yet
+    copying.fetch.release();
+    expect([reads.count, held.log]).toEqual([0, ["read 0+65536", `read ${2 ** 20}+512`]]);
+  });
+
+  test("gives up on a copy that hangs, as it would on the source", async () => {
+    const { clock, held, copy, read, stats } = setUpShared();
+    held.hold("read");
+    const copying = copy(0, 65_536);
+    await expect(read(4096, 4096)).rejects.toMatchObject({ errno: "ETIMEDOUT", offset: 4096, length: 4096 });
+    expect([clock.now(), stats.timeouts]).toEqual([30_000, 1]);
+    held.release("read");
+    await copying.done;
+    copying.fetch.release();
+  });
+
+  test("waits for its turn with the one who asks, as long as others get answers", async () => {
+    const { clock, held, read } = setUpShared();
+    held.hold("read");
+    const first = read(0, 512);
+    const queued = read(4096, 4096);
+    const joined = read(4096, 1024);
+    await clock.sleep(25_000);
+    held.release("read");
+    held.hold("read");
+    expect(await first).toBe(true);
+    await clock.sleep(25_000); // the queued one is at the source for as long as that; the joined one has waited for 50 s
+    held.release("read");
+    expect(await Promise.all([queued, joined])).toEqual([true, true]);
+    expect(held.log).toEqual(["read 0+512", "read 4096+4096"]);
+  });
+
+  test("asks for itself where the one who asks gives up in the queue", async () => {
+    const { clock, held, read } = setUpShared({ depth: 1 });
+    held.hold("read");
+    const hanging = read(0, 512).catch(() => "timed out");
+    const queued = read(4096, 4096).catch(() => "timed out");
+    await clock.sleep(20_000);
+    const late = read(4096, 1024);
+    expect([await hanging, await queued, clock.now()]).toEqual(["timed out", "timed out", 30_000]);
+    held.release("read");
+    expect(await late).toBe(true);
+    expect(held.log).toEqual(["read 0+512", "read 4096+1024"]);
+  });
+
+  test("keeps what nobody has used up, as far as it has room, and the youngest the longest", async () => {
+    const { held, read, copy, reader, reads } = setUpShared({ keptBytes: 3 * 4096 });
+    for (let at = 0; at < 4; at++) await read(at * 4096, 4096);
+    const copying = copy(0, 4 * 4096);
+    await copying.done;
+    expect(held.log.slice(4)).toEqual(["read 0+4096"]);
+    copying.fetch.release();
+    reader.close();
+    expect(reads.count).toBe(0);
+  });
+
+  test("has no more bytes in flight than it may, but one read in any case", async () => {
+    const { held, read } = setUpShared({ depth: 10, mostBytes: 10_000, timeoutMs: Infinity });
+    held.hold("read");
+    const all = [read(0, 65_536), read(65_536, 4096), read(2 ** 18, 4096), read(2 ** 19, 4096)];
+    await whenIdle();
+    expect(held.waiting).toHaveLength(1);
+    held.release("read");
+    held.hold("read");
+    await whenIdle();
+    expect(held.waiting).toHaveLength(2);
+    held.release("read");
+    expect(await Promise.all(all)).toEqual([true, true, true, true]);
   });
 });
 
