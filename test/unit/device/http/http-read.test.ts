@@ -197,6 +197,14 @@ describe("HttpDevice.read()", () => {
       },
       "more than it announces",
     ],
+    [
+      "a byte more, after all has come",
+      (_q, response) => {
+        const fields = { "content-range": "bytes 0-99/16000", etag: '"one"' };
+        response.writeHead(206, fields).write(Buffer.alloc(100, 1), () => setImmediate(() => response.end("x")));
+      },
+      "more than it announces",
+    ],
   ])("%s is not taken for data; a server that goes on so is given up", async (_name, reply, text) => {
     await using server = await httpServer();
     const { device, clock } = await openHttp(server);
@@ -231,6 +239,41 @@ describe("HttpDevice.read()", () => {
     expect(Buffer.compare(await readAll(device), content)).toBe(0);
     expect(server.requests).toHaveLength(1 + 4);
     expect(clock.pauses).toEqual([]);
+  });
+
+  test("a part that is longer than it says is not taken, though there is room for it", async () => {
+    const content = noise(100_000);
+    await using server = await httpServer({ content });
+    const { device, clock } = await openHttp(server);
+    await using _ = device;
+    server.next((_request, response) => {
+      response.writeHead(206, { "content-range": "bytes 0-65535/100000", etag: '"one"' });
+      response.end(Buffer.alloc(70_000, 1));
+    });
+    expect(Buffer.compare(await readAll(device), content)).toBe(0);
+    expect(clock.pauses).toEqual([75]);
+    expect(server.requests.at(-1)?.headers.range).toBe("bytes=0-99999");
+  });
+
+  test("a read of several parts, one of which fails, ends when all have let go of the buffer", async () => {
+    await using server = await httpServer({ content: Buffer.alloc(8 * 2 ** 20, 7) });
+    const { device } = await openHttp(server);
+    await using _ = device;
+    let late: (() => void) | undefined;
+    server.always((request, response, serve) => {
+      if (request.headers.range?.startsWith("bytes=0-")) status(404)(request, response, serve);
+      else late = serve;
+    });
+    const buffer = Buffer.alloc(device.size);
+    let hasEnded = false;
+    const reading = device.read(0, buffer).finally(() => (hasEnded = true));
+    reading.catch(() => {});
+    await until(() => late !== undefined && server.requests.length === 3);
+    for (let turn = 0; turn < 20; turn += 1) await new Promise((resolve) => setImmediate(resolve));
+    expect(hasEnded).toBe(false);
+    late?.();
+    await expect(reading).rejects.toThrow("HTTP 404");
+    expect(buffer.at(-1)).toBe(7);
   });
 
   test.each([401, 403, 404, 410, 416, 418])("%i is final at once, and the device can still be read", async (code) => {

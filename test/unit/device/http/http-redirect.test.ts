@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { ChangedError } from "../../../../src/base/errors.ts";
 import { httpServer, openHttp, type Reply, readPart, status } from "../../../support/http-server.ts";
+import { until } from "../../../support/nbd-server.ts";
 import { scratchDirectory } from "../../../support/scratch.ts";
 
 /** Sends on to where `to` says at the moment. */
@@ -123,6 +124,37 @@ describe("A place that a redirect led to", () => {
     expect(front.requests).toHaveLength(2); // one for all of them
     await readPart(device, 0, 16);
     expect(front.requests).toHaveLength(2);
+  });
+
+  test("is asked for anew once, also for who learns later that its time is over", async () => {
+    await using store = await httpServer();
+    await using front = await httpServer();
+    let turn = 1;
+    front.always(redirect(() => `${store.origin}/signed?turn=${turn}`));
+    const { device } = await openHttp(front);
+    await using _ = device;
+    turn = 2;
+    let late: (() => void) | undefined;
+    store.next((request, response, serve) => (late = () => status(403)(request, response, serve)));
+    const slow = readPart(device, 0, 16);
+    await until(() => late !== undefined);
+    store.next(status(403));
+    await readPart(device, 16, 16); // finds it at turn 2
+    late?.();
+    expect((await slow).toString()).toBe("0123456789abcdef");
+    expect(front.requests).toHaveLength(2);
+    expect(store.requests.at(-1)?.url).toBe("/signed?turn=2");
+  });
+
+  test("that has the same tag on another size by then is a change", async () => {
+    await using store = await httpServer();
+    await using front = await httpServer();
+    front.always(redirect(() => store.url));
+    const { device } = await openHttp(front);
+    await using _ = device;
+    store.object.content = Buffer.alloc(16_001);
+    store.next(status(403));
+    await expect(readPart(device, 0, 16)).rejects.toMatchObject({ difference: "its size is 16001 bytes, not 16000" });
   });
 
   test("that has another object by then is a change", async () => {

@@ -2,6 +2,8 @@
 import { describe, expect, test } from "vitest";
 import { DeviceError } from "../../../../src/base/errors.ts";
 import { httpServer, openHttp, type Reply, readAll, readPart, status } from "../../../support/http-server.ts";
+import { ManualClock } from "../../../support/manual-clock.ts";
+import { until } from "../../../support/nbd-server.ts";
 
 const DATE = "Wed, 01 Jan 2025 00:00:00 GMT";
 
@@ -34,15 +36,19 @@ describe("A request", () => {
 
   test("holds back the others for as long as the server asks", async () => {
     await using server = await httpServer();
-    const { device, clock } = await openHttp(server, { connections: 1 });
+    const clock = new ManualClock();
+    const { device } = await openHttp(server, { clock });
     await using _ = device;
-    let askedAt = 0;
-    server.next(status(503, { "retry-after": "20" }), (_request, _response, serve) => {
-      askedAt = clock.now();
-      serve();
-    });
-    await Promise.all([readPart(device, 0, 16), readPart(device, 16, 16)]);
-    expect(askedAt).toBeGreaterThanOrEqual(20_000);
+    server.next(status(503, { "retry-after": "20" }));
+    const first = readPart(device, 0, 16);
+    await until(() => server.requests.length === 2 && clock.sleeping === 1); // only the pause is left of it
+    const second = readPart(device, 16, 16);
+    await clock.advance(19_999);
+    await new Promise((resolve) => setTimeout(resolve, 5));
+    expect(server.requests).toHaveLength(2);
+    await clock.advance(1);
+    await Promise.all([first, second]);
+    expect(server.requests).toHaveLength(4);
   });
 
   test.each(["61", "999999999", "Wed, 01 Jan 2030 00:00:00 GMT"])(

@@ -2,6 +2,7 @@
 import { inspect } from "node:util";
 import { describe, expect, test } from "vitest";
 import { ChangedError } from "../../../../src/base/errors.ts";
+import { S3Object } from "../../../../src/device/s3/s3-object.ts";
 import { status } from "../../../support/http-server.ts";
 import { KEYS, openTestS3, s3Environment, s3Error, s3Server } from "../../../support/s3-server.ts";
 
@@ -174,11 +175,12 @@ describe("openS3()", () => {
     await using server = await s3Server();
     const token = "FwoGZXIvYXdzEXAMPLETOKEN0123456789";
     server.always((request, response, serve) => {
-      const message = `${request.headers.authorization} ${token} ${KEYS.id} ${KEYS.secret} ${"a".repeat(9999)}\n\u001b[31m`;
+      const message = `${request.headers.authorization} ${token} ${KEYS.id} ${KEYS.secret} ${"a ".repeat(999)}\n\u001b[31m`;
       s3Error(403, "AccessDenied", { message })(request, response, serve);
     });
     const failed = await openTestS3(server, { environment: { AWS_SESSION_TOKEN: token } }).catch((error) => error);
     const text = inspect(failed, { depth: 20, showHidden: true }) + failed.stack;
+    expect(failed.message).toContain("SignedHeaders=host;…;x-amz-date");
     expect(failed.message.length).toBeLessThan(400);
     for (const secret of [token, KEYS.id, KEYS.secret, "\u001b"]) expect(text).not.toContain(secret);
     const signature = /Signature=(\w+)/.exec(server.requests[0]?.headers.authorization ?? "")?.[1] as string;
@@ -195,4 +197,19 @@ describe("openS3()", () => {
     });
     expect(server.requests).toEqual([]);
   });
+});
+
+test("An object at AWS whose bucket is in another region is asked for at that region's host", async () => {
+  const settings = {
+    region: "us-east-1",
+    endpoint: undefined,
+    addressing: "auto",
+    fips: false,
+    dualstack: false,
+  } as const;
+  const keySource = { keys: async () => undefined, renew: async () => false };
+  const object = new S3Object({ place: { ...settings, bucket: "images", key: "k" }, keySource });
+  const head = { status: 301, headers: { "x-amz-bucket-region": "eu-west-3" } };
+  expect(await object.explain(head, "")).toMatchObject({ next: "again" });
+  expect(object.start()).toEqual({ origin: "https://images.s3.eu-west-3.amazonaws.com", path: "/k" });
 });
