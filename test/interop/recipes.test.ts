@@ -1,15 +1,16 @@
 // The examples of clone-serve(1), run as they are printed: by the shell, with a clone disk.img served at disk.sock in the
 // directory where one is. (The one for QEMU is run by guest.test.ts.)
 import { existsSync } from "node:fs";
-import { chmod, mkdir, truncate, writeFile } from "node:fs/promises";
+import { chmod, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect } from "vitest";
 import { holds, randomFile, readRange } from "../support/files.ts";
 import { noNbdLoop } from "../support/nbd-loop.ts";
 import { testWith } from "../support/needs.ts";
+import { RecipeShell } from "../support/recipe-shell.ts";
 import { recipe, recipesOf } from "../support/recipes.ts";
-import { CLONE, cloneOk } from "../support/run-clone.ts";
-import { hasProgram, loopDevice, noLoopDevices, run, type Scratch, scratchDirectory } from "../support/scratch.ts";
+import { cloneOk } from "../support/run-clone.ts";
+import { loopDevice, noLoopDevices, run, type Scratch, scratchDirectory } from "../support/scratch.ts";
 import { type Server, startServe, stopServe } from "../support/serve.ts";
 
 const PAGE = "clone-serve.1";
@@ -27,15 +28,10 @@ function served(cwd: string): Promise<Server> {
   return startServe({ clone: "disk.img", cwd, socket: "disk.sock", args: ["--rate", "4M"] });
 }
 
-/** Runs shell commands as they are printed, `clone` among them, with mounts that nobody else sees. */
+/** Runs commands as they are printed, and ends what they have left behind. */
 async function shell(cwd: string, ...lines: string[]): Promise<string> {
-  const bin = join(cwd, "bin");
-  await mkdir(bin, { recursive: true });
-  await writeFile(join(bin, "clone"), `#!/bin/sh\nexec '${process.execPath}' '${CLONE}' "$@"\n`, { mode: 0o755 });
-  const alone = process.getuid?.() === 0 && hasProgram("unshare") ? ["unshare", "--mount"] : ["env"];
-  const script = `set -e\nPATH='${bin}':$PATH:/usr/sbin:/sbin\ncd '${cwd}'\n${lines.join("\n")}\n`;
-  const [command = "", ...options] = alone;
-  return await run(command, ...options, "sh", "-c", script);
+  await using recipes = new RecipeShell({ cwd });
+  return await recipes.run(...lines);
 }
 
 /** Waits until `nbdfuse &` shows its file. */
@@ -66,8 +62,7 @@ describe("clone-serve(1)", () => {
       const cwd = directory.path;
       const bytes = await randomFile(join(cwd, "base.img"), 4 * MIB);
       const [serving = "", other = ""] = recipe(PAGE, "");
-      const waiting = "i=0; until [ -e disk.sock ]; do i=$((i + 1)); [ $i -lt 400 ]; sleep 0.05; done";
-      await shell(cwd, `${serving.trim()} &`, waiting, other, "wait $!");
+      await shell(cwd, serving, other, "wait $!");
       expect(await holds(join(cwd, "disk.img"), bytes)).toBe(true);
       expect(existsSync(join(cwd, "disk.img.clone"))).toBe(false);
     },
