@@ -7,7 +7,7 @@ import type { Clock } from "../../src/base/clock.ts";
 export class QuickClock implements Clock {
   readonly #shortMs: number;
   #now = 0;
-  readonly #sleepers = new Set<() => void>();
+  readonly #sleepers = new Map<() => void, number>();
 
   /** @param shortMs up to this long pauses pass at once */
   constructor(shortMs = 3000) {
@@ -32,7 +32,7 @@ export class QuickClock implements Clock {
         resolve();
       };
       signal?.addEventListener("abort", wake, { once: true });
-      if (ms > this.#shortMs) this.#sleepers.add(wake);
+      if (ms > this.#shortMs) this.#sleepers.set(wake, this.#now + ms);
       else {
         setImmediate(() => {
           this.#now += ms;
@@ -42,10 +42,17 @@ export class QuickClock implements Clock {
     });
   }
 
-  /** Lets `ms` pass, and all deadlines with them. */
+  /** Lets `ms` pass, and the deadlines that lie in between, in order; whoever sleeps anew meanwhile wakes in time. */
   async expire(ms: number): Promise<void> {
-    this.#now += ms;
-    for (const wake of [...this.#sleepers]) wake();
+    const until = this.#now + ms;
+    for (;;) {
+      const [next] = [...this.#sleepers].sort(([, a], [, b]) => a - b);
+      if (next === undefined || next[1] > until) break;
+      this.#now = Math.max(this.#now, next[1]);
+      next[0]();
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    this.#now = Math.max(this.#now, until);
     await new Promise((resolve) => setImmediate(resolve));
   }
 }

@@ -16,7 +16,7 @@ import type { NegotiatedExport } from "./negotiation.ts";
 const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 5000;
 /** How long a request to a server that is gone waits for the call that it has caused, ms. */
-const LAST_HOPE_MS = 1000;
+const LAST_HOPE_MS = 4000;
 /** How long a further connection may take; who lets nobody else in often does not say so. ms. */
 const FURTHER_TIMEOUT_MS = 5000;
 
