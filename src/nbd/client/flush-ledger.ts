@@ -11,7 +11,7 @@
 export class FlushLedger {
   /** Changes acknowledged so far. */
   #acknowledged = 0;
-  /** As many of them are durable, or were told to be lost. */
+  /** As many of them are durable, or were lost before a flush that succeeded. */
   #settled = 0;
   /** Connections that took something with them. */
   #losses = 0;
@@ -38,7 +38,7 @@ export class FlushLedger {
     if (underWay || this.#acknowledged > this.#settled) this.#losses += 1;
   }
 
-  /** A flush is about to be sent: what it will cover. */
+  /** A flush is asked for: what it has to cover. */
   begin(): FlushMark {
     return { acknowledged: this.#acknowledged, losses: this.#losses };
   }
@@ -50,10 +50,12 @@ export class FlushLedger {
     return true;
   }
 
-  /** A flush tells its caller that what was written since the last one is lost. */
+  /**
+   * A flush tells its caller that what was written since the last one is lost. What is there now is no more durable for that: the
+   * next loss is one again, until a flush has succeeded.
+   */
   tell(): void {
     this.#told = this.#losses;
-    this.#settled = this.#acknowledged;
   }
 }
 

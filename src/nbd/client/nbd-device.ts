@@ -17,7 +17,7 @@ import { ClientConnection } from "./client-connection.ts";
 import { ConnectionPool, UnreachableError } from "./connection-pool.ts";
 import { dial } from "./dial.ts";
 import { ExtentList } from "./extent-list.ts";
-import { FlushLedger } from "./flush-ledger.ts";
+import { FlushLedger, type FlushMark } from "./flush-ledger.ts";
 import { ConnectionLostError, HandshakeError, ServerError } from "./handshake-error.ts";
 import { inPieces } from "./in-pieces.ts";
 import { formatNbdUri, type NbdAddress } from "./nbd-uri.ts";
@@ -208,13 +208,19 @@ export class NbdDevice implements RemoteDevice {
 
   /**
    * Makes every change that has returned durable. @throws {LostWritesError} once, where some of them may be lost: then so may
-   * be everything that has returned since the last flush that succeeded, up to this moment.
+   * be everything that has returned since the last flush that succeeded, up to this moment. Of several at the same time all
+   * throw it.
    */
   async flush(): Promise<void> {
     if (this.readOnly) return;
-    if (this.#ledger.hasLost) throw this.#tellLost();
+    const mark = this.#ledger.begin();
+    if (this.#ledger.hasLost) {
+      await undefined; // others who call now have not heard of it either
+      this.#ledger.tell();
+      throw this.#lostError("flush", undefined, undefined, undefined);
+    }
     try {
-      await this.#flush();
+      await this.#flush(mark);
     } catch (error) {
       if (error instanceof LostWritesError) this.#ledger.tell();
       throw error;
@@ -347,37 +353,31 @@ export class NbdDevice implements RemoteDevice {
     await send(0);
   }
 
-  /** For a server without FUA: what a change was to be, durable when it returns. */
+  /** For a server without FUA: what a change was to be, durable when it returns. What is lost the next flush tells, too. */
   async #flushAfter(): Promise<void> {
     if (this.#offers(TransmissionFlag.sendFua)) return;
-    if (this.#ledger.hasLost) throw this.#lostError("flush", undefined, undefined, undefined); // the next flush tells it, too
-    await this.#flush();
+    if (this.#ledger.hasLost) throw this.#lostError("flush", undefined, undefined, undefined);
+    await this.#flush(this.#ledger.begin());
   }
 
-  /** One flush. @throws {LostWritesError} where something is lost, which the ledger then still has to tell */
-  async #flush(): Promise<void> {
+  /** One flush. @throws {LostWritesError} where something was lost since the mark, which the ledger may still have to tell */
+  async #flush(mark: FlushMark): Promise<void> {
     let connection: ClientConnection;
     try {
-      connection = await this.#pool.connection();
+      connection = this.#pool.idlest ?? (await this.#pool.connection());
     } catch (error) {
       throw this.#error("flush", undefined, undefined, error);
     }
-    if (this.#ledger.hasLost) throw this.#lostError("flush", undefined, undefined, undefined);
-    const mark = this.#ledger.begin();
+    let cause: unknown;
     try {
       if (has(connection.session, TransmissionFlag.sendFlush)) await connection.command(Command.flush, 0, 0, 0);
     } catch (error) {
       if (isShutdown(error)) connection.drop(shuttingDown(error));
       else if (!(error instanceof ConnectionLostError)) throw this.#error("flush", undefined, undefined, error);
       this.#ledger.lose({ underWay: true });
-      throw this.#lostError("flush", undefined, undefined, error);
+      cause = error;
     }
-    if (!this.#ledger.succeed(mark)) throw this.#lostError("flush", undefined, undefined, undefined);
-  }
-
-  #tellLost(): LostWritesError {
-    this.#ledger.tell();
-    return this.#lostError("flush", undefined, undefined, undefined);
+    if (!this.#ledger.succeed(mark)) throw this.#lostError("flush", undefined, undefined, cause);
   }
 
   /** Asks something that may be asked again, until there is an answer. */
