@@ -125,6 +125,8 @@ export function assemble(
     moved: () => copier.counts.copied + copier.counts.reflinked,
     rate: request.rate,
     minRate: request.minRate,
+    // From far away each place of the order that is not there in time costs whoever needs it a round trip.
+    isUrgent: () => far !== undefined && hydrator.followsOrder,
   });
   const extents = new ExtentCache(forExtents, { trusted: request.extents });
   const copying = {

@@ -40,6 +40,8 @@ export interface GovernorParts {
   rate: number | null;
   /** Bytes per second that the foreground never takes away; null for the default. */
   minRate: number | null;
+  /** Whether the background copies what the foreground is about to wait for: then it is not held back. */
+  isUrgent?: () => boolean;
 }
 
 const MIB = 2 ** 20;
@@ -195,7 +197,7 @@ export class Governor implements CopyAllowance {
   /** Whether somebody is there is looked at before each piece, not only at a tick. */
   #look(): void {
     const governs = this.#running !== undefined && !this.#stop.signal.aborted;
-    const busy = governs && this.#parts.meter.quietMs < QUIET_MS;
+    const busy = governs && this.#parts.meter.quietMs < QUIET_MS && this.#parts.isUrgent?.() !== true;
     if (busy === this.#busy) return;
     this.#busy = busy;
     if (busy && this.#foreground.alone(0.99) === undefined) this.#rest("long");

@@ -32,6 +32,11 @@ export class HintQueue {
     return this.next === undefined;
   }
 
+  /** Whether there is any left of the order. */
+  get hasOrder(): boolean {
+    return this.#order?.next !== undefined;
+  }
+
   /** Whether the range that is next is one of the order, which was not asked for just now. */
   get isOrdered(): boolean {
     return this.#nearby.length === 0 && this.#asked.length === 0;

@@ -96,6 +96,11 @@ export class OnlineHydrator {
     return this.#run !== undefined;
   }
 
+  /** Whether it hydrates, and not all of the order has been begun. */
+  get followsOrder(): boolean {
+    return this.working && !this.paused && this.#hints.hasOrder;
+  }
+
   /** Why it makes no headway, or undefined where it does. */
   get stalled(): Stall | undefined {
     return this.#run !== undefined && this.#run.hydratedRegions > 0 ? undefined : this.#stall;
