@@ -31,6 +31,14 @@ export class ByteHistory {
     ];
   }
 
+  /** What is known at this moment, to be asked later. */
+  snapshot(): ByteHistory {
+    const copy = new ByteHistory(new Uint8Array());
+    copy.#changes.splice(0, 1, ...this.#changes.map((change) => ({ ...change })));
+    copy.#now = this.#now;
+    return copy;
+  }
+
   /** A moment, for `check()` and `flushed()`. */
   now(): number {
     return this.#now++;

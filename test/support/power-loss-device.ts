@@ -81,6 +81,21 @@ export class PowerLossDevice implements BlockDevice {
 
   async [Symbol.asyncDispose](): Promise<void> {}
 
+  /** What has been flushed. A copy. */
+  get durable(): Buffer {
+    return Buffer.from(this.#durable);
+  }
+
+  /** Loses what is in the cache and goes on: of it the medium holds what `afterPowerLoss()` says. */
+  loseCache(random: () => number): void {
+    for (const [sector, versions] of this.#cached) {
+      const pick = Math.floor(random() * (versions.length + 1));
+      if (pick > 0) this.#durable.set(versions[pick - 1] as Buffer, sector * SECTOR);
+    }
+    this.#durable.copy(this.#seen);
+    this.#cached.clear();
+  }
+
   /** What the medium holds after the power has failed; `random` yields numbers from 0 to 1. */
   afterPowerLoss(random: () => number): MemoryDevice {
     const content = Buffer.from(this.#durable);
