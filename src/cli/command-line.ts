@@ -176,7 +176,8 @@ async function newContext({ verbose, quiet }: Verbosity, args: string[]): Promis
   const interruption = new Interruption();
   const onWarning = (warning: string): void => terminal.warn(warning);
   const isGiven = (option: string): boolean => args.some((arg) => arg.replace(/=.*/s, "") === `--${option}`);
-  return { terminal, verbose, quiet, interruption, signal: interruption.signal, isGiven, onWarning };
+  const onDetail = (line: string): void => terminal.detail(line);
+  return { terminal, verbose, quiet, interruption, signal: interruption.signal, isGiven, onWarning, onDetail };
 }
 
 /** Loaded late, with its colours: --help needs neither. */

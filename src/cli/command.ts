@@ -16,6 +16,8 @@ export interface CliContext {
   isGiven: (option: string) => boolean;
   /** For whatever finds something odd but bearable. */
   onWarning: (warning: string) => void;
+  /** A line that only the curious want. */
+  onDetail: (line: string) => void;
 }
 
 /** A command with its options type hidden, as the list of commands holds it. */

@@ -3,6 +3,7 @@ import type { RegionRange } from "../base/geometry.ts";
 import { countRegions, SECTOR_SIZE } from "../base/geometry.ts";
 import { metadataId } from "../control/control-path.ts";
 import { type LockHolder, lockHolder } from "../device/lock.ts";
+import type { Descriptor } from "../metadata/descriptor.ts";
 import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
 import { Clone, type OpenRequest } from "./clone.ts";
 import { findLivePeer, type LivePeer } from "./live-peer.ts";
@@ -13,7 +14,12 @@ export interface CloneStatus {
   state: "failed" | "finalized" | "hydrated" | "paused" | "hydrating" | "serving" | "idle";
   mode: "rw" | "ro" | "fail";
   /** Null where they are not known. */
-  source: { uri: string; size: number } | null;
+  source: {
+    uri: string;
+    size: number;
+    /** How its bytes are read: `raw`, or as an image in this format. */
+    format: string;
+  } | null;
   destination: { uri: string; size: number } | null;
   /** `id` tells it from all other metadata on this machine, see `metadataId`. */
   metadata: { path: string; id: string; blockSize: number; usedBlocks: number; totalBlocks: number };
@@ -190,7 +196,7 @@ export function statusOf(
   return {
     state,
     mode: now.failure === undefined ? "rw" : "fail",
-    source: descriptor === null ? null : { uri: descriptor.source.uri, size: descriptor.source.size },
+    source: descriptor === null ? null : sourceOf(descriptor),
     destination: descriptor === null ? null : { uri: descriptor.destination.uri, size: descriptor.destination.size },
     metadata: {
       path: clone.path,
@@ -227,6 +233,10 @@ export function statusOf(
     server: now.server,
     lockedBy: process.pid,
   };
+}
+
+function sourceOf({ source: { uri, size, format } }: Descriptor): CloneStatus["source"] {
+  return { uri, size, format };
 }
 
 /** The first that holds, see `CloneStatus`. */

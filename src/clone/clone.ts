@@ -9,6 +9,7 @@ import type { BlockDevice } from "../device/block-device.ts";
 import type { FileDevice } from "../device/file-device.ts";
 import { refuseClaimed, refuseInUse } from "../device/in-use.ts";
 import { acquireLock } from "../device/lock.ts";
+import type { RemoteOptions } from "../device/remote-device.ts";
 import { sharesStorage } from "../device/same-storage.ts";
 import { CloneMetadata } from "../metadata/clone-metadata.ts";
 import { type Descriptor, DescriptorStore, type FinalizeRecord } from "../metadata/descriptor.ts";
@@ -41,6 +42,8 @@ export interface OpenRequest {
   signal?: AbortSignal | undefined;
   /** Told of what is odd but bearable when it is found; sentences. */
   onWarning?: ((warning: string) => void) | undefined;
+  /** Told what only the curious want. */
+  onDetail?: ((line: string) => void) | undefined;
 }
 
 /** Where its devices are, as far as the command line says so. */
@@ -48,7 +51,7 @@ export interface DeviceRequest {
   source?: string | undefined;
   destination?: string | undefined;
   acceptChangedSource?: boolean | undefined;
-  /** A file of headers to send to a web server, where it is not where it was. */
+  /** A file of headers to send to a web server. Metadata names none: it could name any file, and any server. */
   headerFile?: string | undefined;
 }
 
@@ -74,6 +77,8 @@ export class Clone implements AsyncDisposable {
   /** The destination, where that is what the user named. */
   readonly #named: string | undefined;
   readonly #onWarning: (warning: string) => void;
+  /** What the devices of this clone are opened with. */
+  readonly #remoteOptions: RemoteOptions;
   #source: AttachedSource | undefined;
   /** What closes it. */
   #sourceOwner: AsyncDisposable | undefined;
@@ -95,6 +100,7 @@ export class Clone implements AsyncDisposable {
     descriptors: DescriptorStore;
     opened: AsyncDisposable[];
     onWarning: (warning: string) => void;
+    remoteOptions: RemoteOptions;
   }) {
     this.metadataDevice = parts.found.device;
     this.#named = parts.found.destination;
@@ -102,6 +108,7 @@ export class Clone implements AsyncDisposable {
     this.#descriptors = parts.descriptors;
     this.#metadataParts = parts.opened;
     this.#onWarning = parts.onWarning;
+    this.#remoteOptions = parts.remoteOptions;
   }
 
   /**
@@ -110,7 +117,7 @@ export class Clone implements AsyncDisposable {
    * @throws {BusyError} where another process uses it
    * @throws {DeviceError} where it cannot be read
    */
-  static async open({ name, access, signal, onWarning = () => {} }: OpenRequest): Promise<Clone> {
+  static async open({ name, access, signal, onDetail, onWarning = () => {} }: OpenRequest): Promise<Clone> {
     const opened: AsyncDisposable[] = [];
     try {
       const found = await openMetadata(name, access);
@@ -122,7 +129,8 @@ export class Clone implements AsyncDisposable {
       const descriptors = await DescriptorStore.open(device, place);
       for (const warning of metadata.warnings) onWarning(warning);
       for (const warning of descriptors.warnings) onWarning(`The descriptor of "${device.path}": ${warning}`);
-      return new Clone({ found, metadata, descriptors, opened, onWarning });
+      const remoteOptions = { signal, onDetail, onNote: onWarning };
+      return new Clone({ found, metadata, descriptors, opened, onWarning, remoteOptions });
     } catch (error) {
       await disposeAll(opened);
       if (!(error instanceof MetadataError)) throw error;
@@ -195,10 +203,10 @@ export class Clone implements AsyncDisposable {
     const location = parseLocation(request.source ?? this.#uri("source", pinned?.uri));
     const opened = this.#own(
       await openSource(location, {
+        ...this.#remoteOptions,
         format: pinned?.format ?? "raw", // the kernel knows no other
         isFormatGiven: this.#option("sourceFormat") !== undefined,
-        headerFile: request.headerFile ?? this.#option("headerFile"),
-        onNote: this.#onWarning,
+        headerFile: request.headerFile,
       }),
     );
     this.#sourceOwner = opened;
@@ -241,7 +249,7 @@ export class Clone implements AsyncDisposable {
         hint: "Where it was moved, name it with --destination.",
       });
     }
-    const opened = this.#own(await openDestination(location, { access, onNote: this.#onWarning }));
+    const opened = this.#own(await openDestination(location, { ...this.#remoteOptions, access }));
     await this.#refuseShared(opened, "destination", this.#source);
     if (opened.file !== undefined) await this.#lockDestination(opened.file, access);
     this.#refuseSmall(opened.device, "destination");

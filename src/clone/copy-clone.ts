@@ -25,7 +25,7 @@ export interface CopyStart {
  */
 export async function startCopy(
   request: CopyRequest,
-  { signal, onWarning }: Pick<OpenRequest, "signal" | "onWarning">,
+  { signal, onWarning, onDetail }: Pick<OpenRequest, "signal" | "onWarning" | "onDetail">,
 ): Promise<CopyStart> {
   const destination = parseLocation(request.destination);
   const metadata = await metadataOf(request, destination);
@@ -38,8 +38,9 @@ export async function startCopy(
         regionSize: request.regionSize ?? DEFAULT_REGION_SIZE,
         signal,
         onNote: onWarning,
+        onDetail,
       });
-  const clone = await Clone.open({ name: metadata, access: "exclusive", signal, onWarning });
+  const clone = await Clone.open({ name: metadata, access: "exclusive", signal, onWarning, onDetail });
   try {
     if (created === null) refuseAnother(clone, request);
     return { clone, created };

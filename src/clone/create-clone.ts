@@ -1,14 +1,14 @@
 /** `clone create`: checks source and destination, writes the metadata, copies nothing. */
 import { randomUUID } from "node:crypto";
-import { resolve } from "node:path";
 import { BusyError, UsageError } from "../base/errors.ts";
 import { Geometry, MAX_REGION_COUNT, SECTOR_SIZE } from "../base/geometry.ts";
+import type { BlockDevice } from "../device/block-device.ts";
 import { blockDeviceUser } from "../device/block-users.ts";
 import { FileDevice } from "../device/file-device.ts";
 import { findUser } from "../device/in-use.ts";
 import { describeHolder, lockHolder } from "../device/lock.ts";
 import { sharesStorage } from "../device/same-storage.ts";
-import type { Descriptor } from "../metadata/descriptor.ts";
+import { type Descriptor, MAX_URI_BYTES } from "../metadata/descriptor.ts";
 import { readStatus } from "./clone-status.ts";
 import { destinationFingerprint } from "./fingerprint.ts";
 import { displayName, isReopenable, type Location, parseLocation, parsePath } from "./location.ts";
@@ -39,6 +39,8 @@ export interface CreateRequest {
   /** A file of headers to send to a web server. */
   headerFile?: string | undefined;
   signal?: AbortSignal | undefined;
+  /** Told what only the curious want. */
+  onDetail?: ((line: string) => void) | undefined;
   /** Told of connections that are lost and there again. */
   onNote?: ((line: string) => void) | undefined;
 }
@@ -69,19 +71,25 @@ export const DEFAULT_REGION_SIZE = 65536;
 export async function createClone(request: CreateRequest): Promise<CreatedClone> {
   const sourceLocation = parseLocation(request.source);
   const destinationLocation = parseLocation(request.destination);
-  const { onNote, signal } = request;
-  const headerFile = request.headerFile === undefined ? undefined : resolve(request.headerFile);
-  await using source = await openSource(sourceLocation, { format: request.sourceFormat, headerFile, onNote, signal });
+  const { onNote, onDetail, signal } = request;
+  const remoteOptions = { onNote, onDetail, signal };
+  const { headerFile, sourceFormat: format } = request;
+  await using source = await openSource(sourceLocation, { ...remoteOptions, format, headerFile });
+  refuseLongName(source);
   await refuseUnfinishedSource(source);
   const geometry = geometryOf(source, request.regionSize);
-  await using made = await NewDestination.open(destinationLocation, source.device.size, { onNote, signal });
+  await using made = await NewDestination.open(destinationLocation, source.device.size, remoteOptions);
   const destination = made.opened;
-  const warnings = [...(await warningsOfSource(source, sourceLocation)), ...warningsOfDestination(destination)];
+  refuseLongName(destination);
+  const warnings = [
+    ...(await warningsOfSource(source, sourceLocation, headerFile)),
+    ...warningsOfDestination(destination),
+  ];
   await checkPair(source, destination, geometry);
   const metadata = await metadataPathOf(request, destination, source);
   await refuseMetadata(destination, metadata);
   if (!made.isNew && !request.force) await refuseData(destination);
-  const descriptor = describe({ ...request, headerFile }, source, destination);
+  const descriptor = describe(request, source, destination);
   const content = { geometry, descriptor };
   if (await isBlockDevice(metadata)) {
     await using device = await FileDevice.open(metadata, { access: "read-write", direct: "off" });
@@ -97,6 +105,12 @@ export async function createClone(request: CreateRequest): Promise<CreatedClone>
   const exactSize = source.device.size;
   const names = { source: displayName(sourceLocation), destination: displayName(destinationLocation) };
   return { metadata, ...names, format: source.format, geometry, exactSize, warnings };
+}
+
+/** @throws {UsageError} where metadata has no room for a name */
+function refuseLongName({ uri, device }: { uri: string; device: BlockDevice }): void {
+  if (Buffer.byteLength(uri) <= MAX_URI_BYTES) return;
+  throw new UsageError(`Cannot clone "${device.name.slice(0, 80)}…": its name has more than ${MAX_URI_BYTES} bytes`);
 }
 
 /** The destination of an unfinished clone has holes where its data is not yet. @throws {UsageError | BusyError} */
@@ -206,7 +220,7 @@ async function metadataPathOf(
 }
 
 function describe(request: CreateRequest, source: OpenedSource, destination: OpenedDestination): Descriptor {
-  const { regionSize, force, headerFile, sourceFormat } = request;
+  const { regionSize, force, sourceFormat } = request;
   return {
     uuid: randomUUID(),
     created: new Date().toISOString(),
@@ -225,7 +239,6 @@ function describe(request: CreateRequest, source: OpenedSource, destination: Ope
     options: {
       regionSize,
       force,
-      ...(headerFile === undefined ? {} : { headerFile }),
       ...(sourceFormat === undefined ? {} : { sourceFormat }),
     },
     unreadable: { ranges: [], inexact: false },
@@ -234,7 +247,11 @@ function describe(request: CreateRequest, source: OpenedSource, destination: Ope
   };
 }
 
-async function warningsOfSource({ device, file }: OpenedSource, location: Location): Promise<string[]> {
+async function warningsOfSource(
+  { device, file }: OpenedSource,
+  location: Location,
+  headerFile: string | undefined,
+): Promise<string[]> {
   const warnings = [];
   if (device.size % SECTOR_SIZE !== 0) {
     warnings.push(
@@ -246,6 +263,11 @@ async function warningsOfSource({ device, file }: OpenedSource, location: Locati
       location.kind === "command"
         ? "The command is not kept, since metadata must never make one run: name it again with --source wherever the source is needed"
         : `The rest of "${device.name}" is a credential and is not kept: name the whole URL again with --source wherever the source is needed`,
+    );
+  }
+  if (headerFile !== undefined) {
+    warnings.push(
+      "The name of the header file is not kept, since metadata must never make a file be sent: name it again with --header-file wherever the source is needed",
     );
   }
   if (file === undefined) return warnings;

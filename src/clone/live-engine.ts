@@ -127,6 +127,7 @@ export function assemble(
     minRate: request.minRate,
     // From far away each place of the order that is not there in time costs whoever needs it a round trip.
     isUrgent: () => far !== undefined && hydrator.followsOrder,
+    far: far !== undefined,
   });
   const extents = new ExtentCache(forExtents, { trusted: request.extents });
   const copying = {

@@ -20,6 +20,10 @@ import { displayName, type Location, uriOf } from "./location.ts";
 
 const fdatasync = promisify(fs.fdatasync);
 
+/** How long after the wish to stop requests to a remote device may still take, ms. */
+const SOURCE_GRACE_MS = 2000;
+const DESTINATION_GRACE_MS = 10_000;
+
 /** How a source is opened. */
 export interface SourceOptions extends RemoteOptions {
   /** How its bytes are to be understood: `raw`, or a format that qemu knows; undefined to find that out. */
@@ -53,6 +57,8 @@ export interface OpenedSource extends AsyncDisposable {
  */
 export async function openSource(location: Location, options: SourceOptions = {}): Promise<OpenedSource> {
   const opened = await openAs(location, options);
+  // That alone: the file of an image still has to tell whether it has changed.
+  if (opened.remote !== undefined) closeInTime(opened.remote, options.signal, SOURCE_GRACE_MS);
   if (opened.device.size > 0) return opened;
   await opened[Symbol.asyncDispose]();
   throw new UsageError(`Cannot clone "${opened.device.name}": it is empty`);
@@ -67,6 +73,9 @@ async function openAs(location: Location, options: SourceOptions): Promise<Opene
       uri,
       format,
     );
+  }
+  if (options.headerFile !== undefined && location.kind !== "http") {
+    throw new UsageError(`Cannot send headers to "${displayName(location)}": --header-file is for web servers`);
   }
   const { format = "raw" } = options;
   if (location.kind === "file") {
@@ -186,6 +195,15 @@ async function formatOf(device: BlockDevice, said: string | undefined): Promise<
   return await ending(device, async () => (await detectImageFormat(device)) ?? "raw");
 }
 
+/**
+ * Who wants to stop does not wait for a device that is away, or silent: what is still asked of it after a while fails, as if
+ * it had been closed. That is soon for a source, of which nothing is lost, and later for a destination, which is to be flushed.
+ */
+function closeInTime(remote: RemoteDevice, signal: AbortSignal | undefined, graceMs: number): void {
+  const close = (): void => void setTimeout(() => void remote[Symbol.asyncDispose](), graceMs).unref();
+  signal?.addEventListener("abort", close, { once: true });
+}
+
 // What most clones do without is loaded when it is needed: it would double the time that a command takes to start.
 
 async function openNbd(
@@ -248,7 +266,9 @@ export async function openDestination(
   const uri = uriOf(location);
   if (location.kind === "nbd") {
     const remote = await openNbd(location.address, { ...options, access });
-    return { uri, device: remote, file: undefined, remote, [Symbol.asyncDispose]: () => remote[Symbol.asyncDispose]() };
+    closeInTime(remote, options.signal, DESTINATION_GRACE_MS);
+    const close = async (): Promise<void> => await remote[Symbol.asyncDispose]();
+    return { uri, device: remote, file: undefined, remote, [Symbol.asyncDispose]: close };
   }
   if (location.kind !== "file") {
     throw new UsageError(`Cannot write to "${displayName(location)}": a destination is a path or an nbd URI`, {

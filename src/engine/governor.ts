@@ -20,7 +20,8 @@
  *
  * The limit alone is not enough. Pieces are small because one of 2 MiB keeps a thread, a disk or the event loop busy for
  * longer than a request takes; and there is one at a time, since on machines with few processors each takes one away. Only
- * where so few would not reach the limit, as with a source far away, there are more.
+ * where so few would not reach the limit there are more. From a source far away as many as its window holds: they wait for
+ * the way there, and for no processor, and one at a time would get nowhere.
  */
 import type { Clock } from "../base/clock.ts";
 import { ForegroundComparison, type RestKind } from "./foreground-comparison.ts";
@@ -42,6 +43,8 @@ export interface GovernorParts {
   minRate: number | null;
   /** Whether the background copies what the foreground is about to wait for: then it is not held back. */
   isUrgent?: () => boolean;
+  /** Whether the source is far away, and a window of its own bounds the copies in flight. Default false. */
+  far?: boolean;
 }
 
 const MIB = 2 ** 20;
@@ -179,7 +182,7 @@ export class Governor implements CopyAllowance {
   }
 
   get depth(): number {
-    return this.busy ? this.#copies : Infinity;
+    return this.busy && this.#parts.far !== true ? this.#copies : Infinity;
   }
 
   get shareLength(): number {

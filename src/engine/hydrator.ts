@@ -390,7 +390,8 @@ export class Hydrator {
       else if (commits.inDoubt && isOfTheLoss(error)) await commits.settle();
       const tainted = regions.isTainted(hydration);
       regions.fail(hydration);
-      if (stop.aborted && error === stop.reason) return;
+      // A source that was closed, so that a stop need not wait for it, is none that fails.
+      if (stop.aborted && (error === stop.reason || error instanceof SourceReadError)) return;
       if (!tainted || !isOfTheLoss(error)) throw error;
       this.#lost = true;
       return;

@@ -34,8 +34,8 @@ const FIRST_LENGTH = 128 * KIB;
 const SMALLEST_PIECE = 8 * KIB;
 const LARGEST_PIECE = 2 * MIB;
 /** The window at most, and with what has come and is being written, bytes. */
-const MOST_LENGTH = 24 * MIB;
-const MOST_HELD = 32 * MIB;
+const MOST_LENGTH = 16 * MIB;
+const MOST_HELD = 24 * MIB;
 const PIECES = 8;
 /** Pieces in flight at least, or the way is empty from each end to the next beginning. */
 const FEWEST_PIECES = 2;

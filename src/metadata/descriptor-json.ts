@@ -104,7 +104,8 @@ export interface Descriptor {
 
 type JsonObject = Record<string, unknown>;
 
-const MAX_URI_BYTES = 4096;
+/** No URI that is recorded is longer, bytes of UTF-8. */
+export const MAX_URI_BYTES = 4096;
 const MAX_TEXT_BYTES = 256;
 /** For what others make up: entity tags and serial numbers. */
 const MAX_FOREIGN_TEXT_BYTES = 1024;

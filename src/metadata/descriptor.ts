@@ -21,6 +21,7 @@ export {
   descriptorToJson,
   type FinalizeRecord,
   type Fingerprint,
+  MAX_URI_BYTES,
   type SettledState,
   type SourceIdentity,
   type UnreadableRegions,

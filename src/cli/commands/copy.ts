@@ -13,13 +13,13 @@ export const copyCommand = defineCommand({
       describe: "Go on although the source has changed since the copy began",
     }),
   async run(options, context) {
-    const { terminal, signal, onWarning } = context;
+    const { terminal, signal, onWarning, onDetail } = context;
     const { startCopy } = await import("../../clone/copy-clone.ts");
     const { displayName, parseLocation } = await import("../../clone/location.ts");
     const shown = (text: string): string =>
       URL.canParse(text) || text.startsWith("[") ? displayName(parseLocation(text)) : text;
     const order = await readOrder(options.order, signal);
-    const { clone: opened, created } = await startCopy(copyRequest(options), { signal, onWarning });
+    const { clone: opened, created } = await startCopy(copyRequest(options), { signal, onWarning, onDetail });
     await using clone = opened;
     for (const warning of created?.warnings ?? []) onWarning(warning);
     const request = { ...hydrateRequest(options), order };

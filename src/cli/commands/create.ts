@@ -6,7 +6,7 @@ import { createOptions, jsonOption } from "../options.ts";
 /** `clone create SOURCE DEST` */
 export const createCommand = defineCommand({
   options: (yargs) => jsonOption(createOptions(yargs)),
-  async run(options, { terminal, signal, onWarning }) {
+  async run(options, { terminal, signal, onWarning, onDetail }) {
     const { createClone, DEFAULT_REGION_SIZE } = await import("../../clone/create-clone.ts");
     const request = copyRequest(options);
     const created = await createClone({
@@ -14,6 +14,7 @@ export const createCommand = defineCommand({
       regionSize: request.regionSize ?? DEFAULT_REGION_SIZE,
       signal,
       onNote: onWarning,
+      onDetail,
     });
     const { metadata, geometry, exactSize, warnings } = created;
     for (const warning of warnings) terminal.warn(warning);
@@ -33,7 +34,7 @@ export const createCommand = defineCommand({
       );
     } else {
       terminal.print(
-        `Created ${metadata}: ${formatSize(exactSize)} in ${geometry.regionCount} regions of ${formatExactSize(geometry.regionSize)}`,
+        `Created ${metadata}: ${formatSize(exactSize)}${created.format === "raw" ? "" : ` of a ${created.format} image`} in ${geometry.regionCount} regions of ${formatExactSize(geometry.regionSize)}`,
       );
       terminal.note(`\`clone hydrate ${options.metadata ?? options.destination}\` copies the data.`);
     }

@@ -26,11 +26,11 @@ export const finalizeCommand = defineCommand({
         describe: "Change nothing; print the dm linear table that replaces the clone",
       }),
   async run(options, context) {
-    const { terminal, signal, onWarning } = context;
+    const { terminal, signal, onWarning, onDetail } = context;
     const { Clone } = await import("../../clone/clone.ts");
     if (options.table) {
       const { linearTable } = await import("../../clone/finalize-clone.ts");
-      await using clone = await Clone.open({ name: options.clone, access: "quiescent", signal, onWarning });
+      await using clone = await Clone.open({ name: options.clone, access: "quiescent", signal, onWarning, onDetail });
       terminal.print(await linearTable(clone, deviceRequest(options)));
       return ExitCode.done;
     }
@@ -40,7 +40,7 @@ export const finalizeCommand = defineCommand({
     };
     let report: FinalizeReport;
     try {
-      await using clone = await Clone.open({ name: options.clone, access: "exclusive", signal, onWarning });
+      await using clone = await Clone.open({ name: options.clone, access: "exclusive", signal, onWarning, onDetail });
       const request = { ...deviceRequest(options), ...asked, verify: options.verify ?? false };
       report = await runFinalize(clone, request, { ...options, context });
     } catch (error) {

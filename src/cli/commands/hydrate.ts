@@ -28,10 +28,10 @@ export const hydrateCommand = defineCommand({
     }),
   async run(options, context) {
     const { Clone } = await import("../../clone/clone.ts");
-    const { signal, onWarning } = context;
+    const { signal, onWarning, onDetail } = context;
     const order = await readOrder(options.order, signal);
     try {
-      await using clone = await Clone.open({ name: options.clone, access: "exclusive", signal, onWarning });
+      await using clone = await Clone.open({ name: options.clone, access: "exclusive", signal, onWarning, onDetail });
       const request = { ...hydrateRequest(options), limit: options.limit ?? null, order };
       const report = await runHydration(clone, request, { ...options, context });
       printReport(report, { json: options.json, goOn: `clone hydrate ${options.clone}`, context });

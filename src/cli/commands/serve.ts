@@ -92,7 +92,7 @@ export const serveCommand = defineCommand({
     const { Clone } = await import("../../clone/clone.ts");
     const { serveClone } = await import("../../clone/serve-clone.ts");
     const { parseListenAddress } = await import("../../clone/listen-address.ts");
-    const { signal, onWarning, terminal, interruption } = context;
+    const { signal, onWarning, onDetail, terminal, interruption } = context;
     interruption.heedHangup();
     const place: ListenPlace | undefined =
       options.socket !== undefined
@@ -138,7 +138,13 @@ export const serveCommand = defineCommand({
     const stop = AbortSignal.any([signal, ending.signal]);
     let exit: number = ExitCode.done;
     let command: CaptiveCommand | undefined;
-    await using clone: Clone = await Clone.open({ name: options.clone, access: "exclusive", signal, onWarning });
+    await using clone: Clone = await Clone.open({
+      name: options.clone,
+      access: "exclusive",
+      signal,
+      onWarning,
+      onDetail,
+    });
     const serving = serveClone(clone, request, {
       signal: stop,
       onNote: (line) => terminal.note(line),

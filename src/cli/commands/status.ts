@@ -97,12 +97,16 @@ function rowsOf({ status, unreadable, holder, peer }: StatusReport, out: ChalkIn
   if (peer !== undefined) rows.push(...paceRows(status));
   if (server !== null) rows.push(serverRow(server));
   rows.push(
-    ["source", source === null ? "not known" : displayUri(source.uri)],
+    ["source", source === null ? "not known" : `${displayUri(source.uri)}${inFormat(source.format)}`],
     ["destination", destination === null ? "not known" : displayUri(destination.uri)],
     ["metadata", `${metadata.path}, ${metadata.usedBlocks} of ${metadata.totalBlocks} blocks in use`],
   );
   if (peer !== undefined) rows.push(["control", peer.client.path]);
   return rows;
+}
+
+function inFormat(format: string): string {
+  return format === "raw" ? "" : `, a ${format} image`;
 }
 
 function byWhom(holder: LockHolder | undefined): string {

@@ -8,10 +8,10 @@ import { withVerifyProgress } from "../verify-progress.ts";
 export const verifyCommand = defineCommand({
   options: (yargs) => jsonOption(progressOption(deviceOptions(cloneArgument(yargs)))),
   async run(options, context) {
-    const { terminal, signal, onWarning } = context;
+    const { terminal, signal, onWarning, onDetail } = context;
     const { Clone } = await import("../../clone/clone.ts");
     const { verifyClone } = await import("../../clone/verify-clone.ts");
-    await using clone = await Clone.open({ name: options.clone, access: "quiescent", signal, onWarning });
+    await using clone = await Clone.open({ name: options.clone, access: "quiescent", signal, onWarning, onDetail });
     const report = await withVerifyProgress({ ...options, context }, (onStart) =>
       verifyClone(clone, deviceRequest(options), { signal, onStart }),
     );
