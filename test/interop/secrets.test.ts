@@ -120,6 +120,7 @@ describe("No credential is found anywhere", () => {
       await writeFile(file, `Authorization: Bearer ${SECRET}\n`, { mode: 0o600 });
       const found = await tracesOfLife(directory.path, [`http://127.0.0.1:${server.port}/x`], {
         create: ["--header-file", file],
+        again: ["--header-file", file],
       });
       expectNone(found, [SECRET]);
     },
