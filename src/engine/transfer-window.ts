@@ -23,6 +23,7 @@
 import type { Clock } from "../base/clock.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import { FilterDevice } from "../device/filters/filter-device.ts";
+import { ByteGate } from "./byte-gate.ts";
 import type { CopyAllowance, ReadWindow } from "./region-copier.ts";
 
 const KIB = 1024;
@@ -111,9 +112,7 @@ export class TransferWindow implements CopyAllowance, ReadWindow {
   #leastMs = Infinity;
   #leastProbeMs = Infinity;
 
-  /** Of those who enter, bytes. */
-  #entered = 0;
-  readonly #waiting: { bytes: number; enter: () => void }[] = [];
+  readonly #gate = new ByteGate(() => this.length);
 
   constructor({ clock, blockSize = 4096, mostAtOnce = LARGEST_PIECE }: TransferWindowParts) {
     this.#clock = clock;
@@ -152,16 +151,11 @@ export class TransferWindow implements CopyAllowance, ReadWindow {
 
   /** Resolves when so many more bytes may be asked for; first come, first served. */
   enter(bytes: number): Promise<void> {
-    if (this.#waiting.length === 0 && this.#hasRoom) {
-      this.#entered += bytes;
-      return Promise.resolve();
-    }
-    return new Promise((enter) => this.#waiting.push({ bytes, enter }));
+    return this.#gate.enter(bytes);
   }
 
   leave(bytes: number): void {
-    this.#entered -= bytes;
-    this.#admit();
+    this.#gate.leave(bytes);
   }
 
   /** A view of the source whose reads are measured. */
@@ -197,24 +191,12 @@ export class TransferWindow implements CopyAllowance, ReadWindow {
       if (round === this.#round && now - this.#roundBeganAt >= SHORTEST_ROUND_MS) this.#endRound(now, ms);
     }
     if (this.#state === "drain" && this.#inFlight <= this.length) this.#state = "probe";
-    this.#admit();
+    this.#gate.admit();
   }
 
   /** Half as much, and no more than the shortest time asks for: what was too long would be found to be right else. */
   get #probeLength(): number {
     return Math.max(this.pieceLength, Math.min(this.#length / 2, GAIN * this.#best * this.#leastMs));
-  }
-
-  get #hasRoom(): boolean {
-    return this.#entered < this.length;
-  }
-
-  #admit(): void {
-    for (let next = this.#waiting[0]; next !== undefined && this.#hasRoom; next = this.#waiting[0]) {
-      this.#waiting.shift();
-      this.#entered += next.bytes;
-      next.enter();
-    }
   }
 
   #addArea(now: number): void {
@@ -333,29 +315,4 @@ class WatchedDevice extends FilterDevice {
 /** The largest that is not larger. */
 function powerOfTwo(value: number): number {
   return 2 ** Math.floor(Math.log2(value));
-}
-
-/** Of two allowances, whichever is less. */
-export class LesserAllowance implements CopyAllowance {
-  readonly #one: CopyAllowance;
-  readonly #other: CopyAllowance;
-
-  constructor(one: CopyAllowance, other: CopyAllowance) {
-    this.#one = one;
-    this.#other = other;
-  }
-
-  get pieceLength(): number {
-    return Math.min(this.#one.pieceLength, this.#other.pieceLength);
-  }
-
-  /** In bytes, since pieces of the one may be longer than those of the other. */
-  get depth(): number {
-    const bytes = Math.min(this.#one.depth * this.#one.pieceLength, this.#other.depth * this.#other.pieceLength);
-    return Math.max(1, Math.floor(bytes / this.pieceLength));
-  }
-
-  get shareLength(): number {
-    return Math.min(this.#one.shareLength, this.#other.shareLength);
-  }
 }

@@ -19,7 +19,7 @@ interface Machine {
 }
 
 /** A background that copies as fast as it may, beside a foreground that suffers from it as `machine` says. */
-function simulate(options: Partial<Machine> & { rate?: number | null; minRate?: number | null } = {}) {
+function simulate(options: Partial<Machine> & { rate?: number | null; minRate?: number | null; far?: boolean } = {}) {
   const machine: Machine = { requests: 20_000, aloneMs: 1, bears: 50 * MIB, pieceMs: 1, copies: true, ...options };
   const clock = new VirtualClock();
   const throttle = new Throttle(clock, options.rate ?? null);
@@ -32,6 +32,7 @@ function simulate(options: Partial<Machine> & { rate?: number | null; minRate?: 
     moved: () => moved,
     rate: options.rate ?? null,
     minRate: options.minRate ?? null,
+    far: options.far ?? false,
   });
   const requests: { at: number; ms: number; count: number }[] = [];
   const moves: { at: number; bytes: number }[] = [];
@@ -115,6 +116,21 @@ describe("Governor", () => {
     expect(governor.busy).toBe(true);
     await clock.sleep(100);
     expect([governor.busy, governor.bytesPerSecond, governor.depth]).toEqual([false, null, Infinity]);
+  });
+
+  test("leaves it to the window how much is on its way from a source far away, and bounds the rate all the same", async () => {
+    const { machine, clock, meter, governor, throttle, rateSince } = simulate({ requests: 0, far: true, pieceMs: 20 });
+    governor.start();
+    await clock.sleep(1001);
+    meter.quietMs = 0;
+    expect([governor.pieceLength, governor.depth]).toEqual([128 * 1024, Infinity]);
+    expect(throttle.bytesPerSecond).toBe(DEFAULT_MIN_RATE);
+    machine.requests = 20_000;
+    machine.bears = 10 * MIB;
+    await clock.sleep(20_000);
+    const from = clock.now();
+    await clock.sleep(10_000);
+    expect(rateSince(from)).toBeLessThan(20 * MIB);
   });
 
   test.for([5, 50, 150])(

@@ -3,7 +3,8 @@
 import { describe, expect, test } from "vitest";
 import { FilterDevice } from "../../../src/device/filters/filter-device.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
-import { LesserAllowance, TransferWindow } from "../../../src/engine/transfer-window.ts";
+import { LesserAllowance } from "../../../src/engine/lesser-allowance.ts";
+import { TransferWindow } from "../../../src/engine/transfer-window.ts";
 import { type Link, LinkDevice } from "../../support/link-device.ts";
 import { seededRandom } from "../../support/power-loss-device.ts";
 import { VirtualClock, whenIdle } from "../../support/virtual-clock.ts";
@@ -83,7 +84,7 @@ describe("TransferWindow", () => {
     expect(share).toBeGreaterThan(0.9);
     expect(waitMs).toBeLessThan(bearable(roundTripMs));
     expect(window.bytesPerSecond).toBeGreaterThan(0.9 * mbit * MBIT);
-    expect(most()).toBeLessThanOrEqual(26 * MIB);
+    expect(most()).toBeLessThanOrEqual(18 * MIB);
     await stop();
   });
 
@@ -113,9 +114,9 @@ describe("TransferWindow", () => {
   test("asks for as much as it ever does where more always comes, and no more", async () => {
     const { window, stop, watch, most } = setUp({ bytesPerSecond: 1e12, roundTripMs: 50 });
     await watch(2000);
-    expect([window.length, window.pieceLength]).toEqual([24 * MIB, 2 * MIB]);
-    expect(most()).toBeLessThanOrEqual(26 * MIB);
-    expect(window.depth * window.pieceLength).toBe(32 * MIB);
+    expect([window.length, window.pieceLength]).toEqual([16 * MIB, 2 * MIB]);
+    expect(most()).toBeLessThanOrEqual(18 * MIB);
+    expect(window.depth * window.pieceLength).toBe(24 * MIB);
     await stop();
   });
 
