@@ -246,6 +246,21 @@ describe("ChildServer", () => {
     await expect(hear(opened.path)).rejects.toThrow();
   });
 
+  test("what a program leaves behind that is killed goes with it, before another one is started", async () => {
+    const script = nodeProgram(`
+      const { pid } = require("node:child_process").spawn("sleep", ["1000"]);
+      require("node:net").createServer((client) => client.end(process.pid + " " + pid)).listen({ fd: socket });`);
+    const { server, opened } = await start({ words: script });
+    await using _ = server;
+    const [program, orphan] = opened.said.split(" ").map(Number) as [number, number];
+    process.kill(program, "SIGKILL");
+    await eventually("another one answers", async () => {
+      const said = await hear(opened.path).catch(() => "");
+      return said !== "" && !said.startsWith(`${program} `);
+    });
+    expect(isAlive(orphan)).toBe(false);
+  });
+
   test("kills a program that does not listen to SIGTERM", async () => {
     const script = nodeProgram(`process.on("SIGTERM", () => {}); ${GREETER[2]?.slice("const socket = 3;".length)}`);
     const hasty: Clock = { ...systemClock, sleep: (ms, signal) => systemClock.sleep(ms === 5000 ? 50 : ms, signal) };
