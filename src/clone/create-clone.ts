@@ -57,6 +57,8 @@ export interface CreatedClone {
   exactSize: number;
   /** What the user should know about it, sentences. */
   warnings: string[];
+  /** What has to be named again by whoever goes on with it, sentences. */
+  reminders: string[];
 }
 
 /** Bytes per region where nobody says otherwise. */
@@ -81,10 +83,7 @@ export async function createClone(request: CreateRequest): Promise<CreatedClone>
   await using made = await NewDestination.open(destinationLocation, source.device.size, remoteOptions);
   const destination = made.opened;
   refuseLongName(destination);
-  const warnings = [
-    ...(await warningsOfSource(source, sourceLocation, headerFile)),
-    ...warningsOfDestination(destination),
-  ];
+  const warnings = [...(await warningsOfSource(source)), ...warningsOfDestination(destination)];
   await checkPair(source, destination, geometry);
   const metadata = await metadataPathOf(request, destination, source);
   await refuseMetadata(destination, metadata);
@@ -104,7 +103,8 @@ export async function createClone(request: CreateRequest): Promise<CreatedClone>
   made.keep();
   const exactSize = source.device.size;
   const names = { source: displayName(sourceLocation), destination: displayName(destinationLocation) };
-  return { metadata, ...names, format: source.format, geometry, exactSize, warnings };
+  const reminders = unkept(sourceLocation, headerFile);
+  return { metadata, ...names, format: source.format, geometry, exactSize, warnings, reminders };
 }
 
 /** @throws {UsageError} where metadata has no room for a name */
@@ -247,27 +247,29 @@ function describe(request: CreateRequest, source: OpenedSource, destination: Ope
   };
 }
 
-async function warningsOfSource(
-  { device, file }: OpenedSource,
-  location: Location,
-  headerFile: string | undefined,
-): Promise<string[]> {
+/** What of it metadata does not keep, and has to be named with each command that needs the source. Sentences. */
+function unkept(location: Location, headerFile: string | undefined): string[] {
+  const words = [];
+  if (location.kind === "command") {
+    words.push(
+      "The command is not kept, since metadata must never make one run: name it again, as --source [ COMMAND … ]",
+    );
+  } else if (!isReopenable(location)) {
+    words.push("The rest of the URL is a credential, and is not kept: name all of it again, as --source URL");
+  }
+  if (headerFile !== undefined) {
+    words.push(
+      "The header file is not kept, since metadata must never make a file be sent: name it again, as --header-file",
+    );
+  }
+  return words;
+}
+
+async function warningsOfSource({ device, file }: OpenedSource): Promise<string[]> {
   const warnings = [];
   if (device.size % SECTOR_SIZE !== 0) {
     warnings.push(
       `"${device.name}" is not a whole number of 512-byte sectors: the kernel's dm-clone cannot take over this clone`,
-    );
-  }
-  if (!isReopenable(location)) {
-    warnings.push(
-      location.kind === "command"
-        ? "The command is not kept, since metadata must never make one run: name it again with --source wherever the source is needed"
-        : `The rest of "${device.name}" is a credential and is not kept: name the whole URL again with --source wherever the source is needed`,
-    );
-  }
-  if (headerFile !== undefined) {
-    warnings.push(
-      "The name of the header file is not kept, since metadata must never make a file be sent: name it again with --header-file wherever the source is needed",
     );
   }
   if (file === undefined) return warnings;

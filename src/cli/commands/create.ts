@@ -16,8 +16,8 @@ export const createCommand = defineCommand({
       onNote: onWarning,
       onDetail,
     });
-    const { metadata, geometry, exactSize, warnings } = created;
-    for (const warning of warnings) terminal.warn(warning);
+    const { metadata, geometry, exactSize, warnings, reminders } = created;
+    for (const warning of [...warnings, ...reminders]) terminal.warn(warning);
     if (options.json) {
       const { size, regionSize, regionCount: regions } = geometry;
       terminal.print(

@@ -92,11 +92,13 @@ export function hydrateRequest(options: {
   source?: string | undefined;
   destination?: string | undefined;
   "accept-changed-source"?: boolean | undefined;
+  "header-file"?: string | undefined;
 }): HydrateRequest {
   return {
     source: options.source,
     destination: options.destination,
     acceptChangedSource: options["accept-changed-source"],
+    headerFile: options["header-file"],
     rate: options.rate ?? null,
     threshold: options.threshold ?? null,
     batchSize: options["batch-size"] ?? null,
