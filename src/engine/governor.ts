@@ -18,6 +18,8 @@
  * Never is it slower than `minRate`, in rests neither: hydration always gets on. Nor at work slower than one piece for 200
  * round trips: whatever a piece does to the one it meets, the 99th percentile is not there.
  *
+ * What the foreground is about to ask for is not held back (`isUrgent`): it would have to wait for it longer than for the copies.
+ *
  * The limit alone is not enough. Pieces are small because one of 2 MiB keeps a thread, a disk or the event loop busy for
  * longer than a request takes; and there is one at a time, since on machines with few processors each takes one away. Only
  * where so few would not reach the limit there are more. From a source far away as many as its window holds: they wait for

@@ -16,11 +16,20 @@ interface Machine {
   pieceMs: number;
   /** Whether there is anything to copy. */
   copies: boolean;
+  /** Whether what is copied will be asked for. */
+  urgent: boolean;
 }
 
 /** A background that copies as fast as it may, beside a foreground that suffers from it as `machine` says. */
 function simulate(options: Partial<Machine> & { rate?: number | null; minRate?: number | null; far?: boolean } = {}) {
-  const machine: Machine = { requests: 20_000, aloneMs: 1, bears: 50 * MIB, pieceMs: 1, copies: true, ...options };
+  const machine: Machine = {
+    requests: 20_000,
+    aloneMs: 1,
+    bears: 50 * MIB,
+    pieceMs: 1,
+    ...{ copies: true, urgent: false },
+    ...options,
+  };
   const clock = new VirtualClock();
   const throttle = new Throttle(clock, options.rate ?? null);
   const meter = { pressure: new LatencyHistogram(), measuring: false, quietMs: Infinity };
@@ -33,6 +42,7 @@ function simulate(options: Partial<Machine> & { rate?: number | null; minRate?: 
     rate: options.rate ?? null,
     minRate: options.minRate ?? null,
     far: options.far ?? false,
+    isUrgent: () => machine.urgent,
   });
   const requests: { at: number; ms: number; count: number }[] = [];
   const moves: { at: number; bytes: number }[] = [];
@@ -116,6 +126,21 @@ describe("Governor", () => {
     expect(governor.busy).toBe(true);
     await clock.sleep(100);
     expect([governor.busy, governor.bytesPerSecond, governor.depth]).toEqual([false, null, Infinity]);
+  });
+
+  test("holds nothing back as long as that is urgent, whoever asks for what, and does from then on", async () => {
+    const { machine, clock, governor, throttle } = simulate({ urgent: true, rate: 900 * MIB });
+    governor.start();
+    await clock.sleep(5000);
+    expect([governor.busy, throttle.bytesPerSecond]).toEqual([false, 900 * MIB]); // but what somebody set
+    expect([governor.depth, governor.pieceLength]).toEqual([Infinity, Infinity]);
+    machine.urgent = false;
+    expect([governor.depth, governor.busy]).toEqual([1, true]);
+    await clock.sleep(50);
+    expect(throttle.bytesPerSecond).toBe(DEFAULT_MIN_RATE);
+    await clock.sleep(10_000);
+    machine.urgent = true;
+    expect([governor.busy, throttle.bytesPerSecond]).toEqual([false, 900 * MIB]);
   });
 
   test("leaves it to the window how much is on its way from a source far away, and bounds the rate all the same", async () => {

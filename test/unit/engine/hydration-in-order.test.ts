@@ -148,6 +148,20 @@ describe("A hydration in an order", () => {
     expect(h.began.slice(0, 9).map(({ start }) => start)).toEqual([40, 41, 30, 20, 21, 42, 43, 50, 0]);
   });
 
+  test("tells as long as there is any left of it to begin, and it is not paused", async () => {
+    const h = await makeOrderedOnline([range(40, 44)], { settings: ONE_BY_ONE });
+    expect(h.hydrator.followsOrder).toBe(false); // not before it runs
+    const running = h.run();
+    await h.clock.sleep(15);
+    expect(h.hydrator.followsOrder).toBe(true);
+    h.hydrator.pause();
+    expect(h.hydrator.followsOrder).toBe(false);
+    h.hydrator.resume();
+    await h.clock.sleep(30);
+    expect(h.hydrator.followsOrder).toBe(false);
+    expect(await running).toBe("complete");
+  });
+
   test("begins with what of it did not arrive when a source that was gone is there again", async () => {
     const h = await makeOrderedOnline([range(40, 44), range(10, 14)], { settings: ONE_BY_ONE });
     const running = h.run();
