@@ -1,7 +1,6 @@
 /** Servers that have a disk image, started by the tests that clone from them, or to them. */
 import { type ChildProcess, spawn } from "node:child_process";
-import { existsSync } from "node:fs";
-import { rm } from "node:fs/promises";
+import { readFile, rm } from "node:fs/promises";
 import { createServer } from "node:net";
 import { eventually } from "./run-clone.ts";
 
@@ -54,8 +53,23 @@ export async function startProgram(
 /** Starts a server on a unix socket that it makes itself, replacing what stands there. */
 export async function startAtSocket(words: readonly string[], cwd: string, socket: string): Promise<Running> {
   await rm(socket, { force: true });
-  return await startProgram(words, { cwd, ready: () => existsSync(socket) });
+  return await startProgram(words, { cwd, ready: () => listensAt(socket) });
 }
+
+/**
+ * Whether somebody listens at a unix socket, by the path that it was bound to: between the moment its file
+ * appears and that, calls are refused. Asked of the kernel: a call would count as a client.
+ */
+async function listensAt(socket: string): Promise<boolean> {
+  const table = await readFile("/proc/net/unix", "utf8");
+  return table.split("\n").some((line) => {
+    const [, , , flags = "", , , , path = ""] = line.split(/ +/);
+    return path === socket && (Number.parseInt(flags, 16) & ACCEPTS) !== 0;
+  });
+}
+
+/** __SO_ACCEPTCON of include/uapi/linux/net.h, in the flags of /proc/net/unix. */
+const ACCEPTS = 1 << 16;
 
 /** `nbdkit` in the foreground on a unix socket. `words` are its options, plugin and parameters. */
 export function startNbdkit(cwd: string, socket: string, ...words: string[]): Promise<Running> {

@@ -92,8 +92,8 @@ export class ClientConnection {
   }
 
   /** Fills `target` from `offset`. Its bytes are undefined until then, and nobody touches them afterwards. */
-  async read(offset: number, target: Buffer): Promise<void> {
-    await this.#request(0, { type: Command.read, offset, length: target.length, target });
+  async read(offset: number, target: Buffer, flags = 0): Promise<void> {
+    await this.#request(flags, { type: Command.read, offset, length: target.length, target });
   }
 
   async write(offset: number, data: Uint8Array, flags: number): Promise<void> {

@@ -122,6 +122,6 @@ function hintFor(cause: unknown): { hint?: string } {
   if (typeof code !== "string") return {};
   if (code === "ERR_TLS_CERT_ALTNAME_INVALID")
     return { hint: "tls-hostname=NAME says which name its certificate has." };
-  if (!/CERT|ISSUER|SIGNED/.test(code)) return {};
+  if (!/CERT|ISSUER|SIGNED|VERIFY/.test(code)) return {};
   return { hint: "tls-certificates=DIR names a directory with the ca-cert.pem that signed its certificate." };
 }

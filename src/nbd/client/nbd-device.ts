@@ -74,6 +74,11 @@ export class NbdDevice implements RemoteDevice {
   readonly #minimum: number;
   /** Whether zeroes are written fast, by whether a hole may be made of them; as far as it has been tried. */
   readonly #zerosFast = new Map<boolean, boolean>();
+  /**
+   * Whether reads are to be answered in one piece (NBD_CMD_FLAG_DF). qemu-nbd hangs up on a read in pieces that fails, where it
+   * answers one of a whole with the error: so they are wanted whole from the first time on that it has hung up.
+   */
+  #answers: "any" | "whole" | "never whole" = "any";
 
   /**
    * Opens an export. Who is not there, or refuses, is not called twice.
@@ -279,9 +284,20 @@ export class NbdDevice implements RemoteDevice {
       const start = piece.offset - offset;
       const part = piece.length === target.length ? target : target.subarray(start, start + piece.length);
       return this.#ask("read", piece.offset, piece.length, piece.length, (connection) =>
-        connection.read(piece.offset, part),
+        this.#readPiece(connection, piece.offset, part),
       );
     });
+  }
+
+  async #readPiece(connection: ClientConnection, offset: number, part: Buffer): Promise<void> {
+    if (this.#answers !== "whole") return await connection.read(offset, part);
+    try {
+      await connection.read(offset, part, CommandFlag.df);
+    } catch (error) {
+      if (!(error instanceof ServerError) || (error.errno !== "EINVAL" && error.errno !== "EOVERFLOW")) throw error;
+      this.#answers = "never whole"; // nbd-server has advertised what it refuses
+      await connection.read(offset, part);
+    }
   }
 
   /** Keeps changes of the same blocks apart where a server cannot change a part of one. */
@@ -402,6 +418,7 @@ export class NbdDevice implements RemoteDevice {
           if (connection.serial <= counted) continue;
           counted = this.#pool.lastSerial;
           losses += 1;
+          if (this.#answers === "any" && this.#offers(TransmissionFlag.sendDf)) this.#answers = "whole";
           if ((error as Error).cause instanceof ProtocolError) violations += 1;
           if (losses >= MOST_LOSSES || violations >= MOST_VIOLATIONS) throw error;
         }
