@@ -82,10 +82,11 @@ function explained(
   const { why, hint, next } = explanation;
   const afterMs = verdict.kind === "later" ? verdict.afterMs : undefined;
   if (next === "again") return { kind: "again", why };
-  if (next === "later" || (next === undefined && verdict.kind === "later")) return { kind: "later", why, afterMs };
+  if (next === "later" || (next === undefined && verdict.kind === "later")) {
+    return { kind: "later", status: verdict.status, why, afterMs };
+  }
   if (next === undefined && verdict.kind === "moved") return verdict;
-  const status = "status" in verdict ? verdict.status : 0;
-  return { kind: "refused", status, why, ...(hint === undefined ? {} : { hint }) };
+  return { kind: "refused", status: verdict.status, why, ...(hint === undefined ? {} : { hint }) };
 }
 
 function noReply(): TransportError {

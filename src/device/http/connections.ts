@@ -9,6 +9,7 @@ import type { Clock } from "../../base/clock.ts";
 import type { Environment } from "./credentials.ts";
 import { type BodyUse, type ExchangeResult, exchange } from "./exchange.ts";
 import { type ProxyServer, proxyFor } from "./proxy-choice.ts";
+import { MAX_HEAD, recyclingConnector } from "./recycling-socket.ts";
 import type { ReplyHead } from "./reply-head.ts";
 import { trustedAuthorities } from "./trusted-authorities.ts";
 
@@ -100,10 +101,14 @@ export class Connections {
     const secureContext = usesTls ? await trustedAuthorities(environment) : undefined;
     // Never unverified, whatever NODE_TLS_REJECT_UNAUTHORIZED says.
     const tls = secureContext === undefined ? {} : { secureContext, rejectUnauthorized: true };
-    const connect = { timeout: Math.min(CONNECT_MS, this.#options.silenceMs), ...tls };
-    const pool = { connections, pipelining: 1, keepAliveTimeout: KEEP_ALIVE_MS, connect };
-    if (proxy === undefined) return { dispatcher: new Pool(origin, pool), proxy: undefined };
-    if (origin.startsWith("http:")) return { dispatcher: new Pool(proxy.origin, pool), proxy };
+    const timeoutMs = Math.min(CONNECT_MS, this.#options.silenceMs);
+    const pool = { connections, pipelining: 1, keepAliveTimeout: KEEP_ALIVE_MS, maxHeaderSize: MAX_HEAD };
+    const connect = { timeout: timeoutMs, ...tls };
+    const first = proxy?.origin ?? origin;
+    if (proxy === undefined || origin.startsWith("http:")) {
+      const connector = first.startsWith("http:") ? recyclingConnector({ timeoutMs }) : connect;
+      return { dispatcher: new Pool(first, { ...pool, connect: connector }), proxy };
+    }
     const { authorization } = proxy;
     const token = authorization === undefined ? {} : { token: authorization };
     const tunnel = { ...pool, uri: proxy.origin, ...token, requestTls: connect, proxyTls: connect };

@@ -59,6 +59,9 @@ export function exchange(options: ExchangeOptions): Promise<ExchangeResult> {
   return new Promise((resolve) => new Exchange(options, resolve).start());
 }
 
+/** Made once: an error of one's own for each of thousands of requests is not free. */
+const OVER = new Error("over");
+
 class Exchange implements Dispatcher.DispatchHandler {
   readonly #options: ExchangeOptions;
   readonly #resolve: (result: ExchangeResult) => void;
@@ -154,7 +157,7 @@ class Exchange implements Dispatcher.DispatchHandler {
   #settle(error: Error | undefined): void {
     if (this.#settled) return;
     this.#settled = true;
-    this.#over.abort();
+    this.#over.abort(OVER);
     this.#options.signal.removeEventListener("abort", this.#onAbort);
     const received = this.#use.kind === "into" ? this.#received : 0;
     this.#use = { kind: "nothing" }; // lets go of the buffer

@@ -1,6 +1,7 @@
 /**
- * How long a request is tried again. It ends when nothing was got for so long, counted anew from each byte that arrives; in
- * between, pauses grow and are spread at random, so that many who were cut off together do not come back together.
+ * How long a request is tried again. It ends when nothing was got for so long, counted from the first failure since something
+ * was got: however long that one took, as a server that falls silent does, there is a second try. In between, pauses grow and
+ * are spread at random, so that many who were cut off together do not come back together.
  */
 import type { Clock } from "../../base/clock.ts";
 
@@ -22,13 +23,12 @@ const MOST_WRONG = 6;
 /** The patience of one request. */
 export class Patience {
   readonly #options: PatienceOptions;
-  #since: number;
+  #failingSince: number | undefined;
   #failures = 0;
   #wrong = 0;
 
   constructor(options: PatienceOptions) {
     this.#options = options;
-    this.#since = options.clock.now();
   }
 
   /** Attempts that failed since something was got. */
@@ -38,7 +38,7 @@ export class Patience {
 
   /** Something was got. */
   progress(): void {
-    this.#since = this.#options.clock.now();
+    this.#failingSince = undefined;
     this.#failures = 0;
   }
 
@@ -58,9 +58,10 @@ export class Patience {
       this.#wrong += 1;
       if (this.#wrong > MOST_WRONG) return undefined;
     }
+    this.#failingSince ??= clock.now();
     const longest = Math.min(LONGEST_PAUSE_MS, FIRST_PAUSE_MS * 2 ** Math.min(this.#failures, 16));
     this.#failures += 1;
     const pauseMs = Math.max(longest * (0.5 + random() / 2), afterMs);
-    return clock.now() + pauseMs - this.#since > budgetMs ? undefined : pauseMs;
+    return clock.now() + pauseMs - this.#failingSince > budgetMs ? undefined : pauseMs;
   }
 }

@@ -25,7 +25,7 @@ export type Verdict =
   /** Its body is `length` bytes from the offset asked for, of an object of `total` bytes. */
   | { kind: "data"; length: number; total: number }
   /** The same request may be answered better, later: after `afterMs` where it tells. */
-  | { kind: "later"; why: string; afterMs: number | undefined }
+  | { kind: "later"; status: number; why: string; afterMs: number | undefined }
   /** It is no answer to the request. A server that does so now and then is tried again, though not as often. */
   | { kind: "wrong"; why: string; hint?: string }
   /** It is at another place. */
@@ -51,7 +51,7 @@ export function judgeReply(head: ReplyHead, asked: AskedRange): Verdict {
   if (status === 206) return judgePart(head, asked);
   if (status === 200) return judgeWhole(head, asked);
   if (MOVED.has(status)) return { kind: "moved", status, to: headerOf(head, "location") };
-  if (PASSING.has(status)) return { kind: "later", why: statusText(status), afterMs: retryAfterMs(head) };
+  if (PASSING.has(status)) return { kind: "later", status, why: statusText(status), afterMs: retryAfterMs(head) };
   if (status === 412 && asked.pinned !== undefined) {
     const { etag, lastModified } = asked.pinned;
     const before = etag === undefined ? `the one modified at ${lastModified}` : `the one with the entity tag ${etag}`;

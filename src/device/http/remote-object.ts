@@ -260,12 +260,12 @@ export class RemoteObject {
   }
 
   #error(
-    purpose: Purpose,
-    { why, hint, errno = "EIO" }: { why: string; hint?: string | undefined; errno?: string | undefined },
-  ) {
-    const { text, offset, length } = purpose;
+    { text, offset, length }: Purpose,
+    { why, hint, errno = "EIO", away = false }: Pick<Trouble, "why" | "hint" | "errno"> & { away?: boolean },
+  ): DeviceError {
     return new DeviceError(`Cannot ${text} "${this.#options.service.name}": ${why}`, {
       errno,
+      away,
       ...(offset === undefined ? {} : { offset }),
       ...(length === undefined ? {} : { length }),
       ...(hint === undefined ? {} : { hint }),
@@ -283,6 +283,8 @@ interface Trouble {
   why: string;
   hint?: string | undefined;
   errno?: string | undefined;
+  /** Whether any other request would fare the same, as `DeviceError.away` tells. */
+  away: boolean;
   /** What the server asks for, ms. */
   afterMs?: number | undefined;
   isWrong?: boolean;
@@ -290,34 +292,41 @@ interface Trouble {
   isFinalAtOpening?: boolean;
 }
 
+/** Faults of a server that may be about one part of what it holds: a bad block of its own disk. */
+const MAY_BE_OF_A_PART = new Set([500, 507, 509, 598, 599]);
+
 function troubleOf(result: Attempt): Trouble {
   switch (result.kind) {
-    case "data":
-    case "failed": {
-      const { failure } = result;
-      if (failure === undefined) return { why: "it sent nothing", isWrong: true };
-      const { kind, why, hint, errno } = failure;
-      return {
-        why,
-        hint,
-        errno,
-        isWrong: kind === "wrong",
-        isFinal: kind === "untrusted",
-        isFinalAtOpening: kind === "unreachable" || kind === "wrong",
-      };
+    case "data": {
+      // It was there, and said that it would send the bytes: where it never gets beyond them, they are what is bad.
+      const { why, kind } = result.failure ?? { why: "it sent nothing", kind: "wrong" };
+      return { why, errno: "EIO", away: false, isWrong: kind === "wrong" || result.received < LEAST_PROGRESS };
     }
-    case "later":
-      return { why: result.why, afterMs: result.afterMs, errno: "EAGAIN" };
+    case "failed": {
+      const { kind, why, hint, errno } = result.failure;
+      const isWrong = kind === "wrong";
+      const isFinal = kind === "untrusted";
+      return { why, hint, errno, away: true, isWrong, isFinal, isFinalAtOpening: kind === "unreachable" || isWrong };
+    }
+    case "later": {
+      const away = !MAY_BE_OF_A_PART.has(result.status);
+      return { why: result.why, afterMs: result.afterMs, errno: away ? "EAGAIN" : "EIO", away };
+    }
     case "wrong":
-      return { why: result.why, hint: result.hint, isWrong: true, isFinalAtOpening: true };
+      return { why: result.why, hint: result.hint, away: false, isWrong: true, isFinalAtOpening: true };
     case "again":
-      return { why: result.why, isWrong: true };
+      return { why: result.why, away: true, isWrong: true };
     case "moved":
-      return { why: `${statusText(result.status)} that leads nowhere`, isWrong: true, isFinalAtOpening: true };
+      return {
+        why: `${statusText(result.status)} that leads nowhere`,
+        away: true,
+        isWrong: true,
+        isFinalAtOpening: true,
+      };
     case "changed":
-      return { why: result.difference, isFinal: true };
+      return { why: result.difference, away: false, isFinal: true };
     case "refused":
-      return { why: result.why, hint: result.hint, errno: errnoFor(result.status), isFinal: true };
+      return { why: result.why, hint: result.hint, errno: errnoFor(result.status), away: false, isFinal: true };
   }
 }
 

@@ -36,12 +36,18 @@ describe("A request", () => {
 
   test("holds back the others for as long as the server asks", async () => {
     await using server = await httpServer();
-    const clock = new ManualClock();
+    const sleeps: number[] = [];
+    const clock = new (class extends ManualClock {
+      override sleep(ms: number, signal?: AbortSignal): Promise<void> {
+        sleeps.push(ms);
+        return super.sleep(ms, signal);
+      }
+    })();
     const { device } = await openHttp(server, { clock });
     await using _ = device;
     server.next(status(503, { "retry-after": "20" }));
     const first = readPart(device, 0, 16);
-    await until(() => server.requests.length === 2 && clock.sleeping === 1); // only the pause is left of it
+    await until(() => sleeps.includes(20_000));
     const second = readPart(device, 16, 16);
     await clock.advance(19_999);
     await new Promise((resolve) => setTimeout(resolve, 5));
@@ -74,7 +80,7 @@ describe("A request", () => {
     const failed = await readPart(device, 0, 16).catch((error) => error);
     expect(failed).toBeInstanceOf(DeviceError);
     expect(failed.message).toMatch(/: HTTP 503 Service Unavailable \(tried \d+ times\)$/);
-    expect(failed).toMatchObject({ errno: "EAGAIN", offset: 0, length: 16 });
+    expect(failed).toMatchObject({ errno: "EAGAIN", offset: 0, length: 16, away: true });
     expect(clock.now()).toBeGreaterThan(50_000);
     expect(clock.now()).toBeLessThanOrEqual(60_000);
     expect(Math.max(...clock.pauses)).toBeLessThanOrEqual(5_000);
@@ -142,6 +148,45 @@ describe("A request", () => {
     });
     await expect(readAll(device)).rejects.toThrow(/tried \d+ times/);
     expect(server.requests.length).toBeLessThan(100);
+  });
+
+  test("for bytes that the server never gets beyond fails soon: the server is there, they are what is bad", async () => {
+    const content = Buffer.alloc(100_000, 7);
+    await using server = await httpServer({ content });
+    const { device, clock } = await openHttp(server);
+    await using _ = device;
+    // As nginx does when its own disk has a bad block at 50,000.
+    server.always((request, response, serve) => {
+      const [, first = "0", last = "0"] = /(\d+)-(\d+)/.exec(request.headers.range ?? "") ?? [];
+      if (Number(last) < 50_000 || Number(first) > 50_511) return serve();
+      const length = Number(last) - Number(first) + 1;
+      const range = `bytes ${first}-${last}/${content.length}`;
+      response.writeHead(206, { "content-range": range, "content-length": length, etag: '"one"' });
+      response.write(content.subarray(Number(first), Math.max(50_000, Number(first))), () => response.destroy());
+    });
+    await expect(readAll(device)).rejects.toMatchObject({ errno: "EIO", away: false, offset: 0, length: 100_000 });
+    expect(clock.now()).toBeLessThan(20_000);
+    expect(Buffer.compare(await readPart(device, 0, 50_000), content.subarray(0, 50_000))).toBe(0);
+    await readPart(device, 50_512, 1000);
+  });
+
+  test.each([
+    [500, "EIO", false],
+    [503, "EAGAIN", true],
+  ])("that is answered with %i for too long tells whether the server as a whole is away", async (code, errno, away) => {
+    await using server = await httpServer();
+    const { device } = await openHttp(server);
+    await using _ = device;
+    server.always(status(code));
+    await expect(readPart(device, 0, 16)).rejects.toMatchObject({ errno, away });
+  });
+
+  test("to a server that is gone for too long fails, and says that it is away", async () => {
+    const server = await httpServer();
+    const { device } = await openHttp(server);
+    await using _ = device;
+    await server[Symbol.asyncDispose]();
+    await expect(readPart(device, 0, 16)).rejects.toMatchObject({ errno: "ECONNREFUSED", away: true });
   });
 
   test("survives that the server is gone for a while", async () => {
