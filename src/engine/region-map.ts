@@ -193,12 +193,11 @@ export class RegionMap {
   }
 
   /**
-   * The destination has a part of a running hydration, bytes: it may be read from there, though its bits are not set yet.
-   * Not so where that may be lost again.
+   * The destination has a part of a running hydration, bytes: it may be read from there, though its bits are not set yet,
+   * unless the hydration is tainted.
    */
   noteLanded(hydration: Hydration, { offset, length }: ByteRange): void {
     const entry = this.#claimed(hydration);
-    if (entry.tainted) return;
     entry.landed ??= [];
     const landed = entry.landed;
     const index = landed.findIndex((range) => range.offset + range.length >= offset);

@@ -69,12 +69,13 @@ test("A clone answers what a plain disk might answer, whatever happens at the sa
       });
       const store = await formattedStore(Math.ceil(size / 512) * 512, REGION);
       const latencyMs = w.latencies.store;
+      const inFlight = new ReadsInFlight();
       const clone = await makeClone({
         ...w,
         clock,
         source,
         destination,
-        ...(w.sharesReads && { reads: new ReadsInFlight(), readAheadBytes: () => 65_536 }),
+        ...(w.sharesReads && { reads: inFlight, readAheadBytes: () => 65_536 }),
         store: new JitteryDevice(store, clock, random, { latencyMs }),
         sourceTimeoutMs: 30_000,
       });
@@ -121,6 +122,7 @@ test("A clone answers what a plain disk might answer, whatever happens at the sa
       expect([...linear.failures.keys()].filter((name) => name !== "ENOTSUP")).toEqual([]);
       expect(history.check(0, await imageOf(disk), history.now())).toBeUndefined();
       await clone.device[Symbol.asyncDispose]();
+      expect(inFlight.count).toBe(0);
     }),
     { numRuns: Number(process.env.CLONE_TEST_RUNS ?? 150) },
   ),

@@ -48,6 +48,7 @@ test("No byte of the source is asked for twice, whoever needs it and whenever", 
         const source = new CountingSource(new JitteryDevice(memory, clock, random, { latencyMs: latencies.source }));
         const disk = new MemoryDevice({ name: "disk", size, content: noise(size, 2) });
         const destination = new JitteryDevice(disk, clock, random, { latencyMs: latencies.destination });
+        const inFlight = new ReadsInFlight();
         const clone = await makeClone({
           size,
           regionSize: REGION,
@@ -57,7 +58,7 @@ test("No byte of the source is asked for twice, whoever needs it and whenever", 
           hydrateOnRead: "always",
           sourceDepth,
           pieceLength,
-          reads: new ReadsInFlight(),
+          reads: inFlight,
           ...(readsAhead && { readAheadBytes: () => 65_536 }),
         });
         const stop = new AbortController();
@@ -80,6 +81,7 @@ test("No byte of the source is asked for twice, whoever needs it and whenever", 
         expect(source.most).toBe(1);
         expect(Buffer.compare(await imageOf(disk), content)).toBe(0);
         await clone.device[Symbol.asyncDispose]();
+        expect(inFlight.count).toBe(0);
       },
     ),
     { numRuns: Number(process.env.CLONE_TEST_RUNS ?? 100) },
