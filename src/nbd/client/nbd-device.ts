@@ -192,9 +192,12 @@ export class NbdDevice implements RemoteDevice {
     if (fua) await this.#flushAfter();
   }
 
-  /** Known once something has been zeroed: then a server that offers it has been asked to do it fast or not at all. */
+  /**
+   * Known once something has been zeroed: then a server that offers it has been asked to do it fast or not at all. Until
+   * then it is trusted to: what is discarded first would otherwise keep its old content where a trim is only a wish.
+   */
   async canZeroFast({ mayPunch }: { mayPunch: boolean }): Promise<boolean> {
-    return this.#zerosFast.get(mayPunch) ?? false;
+    return this.#zerosFast.get(mayPunch) ?? this.#offers(TransmissionFlag.sendFastZero);
   }
 
   async discard(offset: number, length: number): Promise<void> {

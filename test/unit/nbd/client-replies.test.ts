@@ -427,7 +427,7 @@ describe("NbdDevice", () => {
     }
   });
 
-  test("asks for zeroes to be fast once, and says what came of it", async () => {
+  test("asks for zeroes to be fast once, and says what came of it; until then it trusts in it where it is offered", async () => {
     await using server = await FakeNbdServer.start({
       onRequest: (request, _, peer) => {
         if (request.type !== Command.writeZeroes || request.flags < 16 || request.flags % 4 > 1) return false;
@@ -436,11 +436,14 @@ describe("NbdDevice", () => {
       },
     });
     await using device = await open(server, { access: "read-write" });
-    expect(await device.canZeroFast({ mayPunch: true })).toBe(false);
+    expect(await device.canZeroFast({ mayPunch: true })).toBe(true);
     for (const mayPunch of [true, false, true, false]) await device.zero(0, 4096, { mayPunch });
     expect(server.log).toEqual(["6 0 4096 16", "6 0 4096 0", "6 0 4096 18", "6 0 4096 0", "6 0 4096 2"]);
     expect(await device.canZeroFast({ mayPunch: true })).toBe(false);
     expect(await device.canZeroFast({ mayPunch: false })).toBe(true);
+    await using without = await FakeNbdServer.start({ flags: ALL_FLAGS - TransmissionFlag.sendFastZero });
+    await using other = await open(without, { access: "read-write" });
+    expect(await other.canZeroFast({ mayPunch: true })).toBe(false);
   });
 
   test.each([
