@@ -165,6 +165,32 @@ describe("an RBD image as a destination", () => {
     expect(await holds(join(scratch.path, "exported"), content), `CLONE_TEST_SEED=${seed}`).toBe(true);
   });
 
+  test("may go away and come back under clients that only read", async () => {
+    await using scratch = await scratchDirectory();
+    const options = { cwd: scratch.path };
+    const content = await randomFile(join(scratch.path, "source.img"), 32 * MIB);
+    const image = await RbdImage.create(ceph, content.length);
+    await using destination = new QemuNbd(image.uri(), scratch.path);
+    await destination.start();
+    await cloneOk(["create", "source.img", destination.uri, "--metadata", "meta"], options);
+    await using server = await startServe({ clone: "meta", args: ["--rate", "8M"], ...options });
+    for (let kill = 1; kill <= 3; kill++) {
+      await eventually("more is hydrated", async () => {
+        const { hydratedRegions, regions } = await server.status();
+        return hydratedRegions >= (regions * kill) / 8;
+      });
+      await destination.kill9();
+      await destination.start();
+      await run("nbdcopy", server.uri, join(scratch.path, "read"));
+      expect(await holds(join(scratch.path, "read"), content)).toBe(true);
+    }
+    await server.hydrated();
+    await stopServe(server);
+    await cloneOk(["finalize", "meta"], options);
+    await image.export(join(scratch.path, "exported"));
+    expect(await holds(join(scratch.path, "exported"), content)).toBe(true);
+  });
+
   test("that goes away with what clients wrote makes the clone fail; what they flushed is there when it is served again", async () => {
     await using scratch = await scratchDirectory();
     const options = { cwd: scratch.path };
