@@ -9,6 +9,7 @@
  * "At this moment" matters: that a file was created empty proves nothing after a restart, because an unflushed write may
  * have reached it. So the destination is asked each time, never remembered.
  */
+import { setMaxListeners } from "node:events";
 import { DeviceError } from "../base/errors.ts";
 import type { ByteRange } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
@@ -151,6 +152,7 @@ export class RegionCopier {
     options: { hurry?: AbortSignal; onProgress?: () => void; onLanded?: (range: ByteRange) => void } = {},
   ): Promise<void> {
     const { hurry = signal, onProgress = () => {}, onLanded = () => {} } = options;
+    setMaxListeners(0, hurry); // every piece listens while it waits for the rate: many are no leak
     const extents = await this.#sourceExtents(range);
     const stop = { signal, hurry, onProgress, onLanded };
     if (this.#reflinks && extents.some(({ zero }) => !zero) && (await this.#reflink(range, stop))) return;

@@ -16,6 +16,7 @@
  *
  * What was read beside a copy that has the region already, but has not come to these bytes, is kept for it for a while.
  */
+import { setMaxListeners } from "node:events";
 import type { Clock } from "../base/clock.ts";
 import { DeviceError } from "../base/errors.ts";
 import type { ByteRange } from "../base/geometry.ts";
@@ -105,6 +106,7 @@ export class SourceReader {
     this.#stats = stats;
     this.#deadlines = new Deadlines(clock, timeoutMs);
     this.#queueDeadlines = new Deadlines(clock, timeoutMs);
+    setMaxListeners(0, this.#closed.signal); // every read listens while it waits to ask again
   }
 
   /** Time limits for whatever else waits for the source. */
