@@ -79,6 +79,12 @@ describe("CloneDevice tells as touched", () => {
     ]);
   });
 
+  test("nothing of what is written whole over a copy that is under way", async () => {
+    const { device, touched, bytes } = await makeTouched();
+    await Promise.all([device.write(512, bytes(1).subarray(0, 512)), device.write(0, bytes(1))]);
+    expect(touched).toEqual([[512, 512]]);
+  });
+
   test("nothing of hints, flushes and questions, nor of what lies outside", async () => {
     const { device, touched } = await makeTouched();
     device.hint(0, SIZE);

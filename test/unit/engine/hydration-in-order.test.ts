@@ -2,9 +2,10 @@
 // becomes of it where something fails.
 import { describe, expect, test } from "vitest";
 import type { RegionRange } from "../../../src/base/geometry.ts";
-import type { BlockDevice } from "../../../src/device/block-device.ts";
+import type { BlockDevice, Extent } from "../../../src/device/block-device.ts";
 import { FilterDevice } from "../../../src/device/filters/filter-device.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
+import { WINDOW_BYTES } from "../../../src/engine/extent-cache.ts";
 import { FaultyDevice } from "../../support/faulty-device.ts";
 import { type HydrationOptions, makeHydration, makeOnlineHydration } from "../../support/hydration.ts";
 import { imageOf } from "../../support/image.ts";
@@ -204,6 +205,24 @@ describe("A hydration in an order", () => {
       expect(roundTrips).toBeLessThanOrEqual(5);
     });
 
+    test("does not wait for what it says of its holes in one place before it goes on to the next", async () => {
+      const clock = new VirtualClock();
+      const [regionSize, windows] = [2 ** 20, 40];
+      const size = windows * WINDOW_BYTES;
+      const order = upTo(windows).map((i) => range((i * WINDOW_BYTES) / regionSize));
+      const source = new SlowDevice(new Ones(size), clock, 20);
+      const settings = { limit: windows * regionSize };
+      const destination = new Ones(size);
+      const h = await makeHydration({
+        ...{ clock, size, regionSize, order, source, destination, settings },
+        pieceLength: 2 ** 21,
+        depth: 32,
+        copiesInFlight: 32,
+      });
+      expect((await h.run()).end).toBe("limit");
+      expect(clock.now() / 20).toBeLessThanOrEqual(4); // a question and a read of each, all at the same time; and the flush
+    });
+
     test("keeps 256 requests under way where regions are small", async () => {
       const { roundTrips, mostInFlight } = await farApart(REGION, 1000);
       expect(mostInFlight).toBe(256);
@@ -225,4 +244,7 @@ class Ones extends FilterDevice {
     buffer.fill(1);
   }
   override async write(): Promise<void> {}
+  override async extents(offset: number, length: number): Promise<Extent[]> {
+    return [{ offset, length, hole: false, zero: false }];
+  }
 }
