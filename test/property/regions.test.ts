@@ -43,6 +43,30 @@ test("RegionBitmap holds, counts and finds what a Set does", () =>
     { numRuns: 50 },
   ));
 
+test("RegionBitmap sets and clears ranges as a Set does, in whatever order", () =>
+  fc.assert(
+    fc.property(
+      fc.integer({ min: 1, max: SIZE }),
+      fc.array(fc.record({ ranges: rangesWithin(SIZE), clears: fc.boolean() }), { maxLength: 20 }),
+      (size, changes) => {
+        const bitmap = new RegionBitmap(size);
+        const model = new Set<number>();
+        for (const { ranges, clears } of changes) {
+          const inside = { start: Math.min(ranges.start, size), end: Math.min(ranges.end, size) };
+          if (clears) bitmap.clearRange(inside);
+          else bitmap.setRange(inside);
+          for (const region of members([inside])) {
+            if (clears) model.delete(region);
+            else model.add(region);
+          }
+          expect(members(bitmap.ranges())).toEqual(model);
+          expect(bitmap.count()).toBe(model.size);
+        }
+      },
+    ),
+    { numRuns: 100 },
+  ));
+
 test("RegionBitmap.load() takes words as they are on disk and leaves out bits beyond its size", () =>
   fc.assert(
     fc.property(

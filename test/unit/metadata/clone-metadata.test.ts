@@ -545,3 +545,46 @@ describe("CloneMetadata.open()", () => {
     expect(metadata.usedBlocks).toBe(14);
   });
 });
+
+describe("CloneMetadata.rollback()", () => {
+  test("takes back what no commit has made durable, frozen or not, and nothing else", async () => {
+    const { device, metadata } = await newClone(200, 64);
+    await commit(metadata, { start: 10, end: 80 });
+    metadata.markHydrated({ start: 0, end: 20 });
+    metadata.preCommit();
+    metadata.markHydrated({ start: 70, end: 90 });
+    metadata.markHydrated(region(199));
+    device.takeChanges();
+    expect(metadata.rollback()).toBe(10 + 10 + 1);
+    expect([...metadata.hydratedRanges()]).toEqual([{ start: 10, end: 80 }]);
+    expect([metadata.hydratedCount, metadata.committedCount, metadata.changed]).toEqual([70, 70, false]);
+    expect(device.takeChanges()).toEqual([]);
+    // And it goes on from there.
+    await commit(metadata, { start: 5, end: 15 });
+    expect([...(await CloneMetadata.open(device)).hydratedRanges()]).toEqual([{ start: 5, end: 80 }]);
+    expect(metadata.rollback()).toBe(0);
+  });
+
+  test("leaves alone what is being committed at that moment: its data was flushed before", async () => {
+    const { device, metadata } = await newClone(200, 64);
+    metadata.markHydrated({ start: 0, end: 3 });
+    metadata.preCommit();
+    const committing = metadata.commit();
+    metadata.markHydrated({ start: 3, end: 6 });
+    expect(metadata.rollback()).toBe(3);
+    await committing;
+    expect([metadata.hydratedCount, metadata.committedCount]).toEqual([3, 3]);
+    expect([...(await CloneMetadata.open(device)).hydratedRanges()]).toEqual([{ start: 0, end: 3 }]);
+  });
+
+  test("still takes back after a failed commit, for those who read", async () => {
+    const { device, metadata } = await newClone(200, 64);
+    const failing = await CloneMetadata.open(new FaultyDevice(device, { failWrite: [0] }));
+    failing.markHydrated({ start: 0, end: 3 });
+    failing.preCommit();
+    await expect(failing.commit()).rejects.toThrow(/EIO/);
+    expect(failing.rollback()).toBe(3);
+    expect([failing.hydratedCount, failing.failed]).toEqual([0, true]);
+    await metadata[Symbol.asyncDispose]();
+  });
+});
