@@ -4,12 +4,13 @@
  *     http:  through a proxy: GET http://host/path to the proxy, as proxies allow it to any port
  *     https: through a proxy: CONNECT host:443, and TLS with the server inside of it
  */
-import { type Dispatcher, Pool, ProxyAgent } from "undici";
+import { setMaxListeners } from "node:events";
+import { buildConnector, type Dispatcher, Pool, ProxyAgent } from "undici";
 import type { Clock } from "../../base/clock.ts";
 import type { Environment } from "./credentials.ts";
 import { type BodyUse, type ExchangeResult, exchange } from "./exchange.ts";
 import { type ProxyServer, proxyFor } from "./proxy-choice.ts";
-import { MAX_HEAD, recyclingConnector } from "./recycling-socket.ts";
+import { type Connector, MAX_HEAD, recyclingConnector } from "./recycling-socket.ts";
 import type { ReplyHead } from "./reply-head.ts";
 import { trustedAuthorities } from "./trusted-authorities.ts";
 
@@ -48,7 +49,10 @@ export class Connections {
   readonly #options: ConnectionOptions;
   readonly #routes = new Map<string, Promise<Route>>();
 
+  readonly #closing = new AbortController();
+
   constructor(options: ConnectionOptions) {
+    setMaxListeners(0, this.#closing.signal); // each connection that is being made listens; pools bound them
     this.#options = options;
   }
 
@@ -81,6 +85,7 @@ export class Connections {
 
   /** Cuts all connections; what is under way ends with an error. */
   async close(): Promise<void> {
+    this.#closing.abort();
     await this.keepOnly([]);
   }
 
@@ -103,17 +108,35 @@ export class Connections {
     const tls = secureContext === undefined ? {} : { secureContext, rejectUnauthorized: true };
     const timeoutMs = Math.min(CONNECT_MS, this.#options.silenceMs);
     const pool = { connections, pipelining: 1, keepAliveTimeout: KEEP_ALIVE_MS, maxHeaderSize: MAX_HEAD };
-    const connect = { timeout: timeoutMs, ...tls };
+    const withTls = { timeout: timeoutMs, ...tls };
+    const { signal } = this.#closing;
+    const plain = endingWith(signal, recyclingConnector({ timeoutMs }));
+    const secure = endingWith(signal, buildConnector(withTls) as Connector);
     const first = proxy?.origin ?? origin;
+    const connect = first.startsWith("http:") ? plain : secure;
     if (proxy === undefined || origin.startsWith("http:")) {
-      const connector = first.startsWith("http:") ? recyclingConnector({ timeoutMs }) : connect;
-      return { dispatcher: new Pool(first, { ...pool, connect: connector }), proxy };
+      return { dispatcher: new Pool(first, { ...pool, connect }), proxy };
     }
     const { authorization } = proxy;
     const token = authorization === undefined ? {} : { token: authorization };
-    const tunnel = { ...pool, uri: proxy.origin, ...token, requestTls: connect, proxyTls: connect };
+    const clientFactory = (url: URL): Dispatcher => new Pool(url, { connect });
+    const tunnel = { ...pool, uri: proxy.origin, ...token, requestTls: withTls, clientFactory };
     return { dispatcher: new ProxyAgent(tunnel), proxy: undefined };
   }
+}
+
+/** undici waits for a connection that is being made, whatever happens meanwhile: with the signal that ends, too. */
+function endingWith(signal: AbortSignal, connector: Connector): Connector {
+  return (options, callback) => {
+    const socket = connector(options, (...result) => {
+      signal.removeEventListener("abort", end);
+      callback(...result);
+    });
+    const end = (): void => void socket.destroy(new Error("nobody wants it any more"));
+    signal.addEventListener("abort", end, { once: true });
+    if (signal.aborted) end();
+    return socket;
+  };
 }
 
 async function destroy(route: Promise<Route>): Promise<void> {

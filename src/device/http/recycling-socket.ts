@@ -17,8 +17,11 @@ export const MAX_HEAD = 16_384;
 /** Most bytes that are read at once. */
 const READ_SIZE = 256 * 1024;
 
+/** Connects, calls back, and returns the socket that is being connected, as those of undici do. */
+export type Connector = (...args: Parameters<buildConnector.connector>) => Socket;
+
 /** A connector for undici's pools, for connections without TLS. Connecting is given up after `timeoutMs`. */
-export function recyclingConnector({ timeoutMs }: { timeoutMs: number }): buildConnector.connector {
+export function recyclingConnector({ timeoutMs }: { timeoutMs: number }): Connector {
   return ({ hostname, port }, callback) => {
     const socket = new RecyclingSocket();
     const timer = setTimeout(
@@ -37,7 +40,7 @@ export function recyclingConnector({ timeoutMs }: { timeoutMs: number }): buildC
       socket.setKeepAlive(true, 60_000);
       callback(null, socket);
     });
-    socket.connect({ host: hostname.replace(/^\[(.*)\]$/, "$1"), port: Number(port || 80) });
+    return socket.connect({ host: hostname.replace(/^\[(.*)\]$/, "$1"), port: Number(port || 80) });
   };
 }
 

@@ -1,11 +1,11 @@
 // Opening: what the first reply must be, and what is made of it.
 import { writeFile } from "node:fs/promises";
-import type { AddressInfo } from "node:net";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { HttpDevice } from "../../../../src/device/http/http-device.ts";
 import { httpServer, NO_ENVIRONMENT, openHttp, type Reply, status } from "../../../support/http-server.ts";
+import { until } from "../../../support/nbd-server.ts";
 import { scratchDirectory } from "../../../support/scratch.ts";
 
 describe("HttpDevice.open()", () => {
@@ -139,6 +139,21 @@ describe("HttpDevice.open()", () => {
     server.always(() => ending.abort(new Error("enough")));
     await expect(openHttp(server, { signal: ending.signal })).rejects.toThrow("enough");
     await expect(openHttp(server, { signal: AbortSignal.abort(new Error("never")) })).rejects.toThrow("never");
+  });
+
+  test.each(["http", "https"])("it ends at once while a connection of %s: is being made", async (scheme) => {
+    const sockets: Socket[] = [];
+    const silent = createServer((socket) => void sockets.push(socket.on("error", () => {}).resume()));
+    await new Promise<void>((resolve) => silent.listen(0, "127.0.0.1", resolve));
+    const ending = new AbortController();
+    const url = `${scheme}://127.0.0.1:${(silent.address() as AddressInfo).port}/x`;
+    const opening = openHttp({ url }, { signal: ending.signal });
+    await until(() => sockets.length === 1);
+    const closed = new Promise((resolve) => sockets[0]?.on("close", resolve));
+    ending.abort(new Error("enough"));
+    await expect(opening).rejects.toThrow("enough");
+    await closed; // or the process would wait for it
+    await new Promise((resolve) => silent.close(resolve));
   });
 
   test.each([
