@@ -1,6 +1,6 @@
 // Opening: what the first reply must be, and what is made of it.
 import { writeFile } from "node:fs/promises";
-import { createServer } from "node:net";
+import { type AddressInfo, createServer, type Socket } from "node:net";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { HttpDevice } from "../../../../src/device/http/http-device.ts";
