@@ -1,10 +1,14 @@
 /** What a program of its own serves, as a device: reads go to its NBD server, and its end takes the program with it. */
+import { type Clock, systemClock } from "../base/clock.ts";
 import { ChangedError, type CloneError, DeviceError } from "../base/errors.ts";
 import type { Extent } from "../device/block-device.ts";
 import type { ChildServer } from "../device/child-server.ts";
 import { FilterDevice } from "../device/filters/filter-device.ts";
 import type { RemoteDevice, RemoteIdentity } from "../device/remote-device.ts";
 import type { ServedSource } from "./served-source.ts";
+
+/** No program is ended for an error within so much of the one before, ms. */
+const RENEWAL_PAUSE_MS = 10_000;
 
 /** What it consists of; all of it is the device's, which disposes of it. */
 export interface ChildDeviceParts {
@@ -16,6 +20,12 @@ export interface ChildDeviceParts {
   owned?: ChildDevice | undefined;
   /** Tells the files that it is read from, besides the one that its user has named. */
   tag?: string | undefined;
+  /**
+   * Whether errors may be of a program that has lost its connection for good: then another one is started, and asked again. qemu's
+   * driver for ssh is such a one; its others connect again by themselves.
+   */
+  renews?: boolean;
+  clock?: Clock;
   /** Throws a ChangedError where they are not what they were. */
   check?: (() => Promise<void>) | undefined;
 }
@@ -28,9 +38,15 @@ export class ChildDevice extends FilterDevice implements RemoteDevice {
   readonly #owned: ChildDevice | undefined;
   readonly #check: (() => Promise<void>) | undefined;
   readonly identity: RemoteIdentity;
+  readonly #renews: boolean;
+  readonly #clock: Clock;
+  #renewal: { of: number; at: number; done: Promise<void> } | undefined;
 
-  constructor({ client, server, served, owned, tag, check }: ChildDeviceParts) {
+  constructor(parts: ChildDeviceParts) {
+    const { client, server, served, owned, tag, check, renews = false, clock = systemClock } = parts;
     super(client);
+    this.#renews = renews;
+    this.#clock = clock;
     this.#client = client;
     this.#server = server;
     this.#served = served;
@@ -87,11 +103,29 @@ export class ChildDevice extends FilterDevice implements RemoteDevice {
     this.#server.want();
     if (this.#server.failure instanceof ChangedError) throw this.#server.failure;
     const before = this.#served?.failures.number;
+    const { generation } = this.#server;
+    try {
+      return await question();
+    } catch (error) {
+      if (!(await this.#isRenewed(error, generation))) throw this.#reasonFor(error, before);
+    }
     try {
       return await question();
     } catch (error) {
       throw this.#reasonFor(error, before);
     }
+  }
+
+  /** Whether the program that has answered with an error is gone, so that another one may be asked. */
+  async #isRenewed(error: unknown, generation: number): Promise<boolean> {
+    if (!this.#renews || !(error instanceof DeviceError) || error.away || error instanceof ChangedError) return false;
+    const now = this.#clock.now();
+    if (this.#server.generation === generation && this.#renewal?.of !== generation) {
+      if (this.#renewal !== undefined && now - this.#renewal.at < RENEWAL_PAUSE_MS) return false; // not for want of a connection
+      this.#renewal = { of: generation, at: now, done: this.#server.renew() };
+    }
+    await this.#renewal?.done;
+    return true;
   }
 
   #reasonFor(error: unknown, failuresBefore: number | undefined): unknown {

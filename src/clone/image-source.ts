@@ -102,7 +102,8 @@ async function openByQemu(
   const json = /^json:/i.test(filename) ? parseJsonImage(filename) : undefined;
   const name = json === undefined ? filename : `json:{${String(json.driver)}…}`;
   const image = json === undefined ? ["--format=raw", "--", filename] : [graphText(json as ImageNode)];
-  const raw = await start({ name, ...qemuNbd(image) }, options);
+  const renews = json === undefined ? /^ssh:/i.test(filename) : graphText(json as ImageNode).includes('"driver":"ssh"');
+  const raw = await start({ name, ...qemuNbd(image), renews }, options);
   if (format === "raw") return raw;
   try {
     return await openServedImage({ kind: "device", device: raw, format }, options, raw);
@@ -143,12 +144,16 @@ interface Start {
   check?: () => Promise<void>;
   /** See `ChildDeviceParts`. */
   tag?: string | undefined;
+  renews?: boolean;
   served?: ServedSource;
   /** What is disposed of with it. */
   owned?: ChildDevice | undefined;
 }
 
-async function start({ served, owned, tag, ...started }: Start, options: RemoteOptions): Promise<ChildDevice> {
+async function start(
+  { served, owned, tag, renews = false, ...started }: Start,
+  options: RemoteOptions,
+): Promise<ChildDevice> {
   const { name, words } = started;
   const [program = ""] = words;
   try {
@@ -159,7 +164,7 @@ async function start({ served, owned, tag, ...started }: Start, options: RemoteO
       async (path, signal) =>
         await NbdDevice.open({ place: { path }, exportName: "" }, { ...options, signal, name, access: "read-only" }),
     );
-    return new ChildDevice({ client: opened, server, served, owned, tag, check: started.check });
+    return new ChildDevice({ client: opened, server, served, owned, tag, renews, check: started.check });
   } catch (error) {
     if (error instanceof CloneError && error.hint === LOCKED_HINT) {
       throw new BusyError(error.message, { cause: error, hint: LOCKED_HINT });

@@ -64,6 +64,7 @@ export class ChildServer implements AsyncDisposable {
   readonly #output: ChildOutput;
   readonly #disposed = new AbortController();
   #program: ChildProgram | undefined;
+  #generation = 0;
   #down: DeviceError | undefined;
   #final: CloneError | undefined;
   #wanted: (() => void) | undefined;
@@ -107,6 +108,19 @@ export class ChildServer implements AsyncDisposable {
     return this.#program?.hasEnded ? undefined : this.#program?.pid;
   }
 
+  /** How often it was started. */
+  get generation(): number {
+    return this.#generation;
+  }
+
+  /**
+   * Ends the program, so that another one is started in its place: for one that does not find back to what it reads. Resolves
+   * when it has ended.
+   */
+  async renew(): Promise<void> {
+    await this.#program?.end();
+  }
+
   /** Says that somebody waits for an answer: a program that has ended too often is given another chance. */
   want(): void {
     this.#wanted?.();
@@ -126,6 +140,7 @@ export class ChildServer implements AsyncDisposable {
     const { words, inherit = [], environment = {} } = this.#options;
     const surroundings = { socket: this.#socket, output: this.#output, clock: this.#clock };
     this.#program = await ChildProgram.launch({ words, inherit, environment }, surroundings);
+    this.#generation += 1;
     return this.#program;
   }
 

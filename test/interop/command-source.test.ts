@@ -3,12 +3,15 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { readdirSync } from "node:fs";
-import { readFile } from "node:fs/promises";
+import { readFile, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { CloneError, DeviceError } from "../../src/base/errors.ts";
+import { ChildDevice } from "../../src/clone/child-device.ts";
 import { openImage } from "../../src/clone/image-source.ts";
+import { ChildServer } from "../../src/device/child-server.ts";
+import { NbdDevice } from "../../src/nbd/client/nbd-device.ts";
 import { nodeProgram } from "../support/child-programs.ts";
 import { holds, sparseFile } from "../support/files.ts";
 import { imageOf } from "../support/image.ts";
@@ -207,22 +210,19 @@ describe("clone with a source behind a program", () => {
     { programs: ["qemu-img", "qemu-nbd"] },
     "qemu-nbd killed in the middle costs nothing but a moment",
     async () => {
-      await using disk = await withDisk();
+      await using disk = await withDisk(48 * MIB);
       await run("qemu-img", "convert", "-O", "qcow2", disk.raw, disk.path("image"));
       await cloneOk(["create", "image", "out"], { cwd: disk.cwd });
-      const running = startClone(["hydrate", "out", "--rate", "4M", "-v"], { cwd: disk.cwd });
-      for (let kills = 0; kills < 2; kills++) {
-        let pids: number[] = [];
-        await eventually("qemu-nbd runs", async () => {
-          pids = await childrenNamed("qemu-nbd", running.pid);
-          return pids.length > 0;
-        });
-        process.kill(pids[0] as number, "SIGKILL");
-        await eventually(
-          "it has ended",
-          async () => !(await childrenNamed("qemu-nbd", running.pid)).includes(pids[0] as number),
+      const running = startClone(["hydrate", "out", "--rate", "12M", "-v"], { cwd: disk.cwd });
+      let pids: number[] = [];
+      await eventually("qemu-nbd runs, and some is copied", async () => {
+        pids = await childrenNamed("qemu-nbd", running.pid);
+        const status = oneJson<{ hydratedRegions: number }>(
+          await cloneOk(["status", "out", "--json"], { cwd: disk.cwd }),
         );
-      }
+        return pids.length > 0 && status.hydratedRegions > 0;
+      });
+      process.kill(pids[0] as number, "SIGKILL");
       const { code, stderr } = await running.done;
       expect(code, stderr).toBe(0);
       expect(await holds(disk.path("out"), disk.content)).toBe(true);
@@ -301,3 +301,46 @@ async function nbdkit(...words: string[]) {
     },
   };
 }
+
+describe("ChildDevice", () => {
+  /** A device behind nbdkit that fails as long as the nbdkit runs that was started while `mode` said so. */
+  async function start(directory: string, renews: boolean) {
+    const script = `after_fork=cp ${directory}/mode $tmpdir/mode`;
+    const pread = 'pread=if [ "$(cat $tmpdir/mode)" = bad ]; then echo EIO lost >&2; exit 1; fi; head -c $3 /dev/zero';
+    const words = ["nbdkit", "eval", script, "get_size=echo 1048576", pread];
+    const { server, opened } = await ChildServer.start({ words, name: "disk" }, (path, signal) =>
+      NbdDevice.open({ place: { path }, exportName: "" }, { access: "read-only", name: "disk", signal }),
+    );
+    return new ChildDevice({ client: opened, server, renews });
+  }
+
+  testWith(
+    { programs: ["nbdkit"] },
+    "has another program started where the one that runs has lost its connection",
+    async () => {
+      await using directory = await scratchDirectory();
+      await writeFile(join(directory.path, "mode"), "bad");
+      await using device = await start(directory.path, true);
+      await using other = await start(directory.path, false);
+      await writeFile(join(directory.path, "mode"), "good");
+      await expect(other.read(0, new Uint8Array(512))).rejects.toMatchObject({ errno: "EIO", away: false });
+      await Promise.all([0, 1, 2, 3].map((i) => device.read(i * 4096, new Uint8Array(4096))));
+    },
+  );
+
+  testWith(
+    { programs: ["nbdkit"] },
+    "tells an error that another program has too, and starts no third one for it",
+    async () => {
+      await using directory = await scratchDirectory();
+      await writeFile(join(directory.path, "mode"), "bad");
+      await using device = await start(directory.path, true);
+      const [first] = await childrenNamed("nbdkit");
+      await expect(device.read(0, new Uint8Array(512))).rejects.toMatchObject({ errno: "EIO" });
+      const [second] = await childrenNamed("nbdkit");
+      expect(second).not.toBe(first);
+      await expect(device.read(0, new Uint8Array(512))).rejects.toMatchObject({ errno: "EIO" });
+      expect(await childrenNamed("nbdkit")).toEqual([second]);
+    },
+  );
+});

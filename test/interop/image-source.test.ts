@@ -520,6 +520,29 @@ describe("openImage() of what qemu reaches", () => {
 
   testWith(
     QEMU,
+    "a sector that cannot be read is an error of that sector, at once, though qemu-nbd hangs up first",
+    async () => {
+      await using disk = await withDisk();
+      const bad = { event: "none", iotype: "read", errno: 5, sector: (5 * MIB) / 512 };
+      const file = { driver: "blkdebug", image: { driver: "file", filename: disk.raw }, "inject-error": [bad] };
+      const filename = `json:${JSON.stringify({ driver: "raw", file })}`;
+      await using image = await openImage({ kind: "qemu", filename, format: "raw" });
+      const read = async (offset: number): Promise<void> => {
+        const bytes = new Uint8Array(65536);
+        await image.read(offset, bytes);
+        expect(Buffer.compare(bytes, disk.content.subarray(offset, offset + bytes.length))).toBe(0);
+      };
+      const failing = expect(read(5 * MIB)).rejects.toMatchObject({ errno: "EIO", away: false, offset: 5 * MIB });
+      await Promise.all([failing, ...Array.from({ length: 30 }, (_, i) => read(5.5 * MIB + i * 4096))]);
+      const { incarnation } = image;
+      await expect(read(5 * MIB)).rejects.toMatchObject({ errno: "EIO", away: false });
+      await read(4 * MIB);
+      expect(image.incarnation).toBe(incarnation);
+    },
+  );
+
+  testWith(
+    QEMU,
     "a driver that is not installed is told by its package, one that there is not in qemu's words",
     async () => {
       const missing = await failure({ kind: "qemu", filename: 'json:{"driver":"nosuch"}', format: "raw" });
