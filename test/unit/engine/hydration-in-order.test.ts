@@ -2,7 +2,6 @@
 // becomes of it where something fails.
 import { describe, expect, test } from "vitest";
 import type { RegionRange } from "../../../src/base/geometry.ts";
-import type { BlockDevice, Extent } from "../../../src/device/block-device.ts";
 import { FilterDevice } from "../../../src/device/filters/filter-device.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { WINDOW_BYTES } from "../../../src/engine/extent-cache.ts";
@@ -10,6 +9,7 @@ import { FaultyDevice } from "../../support/faulty-device.ts";
 import { type HydrationOptions, makeHydration, makeOnlineHydration } from "../../support/hydration.ts";
 import { imageOf } from "../../support/image.ts";
 import { noise } from "../../support/layout.ts";
+import { OnesDevice } from "../../support/ones-device.ts";
 import { SlowDevice } from "../../support/slow-device.ts";
 import { VirtualClock } from "../../support/virtual-clock.ts";
 
@@ -183,12 +183,12 @@ describe("A hydration in an order", () => {
     async function farApart(regionSize: number, count: number) {
       const clock = new VirtualClock();
       const size = 4 * count * regionSize;
-      const slow = new SlowDevice(new Ones(size), clock, 20);
+      const slow = new SlowDevice(new OnesDevice(size), clock, 20);
       const order = upTo(count).map((i) => range(4 * ((i * 7919) % count)));
       const h = await makeHydration({
         ...{ clock, size, regionSize, order },
         source: slow,
-        destination: new Ones(size),
+        destination: new OnesDevice(size),
         pieceLength: 2 ** 21,
         depth: 8,
         copiesInFlight: 8,
@@ -210,9 +210,9 @@ describe("A hydration in an order", () => {
       const [regionSize, windows] = [2 ** 20, 40];
       const size = windows * WINDOW_BYTES;
       const order = upTo(windows).map((i) => range((i * WINDOW_BYTES) / regionSize));
-      const source = new SlowDevice(new Ones(size), clock, 20);
+      const source = new SlowDevice(new OnesDevice(size), clock, 20);
       const settings = { limit: windows * regionSize };
-      const destination = new Ones(size);
+      const destination = new OnesDevice(size);
       const h = await makeHydration({
         ...{ clock, size, regionSize, order, source, destination, settings },
         pieceLength: 2 ** 21,
@@ -230,21 +230,3 @@ describe("A hydration in an order", () => {
     });
   });
 });
-
-/** All ones, however large, and whatever is written. */
-class Ones extends FilterDevice {
-  constructor(size: number) {
-    super(new MemoryDevice({ size }) as BlockDevice);
-  }
-  override tryRead(_offset: number, buffer: Uint8Array): boolean {
-    buffer.fill(1);
-    return true;
-  }
-  override async read(_offset: number, buffer: Uint8Array): Promise<void> {
-    buffer.fill(1);
-  }
-  override async write(): Promise<void> {}
-  override async extents(offset: number, length: number): Promise<Extent[]> {
-    return [{ offset, length, hole: false, zero: false }];
-  }
-}
