@@ -131,6 +131,8 @@ export async function hydrateClone(
       if (change !== undefined) throw change;
     },
   });
+  // What it shows may be in the cache of a server that can lose it, unless it is flushed before it is looked at.
+  if (destination.remote !== undefined) await commits.flush();
   const known = clone.descriptor?.unreadable.ranges ?? [];
   const order = request.order && orderOf(request.order, geometry, (warning) => clone.warn(warning));
   const hints = new HintQueue(order);
@@ -146,6 +148,7 @@ export async function hydrateClone(
       get copiesInFlight() {
         return far?.window.depth ?? PIECES_IN_FLIGHT;
       },
+      ...(far && { rescueWidth: PIECES_IN_FLIGHT }),
       hints,
     },
     request,

@@ -186,6 +186,7 @@ export function assemble(
       get copiesInFlight() {
         return Math.min(depth, allowance.depth);
       },
+      ...(far && { rescueWidth: PIECES_IN_FLIGHT }),
       zerosLength: MOST_ZEROS_AT_ONCE,
       ...(request.order && { order: orderOf(request.order, geometry, (warning) => clone.warn(warning)) }),
       onStall: (stall) => events()?.onStall(stall.reason),

@@ -89,8 +89,8 @@ class Rescue<E> {
   }
 
   async scrape(): Promise<void> {
-    this.#unscraped.sort((a, b) => a.start - b.start);
-    this.#unscraped = await this.#each(this.#unscraped, async (area) => {
+    const areas = this.#unscraped.sort((a, b) => a.start - b.start).flatMap((area) => this.#shared(area));
+    this.#unscraped = await this.#each(areas, async (area) => {
       while (area.start < area.end && !this.#isEnough) await this.#walk(area, "start");
     });
   }
@@ -136,6 +136,14 @@ class Rescue<E> {
       return false;
     }
     return true;
+  }
+
+  /** An area, cut up for all that may work at it. */
+  #shared({ start, end }: UnitRange): UnitRange[] {
+    const most = Math.ceil((end - start) / this.#parts.width);
+    const parts: UnitRange[] = [];
+    for (let from = start; from < end; from += most) parts.push({ start: from, end: Math.min(end, from + most) });
+    return parts;
   }
 
   /** Does a step for each area; resolves to what is left of them. */

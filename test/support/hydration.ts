@@ -44,6 +44,7 @@ export interface HydrationOptions {
   window?: ReadWindow;
   guard?: () => Promise<void>;
   link?: CommitParts["link"];
+  rescueWidth?: number;
   /** Ranges of regions that come first. */
   order?: readonly RegionRange[];
 }
@@ -88,10 +89,10 @@ export async function makeHydration(options: HydrationOptions = {}) {
     ...(options.guard && { guard: options.guard }),
     link: options.link,
   });
-  const { copiesInFlight = 4 } = options;
+  const { copiesInFlight = 4, rescueWidth = 1 } = options;
   const hints = new HintQueue(orderOf(options));
   const hydrator = new Hydrator(
-    { geometry, regions, copier, extents, commits, clock, halt, copiesInFlight, hints },
+    { geometry, regions, copier, extents, commits, clock, halt, copiesInFlight, rescueWidth, hints },
     settingsOf(options),
     options.lastTime,
   );

@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { CloneError, DeviceError } from "../../../src/base/errors.ts";
+import { CloneError, DeviceError, LostWritesError } from "../../../src/base/errors.ts";
 import type { Extent } from "../../../src/device/block-device.ts";
 import { FilterDevice } from "../../../src/device/filters/filter-device.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
@@ -417,16 +417,23 @@ describe("Hydrator", () => {
       expect(committed.length).toBeLessThan(20);
     });
 
-    test.for(["ENODEV", "ENXIO", "ESTALE"])(
-      "ends at once when the source is gone (%s), and calls nothing unreadable",
-      async (errno) => {
-        const h = await withBadRegions([20], { errno, settings: { threshold: 4, batchSize: 4 } });
-        await expect(h.run()).rejects.toMatchObject({ errno, message: expect.stringContaining('"source"') });
-        expect(h.hydrator.unreadable).toEqual([]);
-        expect(h.clock.now()).toBe(0);
-        expect(members(await committedRegions(h.store))).toEqual(members([{ start: 0, end: 20 }]));
-      },
-    );
+    test.for([
+      "ENODEV",
+      "ENXIO",
+      "ESTALE",
+      "EACCES",
+      "ETIMEDOUT",
+      "ECONNREFUSED",
+      "ECONNRESET",
+      "EPIPE",
+      "EHOSTUNREACH",
+    ])("ends at once when the source is gone or away (%s), and calls nothing unreadable", async (errno) => {
+      const h = await withBadRegions([20], { errno, settings: { threshold: 4, batchSize: 4 } });
+      await expect(h.run()).rejects.toMatchObject({ errno, message: expect.stringContaining('"source"') });
+      expect(h.hydrator.unreadable).toEqual([]);
+      expect(h.clock.now()).toBe(0);
+      expect(members(await committedRegions(h.store))).toEqual(members([{ start: 0, end: 20 }]));
+    });
 
     test("ends at once when the source goes while a bad region is tried again", async () => {
       const h = await withBadRegions([20], { settings: { retry: 1000 } });
@@ -437,6 +444,121 @@ describe("Hydrator", () => {
       expect(h.clock.now()).toBe(300); // the third try
       expect(h.hydrator.unreadable).toEqual([]);
       expect(h.metadata.committedCount).toBe(REGIONS - 1);
+    });
+  });
+
+  test("puts off what a disk that is there has not read in time, and does not end for it", async () => {
+    const error = new DeviceError("Cannot read", { errno: "ETIMEDOUT", away: false });
+    const slow = new (class extends MemoryDevice {
+      override async read(offset: number, buffer: Uint8Array): Promise<void> {
+        if (offset <= 20 * REGION && offset + buffer.length > 20 * REGION) throw error;
+        await super.read(offset, buffer);
+      }
+    })({ size: SIZE, content: CONTENT });
+    const h = await makeHydration({ source: slow });
+    expect(await h.run()).toMatchObject({ end: "partial", unreadable: [{ start: 20, end: 21 }] });
+  });
+
+  test("works at several bad areas at a time where it is told that each read is a round trip", async () => {
+    const times: number[] = [];
+    for (const rescueWidth of [1, 4]) {
+      const clock = new VirtualClock();
+      const bad = [3, 20, 21, 40, 60];
+      const faulty = new FaultyDevice(new MemoryDevice({ size: SIZE, content: CONTENT }), {
+        failRead: ({ offset, length }) => bad.some((at) => offset <= at * REGION && offset + length > at * REGION),
+      });
+      const source = new SlowDevice(faulty, clock, 50);
+      const h = await makeHydration({ clock, source, depth: 4, rescueWidth, settings: { retry: 0 } });
+      expect(await h.run()).toMatchObject({ end: "partial" });
+      expect(h.hydrator.unreadableCount).toBe(5);
+      times.push(clock.now());
+    }
+    const [alone, together] = times as [number, number];
+    expect(alone - together).toBeGreaterThanOrEqual(40 * 50); // of 64 reads one after the other, 56 are shared by four
+  });
+
+  describe("with a destination that loses what was not flushed", () => {
+    /** A destination that loses something at each of the first `losses` flushes, or for ever. */
+    async function losing(losses: number, options: HydrationOptions = {}) {
+      const memory = new MemoryDevice({ name: "disk", size: SIZE });
+      const error = new LostWritesError('Cannot flush "disk": the connection was lost');
+      let flushes = 0;
+      const disk = new (class extends FilterDevice {
+        override async flush(): Promise<void> {
+          if (++flushes > losses) return;
+          await memory.zero(0, SIZE);
+          throw error;
+        }
+      })(memory);
+      const h = await makeHydration({
+        source: new MemoryDevice({ size: SIZE, content: CONTENT }),
+        destination: disk,
+        ...options,
+      });
+      return { ...h, memory, error };
+    }
+
+    test("copies it again, and is complete only when all is there and committed", async () => {
+      for (const losses of [1, 3]) {
+        const h = await losing(losses);
+        expect((await h.run()).end).toBe("complete");
+        expect(Buffer.compare(await imageOf(h.memory), CONTENT)).toBe(0);
+        expect(await committedRegions(h.store)).toEqual(all);
+        expect([h.commits.failure, h.hydrator.unreadableCount]).toEqual([undefined, 0]);
+      }
+    });
+
+    test("gives up, and can go on another time, where nothing ever lasts", async () => {
+      const h = await losing(Infinity);
+      await expect(h.run()).rejects.toBeInstanceOf(LostWritesError);
+      expect([h.commits.failure, await committedRegions(h.store)]).toEqual([undefined, []]);
+      const again = await losing(0, { store: h.store });
+      expect((await again.run()).end).toBe("complete");
+    });
+
+    test("does not try again what it gave up on", async () => {
+      const h = await withBadRegions([20], { settings: { retry: 0 } });
+      const flush = h.destination.flush.bind(h.destination);
+      let flushes = 0;
+      h.destination.flush = async () => {
+        if (++flushes === 1) throw new LostWritesError("lost");
+        await flush();
+      };
+      expect(await h.run()).toMatchObject({ end: "partial", unreadable: [{ start: 20, end: 21 }] });
+      expect(h.source.alone(20)).toHaveLength(1);
+      expect(h.metadata.committedCount).toBe(REGIONS - 1);
+    });
+
+    test("ends with what it says where it cannot be reached any more, and what was flushed is committed", async () => {
+      const away = new DeviceError('Cannot write "disk": ETIMEDOUT', { errno: "ETIMEDOUT" });
+      const clock = new VirtualClock();
+      const memory = new MemoryDevice({ name: "disk", size: SIZE });
+      const refuse = (): void => {
+        if (clock.now() >= 2500) throw away;
+      };
+      const disk = new (class extends FilterDevice {
+        override async write(offset: number, data: Uint8Array): Promise<void> {
+          refuse();
+          await super.write(offset, data);
+        }
+        override tryWrite(): boolean {
+          return false;
+        }
+        override async flush(): Promise<void> {
+          refuse();
+        }
+      })(memory);
+      const h = await makeHydration({
+        clock,
+        source: new MemoryDevice({ size: SIZE, content: CONTENT }),
+        destination: new SlowDevice(disk, clock, 100),
+        settings: { threshold: 1, batchSize: 1 },
+      });
+      await expect(h.run()).rejects.toBe(away);
+      expect(h.commits.failure).toBeUndefined();
+      const committed = members(await committedRegions(h.store));
+      expect(committed.length).toBeGreaterThan(10);
+      for (const region of committed) expect(await goodRegions(memory)).toContain(region);
     });
   });
 

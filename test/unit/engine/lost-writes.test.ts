@@ -202,6 +202,18 @@ describe("CommitPipeline, where the destination has lost what was not flushed", 
     expect(drawing(slow)).toBe("..#.............");
   });
 
+  test("begins anew where a write has told of the loss, though the flush goes well", async () => {
+    const h = await setUp();
+    await h.copy(2);
+    h.disk.flushMs = 10;
+    const committing = h.commits.commit();
+    while (h.disk.flushCount === 0) await whenIdle();
+    h.commits.lose(lost());
+    await committing;
+    expect([drawing(h), h.disk.flushCount, h.commits.failure]).toEqual(["................", 2, undefined]);
+    expect(await committedRegions(h.store)).toEqual([]);
+  });
+
   test("gives up after some attempts, vouches for nothing, and can be asked again", async () => {
     const h = await setUp();
     await h.copy(0);

@@ -471,8 +471,51 @@ describe("OnlineHydrator", () => {
     });
   });
 
-  test.for(["ENODEV", "ESHUTDOWN"])(
-    "stalls while the source is gone (%s), and calls nothing unreadable",
+  test("waits for somebody's word where the source is another one by now", async () => {
+    const h = await makeClone({ settings: { threshold: 4, batchSize: 4 } });
+    void h.clock.sleep(100).then(() => h.spoil([...Array(REGIONS).keys()], "ESTALE"));
+    const running = h.run();
+    await h.clock.sleep(3_600_000);
+    expect(h.hydrator.stalled).toMatchObject({ retryAt: null, reason: expect.stringContaining("ESTALE") });
+    expect([h.hydrator.unreadable, h.stalls.length]).toEqual([[], 1]);
+    h.hydrator.resume();
+    await h.clock.sleep(1000);
+    expect(h.hydrator.stalled).toMatchObject({ retryAt: null });
+    h.spoil([]);
+    h.hydrator.resume();
+    expect(await running).toBe("complete");
+  });
+
+  test("stalls while the destination is away, takes back what it may have lost, and goes on when it is back", async () => {
+    const h = await makeClone({ settings: { threshold: 1, batchSize: 1 } });
+    const away = { failWrite: () => true, failFlush: () => true, errno: "ETIMEDOUT" };
+    void h.clock.sleep(100).then(() => {
+      h.faultyDestination.faults = away;
+    });
+    const running = h.run();
+    await h.clock.sleep(60_000);
+    expect(h.hydrator.stalled?.reason).toContain("ETIMEDOUT");
+    expect([h.commits.failure, h.metadata.changed]).toEqual([undefined, false]);
+    h.faultyDestination.faults = {};
+    expect(await running).toBe("complete");
+    expect(await h.isGood()).toBe(true);
+    expect(await committedRegions(h.store)).toEqual(all);
+  });
+
+  test("stalls, and does not call itself complete, where the last commit cannot be made", async () => {
+    const h = await makeClone();
+    h.faultyDestination.faults = { failFlush: () => true, errno: "ETIMEDOUT" };
+    const running = h.run();
+    await h.clock.sleep(600_000);
+    expect(h.hydrator.stalled?.reason).toContain("ETIMEDOUT");
+    expect(await committedRegions(h.store)).toEqual([]);
+    h.faultyDestination.faults = {};
+    expect(await running).toBe("complete");
+    expect(await committedRegions(h.store)).toEqual(all);
+  });
+
+  test.for(["ENODEV", "ESHUTDOWN", "ETIMEDOUT", "ECONNREFUSED"])(
+    "stalls while the source is gone or away (%s), and calls nothing unreadable",
     async (errno) => {
       const h = await makeClone({ settings: { threshold: 4, batchSize: 4 } });
       void h.clock.sleep(100).then(() => h.spoil([...Array(REGIONS).keys()], errno));
