@@ -21,6 +21,8 @@ export { type CreatedClone, type CreateRequest, createClone } from "./clone/crea
 export { type Deletion, deleteClone } from "./clone/delete-clone.ts";
 export { type FinalizeReport, type FinalizeRequest, finalizeClone, linearTable } from "./clone/finalize-clone.ts";
 export { type HydrateReport, type HydrateRequest, hydrateClone, type RunningHydration } from "./clone/hydrate-clone.ts";
+export type { Trace } from "./clone/trace-codec.ts";
+export { readTrace } from "./clone/trace-file.ts";
 export { type RunningVerify, type VerifyReport, verifyClone } from "./clone/verify-clone.ts";
 export type { BlockDevice, Extent, ZeroOptions } from "./device/block-device.ts";
 export { FileDevice, type FileDeviceOptions } from "./device/file-device.ts";
