@@ -1,0 +1,134 @@
+// What a finalize does with the missing regions of a clone at work, where the destination may lose what is written to it.
+import fc from "fast-check";
+import { describe, expect, test } from "vitest";
+import { LostWritesError } from "../../../src/base/errors.ts";
+import type { RegionRange } from "../../../src/base/geometry.ts";
+import type { Clone } from "../../../src/clone/clone.ts";
+import { fillMissing, type LiveFinalizeParts } from "../../../src/clone/live-finalize.ts";
+import { MemoryDevice } from "../../../src/device/memory-device.ts";
+import { makeClone } from "../../support/clone-device.ts";
+import { FaultyDevice } from "../../support/faulty-device.ts";
+import { committedRegions } from "../../support/hydration.ts";
+import { noise } from "../../support/layout.ts";
+import { LossyLinkDevice } from "../../support/lossy-link-device.ts";
+import { seededRandom } from "../../support/power-loss-device.ts";
+import { VirtualClock } from "../../support/virtual-clock.ts";
+
+const REGION = 4096;
+const SIZE = 16 * REGION;
+const SOURCE = noise(SIZE, 1);
+const DIRT = noise(SIZE, 2);
+/** Regions that cannot be read: of 4 one sector, of 5 and 6 all, of 11 nothing is wrong any more. */
+const MISSING = [
+  { start: 4, end: 7 },
+  { start: 11, end: 12 },
+];
+
+/** All but the missing regions are hydrated, durably. */
+async function setUp({ seed = 1, chance = 0, most = 0 } = {}) {
+  const clock = new VirtualClock();
+  const random = seededRandom(seed);
+  const link = new LossyLinkDevice(DIRT, "disk", { clock, random, latencyMs: 20, chance: 0, most: 0, outageMs: 500 });
+  const source = new FaultyDevice(new MemoryDevice({ name: "source", size: SIZE, content: SOURCE }), {
+    failRead: ({ offset, length }) =>
+      offset < 7 * REGION && offset + length > 4 * REGION + 1024 && offset !== 4 * REGION + 1536,
+  });
+  const h = await makeClone({ size: SIZE, clock, source, destination: link, link, trusted: false });
+  for (const range of [
+    { start: 0, end: 4 },
+    { start: 7, end: 11 },
+    { start: 12, end: 16 },
+  ]) {
+    const hydration = h.regions.begin(range);
+    const { offset, length } = h.geometry.bytesOf(range);
+    await link.write(offset, SOURCE.subarray(offset, offset + length));
+    h.regions.complete(hydration);
+  }
+  await h.commits.commit();
+  link.options = { ...link.options, chance, most };
+  const warnings: string[] = [];
+  const clone = {
+    path: "copy.img.clone",
+    geometry: h.geometry,
+    metadata: h.metadata,
+    descriptor: { unreadable: { ranges: MISSING, inexact: false, complete: true } },
+    warn: (warning: string) => void warnings.push(warning),
+  } as unknown as Clone;
+  const engine = {
+    ...h,
+    source: { view: source },
+    destination: { view: link },
+  } as unknown as LiveFinalizeParts["engine"];
+  const parts = { clone, engine, sourceTimeoutMs: Infinity };
+  return { ...h, link, parts, warnings };
+}
+
+/** What the destination should hold at the end: of 4 the first two sectors, and the one that can be read. */
+function expected(): Buffer {
+  const bytes = Buffer.from(SOURCE);
+  bytes.fill(0, 4 * REGION + 1024, 7 * REGION);
+  SOURCE.copy(bytes, 4 * REGION + 1536, 4 * REGION + 1536, 4 * REGION + 2048);
+  return bytes;
+}
+
+describe("fillMissing()", () => {
+  test("keeps what can be read, says what cannot, and marks it only when that is recorded", async () => {
+    const h = await setUp();
+    const records: RegionRange[][] = [];
+    const zeroed = await fillMissing(h.parts, { acceptUnreadable: true }, async (ranges) => {
+      records.push(ranges);
+      expect(await committedRegions(h.store)).toEqual([
+        { start: 0, end: 4 },
+        { start: 7, end: 16 },
+      ]);
+      expect(Buffer.compare(h.link.durable, expected())).toBe(0);
+    });
+    expect(zeroed).toEqual([{ start: 4, end: 7 }]);
+    expect(records).toEqual([zeroed]);
+    expect(await committedRegions(h.store)).toEqual([{ start: 0, end: 16 }]);
+    expect(h.commits.complete).toBe(true);
+    expect(h.regions.hydratingCount).toBe(0);
+  });
+
+  test("refuses without being asked to, and leaves nothing in hand", async () => {
+    const h = await setUp();
+    const record = async (): Promise<void> => expect.fail("must not be recorded");
+    await expect(fillMissing(h.parts, { acceptUnreadable: false }, record)).rejects.toThrow(/could not be read/);
+    expect(h.regions.hydratingCount).toBe(0);
+  });
+
+  test("has nothing in hand where the record cannot be made, and those who wait hear of it", async () => {
+    const h = await setUp();
+    let write: Promise<unknown> | undefined;
+    const record = async (): Promise<void> => {
+      write = h.device.write(5 * REGION, noise(512, 3)).catch((error: unknown) => error);
+      throw new Error("no room");
+    };
+    await expect(fillMissing(h.parts, { acceptUnreadable: true }, record)).rejects.toThrow("no room");
+    expect(await write).toMatchObject({ message: "no room" });
+    expect(h.regions.hydratingCount).toBe(0);
+  });
+
+  test("records nothing that is not durable, whatever the destination loses on the way", () =>
+    fc.assert(
+      fc.asyncProperty(fc.integer(), fc.constantFrom(0.05, 0.2), fc.nat(4), async (seed, chance, most) => {
+        const h = await setUp({ seed, chance, most });
+        let recorded: RegionRange[] | undefined;
+        const filled = fillMissing(h.parts, { acceptUnreadable: true }, async (ranges) => {
+          recorded = ranges;
+          expect(Buffer.compare(h.link.durable, expected())).toBe(0);
+        });
+        const outcome = await filled.catch((error: unknown) => error);
+        if (outcome instanceof LostWritesError) expect(h.link.breaks).toBeGreaterThan(0);
+        else {
+          expect(outcome).toEqual([{ start: 4, end: 7 }]);
+          expect(recorded).toEqual(outcome);
+          expect(h.commits.complete).toBe(true);
+          expect(await committedRegions(h.store)).toEqual([{ start: 0, end: 16 }]);
+          expect(Buffer.compare(h.link.durable, expected())).toBe(0);
+        }
+        expect([h.regions.hydratingCount, h.commits.failure]).toEqual([0, undefined]);
+      }),
+      { numRuns: 200 },
+    ));
+});
