@@ -51,6 +51,11 @@ export interface NegotiatedExport {
   readonly maximum: number;
 }
 
+/** Whether an export has one of the transmission flags. */
+export function offers({ flags }: NegotiatedExport, flag: number): boolean {
+  return Math.floor(flags / flag) % 2 === 1;
+}
+
 /** A connection in its handshake. */
 export interface HandshakeStream {
   /** Exactly `length` bytes, once they are there. Rejects where they never will be. */
