@@ -193,7 +193,7 @@ describe("ChildServer", () => {
         const said = await hear(opened.path).catch(() => undefined);
         return said !== undefined && Number.parseInt(said, 10) !== before;
       });
-      expect(server.failure).toBeUndefined();
+      await eventually("it is known to run", () => server.failure === undefined);
     }
     expect(notes.filter((line) => line.includes("was ended by SIGKILL"))).toHaveLength(3);
     expect(notes.filter((line) => line.includes("was started again"))).toHaveLength(3);
