@@ -17,7 +17,7 @@ import { seededRandom } from "../support/power-loss-device.ts";
 import { VirtualClock } from "../support/virtual-clock.ts";
 
 const REGION = 4096;
-const RUNS = Number(process.env.CLONE_TEST_RUNS ?? 100);
+const RUNS = Number(process.env.CLONE_TEST_RUNS ?? 60);
 
 /** Once the clone has failed, what was not durable may or may not be there. */
 class ForgivingHistory extends ByteHistory {
