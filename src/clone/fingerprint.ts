@@ -126,7 +126,10 @@ export function differenceFrom(pinned: Fingerprint, now: Fingerprint): string | 
   if (differ(pinned.mtimeNs, now.mtimeNs)) {
     return `it was last written at ${formatTime(now.mtimeNs)}, not at ${formatTime(pinned.mtimeNs)}`;
   }
-  if (differ(pinned.etag, now.etag)) return `its entity tag is ${now.etag} now and was ${pinned.etag}`;
+  if (differ(pinned.etag, now.etag)) {
+    if (now.kind === "file" || now.kind === "block") return "a file that it refers to is another, or has changed";
+    return `its entity tag is ${now.etag} now and was ${pinned.etag}`;
+  }
   if (differ(pinned.lastModified, now.lastModified)) {
     return `it was last modified at ${now.lastModified}, not at ${pinned.lastModified}`;
   }

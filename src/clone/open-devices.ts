@@ -13,6 +13,7 @@ import { sharesStorage } from "../device/same-storage.ts";
 import type { Fingerprint } from "../metadata/descriptor.ts";
 import { describeContent } from "../metadata/foreign-content.ts";
 import type { NbdAddress } from "../nbd/client/nbd-uri.ts";
+import type { ChildDevice } from "./child-device.ts";
 import { remoteSourceFingerprint, sourceFingerprint, watchRemoteSource, watchSource } from "./fingerprint.ts";
 import { detectImageFormat } from "./image-formats.ts";
 import type { ImageRequest } from "./image-source.ts";
@@ -152,6 +153,7 @@ async function openedImageFile(
     return await ending(image, async () => {
       const ofFile = await sourceFingerprint(file);
       const changeOfFile = await watchSource(file, ofFile);
+      const { etag } = image.identity;
       const close = async (): Promise<void> => {
         await image[Symbol.asyncDispose]();
         await file[Symbol.asyncDispose]();
@@ -162,8 +164,9 @@ async function openedImageFile(
         file: undefined,
         remote: image,
         format,
-        fingerprint: { ...ofFile, size: image.size },
-        change: async () => (await changeOfFile()) ?? image.changed,
+        // The tag is of the other files that it is read from, backing files above all.
+        fingerprint: { ...ofFile, size: image.size, ...(etag === undefined ? {} : { etag }) },
+        change: async () => (await changeOfFile()) ?? (await image.change()),
         [Symbol.asyncDispose]: close,
       };
     });
@@ -214,7 +217,7 @@ async function openNbd(
   return await NbdDevice.open(address, options);
 }
 
-async function openImage(request: ImageRequest, options: RemoteOptions): Promise<RemoteDevice> {
+async function openImage(request: ImageRequest, options: RemoteOptions): Promise<ChildDevice> {
   const images = await import("./image-source.ts");
   return await images.openImage(request, options);
 }

@@ -7,7 +7,7 @@ import { describe, expect } from "vitest";
 import { certificates } from "../support/certificates.ts";
 import { holds, randomFile } from "../support/files.ts";
 import { type Program, testWith } from "../support/needs.ts";
-import { cloneOk, eventually, oneJson } from "../support/run-clone.ts";
+import { clone, cloneOk, eventually, expectFailure, oneJson } from "../support/run-clone.ts";
 import { run, scratchDirectory } from "../support/scratch.ts";
 import { startServe } from "../support/serve.ts";
 import {
@@ -272,4 +272,42 @@ describe("A clone of what is served by", () => {
       120_000,
     );
   }
+});
+
+describe("A clone of a qcow2 with a backing file", () => {
+  const place = async () => {
+    const directory = await scratchDirectory();
+    const cwd = directory.path;
+    await randomFile(join(cwd, "base.img"), 4 * MIB);
+    await run(
+      "qemu-img",
+      "create",
+      "-q",
+      "-f",
+      "qcow2",
+      "-b",
+      join(cwd, "base.img"),
+      "-F",
+      "raw",
+      join(cwd, "over.qcow2"),
+    );
+    return directory;
+  };
+
+  testWith({ programs: ["qemu-img", "qemu-nbd"] }, "is refused where nobody has named the format", async () => {
+    await using directory = await place();
+    const refused = await clone(["create", "over.qcow2", "copy.img"], { cwd: directory.path });
+    expectFailure(refused, 2, /over\.qcow2.*base\.img/, /--source-format qcow2/);
+    expect(existsSync(join(directory.path, "copy.img"))).toBe(false);
+  });
+
+  testWith({ programs: ["qemu-img", "qemu-nbd"] }, "is refused once the backing file has changed", async () => {
+    await using directory = await place();
+    const cwd = directory.path;
+    await cloneOk(["create", "over.qcow2", "copy.img", "--source-format", "qcow2"], { cwd });
+    await cloneOk(["hydrate", "copy.img", "--limit", "1M"], { cwd });
+    await randomFile(join(cwd, "base.img"), 4 * MIB);
+    expectFailure(await clone(["hydrate", "copy.img"], { cwd }), 1, /it has changed.*a file that it refers to/);
+    await cloneOk(["hydrate", "copy.img", "--accept-changed-source"], { cwd });
+  });
 });
