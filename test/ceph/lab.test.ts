@@ -55,14 +55,4 @@ describe("the Ceph of the tests", () => {
     lab.kill("SIGKILL");
     await eventually("all have ended", () => daemonsOf(scratch.path).length === 0);
   });
-
-  test.concurrent("leaves nothing once it is told that all is done", async () => {
-    await using scratch = await scratchDirectory();
-    const lab = await startLab(join(scratch.path, "first"));
-    lab.stdin?.end("done\n");
-    await once(lab, "exit");
-    expect(lab.exitCode).toBe(0);
-    expect(daemonsOf(join(scratch.path, "first"))).toEqual([]);
-    expect(await readdir(join(scratch.path, "first"))).toEqual([]);
-  });
 });
