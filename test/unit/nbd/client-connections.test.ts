@@ -153,6 +153,63 @@ describe("A source", () => {
     expect(server.log.length).toBeLessThanOrEqual(40);
   });
 
+  test("whose connections die of a read one after the other is asked on the others as well", async () => {
+    let deaths = 0;
+    await using server = await FakeNbdServer.start({
+      onRequest: (_request, _data, peer) => {
+        deaths += 1;
+        if (deaths > 12) return false;
+        peer.end();
+        return true;
+      },
+    });
+    await using opened = await open(server);
+    await until(() => opened.device.connections === 4);
+    await opened.device.read(0, Buffer.alloc(10)); // the four that there were at the same time count as one
+    expect(deaths).toBe(13);
+  });
+
+  test("that worked is called again at once, one that did not after a pause", async () => {
+    const clock = new QuickClock(0); // no pause passes by itself
+    await using server = await FakeNbdServer.start();
+    await using opened = await open(server, { connections: 1, clock });
+    const { device } = opened;
+    await device.read(0, Buffer.alloc(10));
+    server.cut();
+    await until(() => device.incarnation === 1);
+    server.cut(); // before it was of any use
+    await until(() => device.connections === 0 && clock.sleeping > 0);
+    await turns(50);
+    expect(server.connections).toBe(2);
+    await clock.expire(100);
+    await until(() => device.incarnation === 2);
+    await device.read(0, Buffer.alloc(10));
+  });
+
+  test("that has larger blocks when it is back is called again", async () => {
+    const sizes = { minimum: 512, preferred: 4096, maximum: 2 ** 25 };
+    await using server = await FakeNbdServer.start({ sizes });
+    await using opened = await open(server);
+    const { device, clock } = opened;
+    for (const worse of [
+      { ...sizes, minimum: 4096 },
+      { ...sizes, maximum: 65536 },
+    ]) {
+      server.options.sizes = worse;
+      server.cut();
+      await until(() => device.connections === 0);
+      const failed = device.read(0, Buffer.alloc(10)).catch((error) => error);
+      await turns();
+      await clock.expire(MINUTE);
+      expect((await failed).message).toMatch(
+        /: the export (has larger blocks|takes only smaller requests) than before$/,
+      );
+      server.options.sizes = sizes;
+      await clock.expire(10_000);
+      await device.read(0, Buffer.alloc(10));
+    }
+  });
+
   test("that is silent loses its connection, and the read is sent again", async () => {
     const held: FakePeer[] = [];
     await using server = await FakeNbdServer.start({

@@ -1,7 +1,7 @@
 // Replies that are not as they should be. A server that does so once loses its connection, and the read is right on the next;
 // one that does it always ends in one clear error after a few attempts. What replies may be, they may be.
 import { describe, expect, test } from "vitest";
-import { DeviceError } from "../../../src/base/errors.ts";
+import { DeviceError, LostWritesError } from "../../../src/base/errors.ts";
 import { NbdDevice, type NbdDeviceOptions } from "../../../src/nbd/client/nbd-device.ts";
 import { ChunkType, Command, Size, TransmissionFlag } from "../../../src/nbd/protocol.ts";
 import {
@@ -341,6 +341,19 @@ describe("Block status of a server that", () => {
     await expect(device.extents(0, 100)).rejects.toMatchObject({ errno: "EIO" });
   });
 
+  test("tells of less than one of its blocks is believed that far, and not asked for ever", async () => {
+    const answer: Answer = (request, peer) =>
+      peer.send(encodeStatusChunk(7, [{ length: 512, flags: 3 }], true, request));
+    const sizes = { minimum: 4096, preferred: 4096, maximum: 2 ** 25 };
+    await using server = await FakeNbdServer.start({ sizes, ...breaking(Command.blockStatus, answer) });
+    await using device = await open(server);
+    expect(await device.extents(1024, 8192 - 1024)).toEqual([
+      { offset: 1024, length: 3072, hole: false, zero: false },
+      { offset: 4096, length: 512, hole: true, zero: true },
+      { offset: 4608, length: 3584, hole: false, zero: false },
+    ]);
+  });
+
   test("is asked beyond 4 GiB in parts", async () => {
     await using server = await FakeNbdServer.start({ size: 2 ** 33 + 1000 });
     await server.disk.write(2 ** 32 + 4096, Buffer.alloc(1, 1));
@@ -486,5 +499,28 @@ describe("NbdDevice", () => {
     socket.on("data", () => {});
     socket.resume();
     await written;
+  });
+
+  test("has lost a write that was answered, but not sent, when its connection is lost", async () => {
+    await using server = await FakeNbdServer.start({ size: 2 ** 25 });
+    await using device = await open(server, { access: "read-write" });
+    const { socket } = [...server.peers][0] as FakePeer;
+    // The server answers all of a write from the first of its headers, and reads the rest later.
+    const pieces = 16;
+    socket.removeAllListeners("data");
+    socket.once("data", (bytes: Buffer) => {
+      socket.pause();
+      const [cookieHigh, first] = [bytes.readUInt32BE(8), bytes.readUInt32BE(12)];
+      for (let index = 0; index < pieces; index++) {
+        socket.write(chunkBytes({ done: true, type: ChunkType.none }, { cookieHigh, cookieLow: first + index }));
+      }
+    });
+    socket.resume();
+    const written = device.write(0, Buffer.alloc(pieces * 2 ** 20, 1)).catch((error) => error);
+    await until(() => socket.bytesWritten > 0 && socket.writableLength === 0);
+    for (let turn = 0; turn < 50; turn++) await new Promise((resolve) => setImmediate(resolve));
+    socket.destroy();
+    expect(await written).toBeInstanceOf(LostWritesError);
+    await expect(device.flush()).rejects.toBeInstanceOf(LostWritesError);
   });
 });
