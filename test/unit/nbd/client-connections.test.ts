@@ -184,6 +184,8 @@ describe("A source", () => {
     await clock.expire(100);
     await until(() => device.incarnation === 2);
     await device.read(0, Buffer.alloc(10));
+    server.cut();
+    await until(() => device.incarnation === 3);
   });
 
   test("that has larger blocks when it is back is called again", async () => {
