@@ -204,7 +204,7 @@ describe("NbdDevice", () => {
     const socket = join(place.path, "nbd.sock");
     const eval_ = [
       ...["eval", "get_size=echo 64K", "can_write=exit 0", "pread=echo EIO the head has crashed >&2; exit 1"],
-      ...["pwrite=echo ENOSPC no room >&2; exit 1"],
+      ...["pwrite=cat >/dev/null; echo ENOSPC no room >&2; exit 1"],
     ];
     await using _server = await startNbdkit(place.path, socket, ...eval_);
     await using device = await open(at(socket), { access: "read-write" });
