@@ -1,14 +1,17 @@
 // Connections that break, and servers that die and come back, under a clone at work. Whatever happens the clone goes on
 // by itself, or says that it cannot and goes on when it is called again, and in the end every byte is right.
-import { truncate, writeFile } from "node:fs/promises";
+import { rm, truncate, writeFile } from "node:fs/promises";
+import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { join } from "node:path";
 import { describe, expect } from "vitest";
+import { certificates } from "../support/certificates.ts";
 import { holds, randomFile } from "../support/files.ts";
 import { testWith } from "../support/needs.ts";
+import { startNginx } from "../support/nginx.ts";
 import { clone, cloneOk, eventually, expectFailure, oneJson, startClone } from "../support/run-clone.ts";
 import { run, scratchDirectory } from "../support/scratch.ts";
 import { startServe } from "../support/serve.ts";
-import { type Running, startNbdkit } from "../support/source-servers.ts";
+import { freePort, listens, type Running, startNbdkit, startProgram } from "../support/source-servers.ts";
 
 const MIB = 1024 * 1024;
 const SIZE = 32 * MIB;
@@ -81,6 +84,101 @@ describe("A source that is killed and restarted 20 times", () => {
       await server.tune("--rate", "max");
       await server.hydrated();
       await server.stop();
+      await source.kill();
+      expect(await holds(join(cwd, "copy.img"), bytes)).toBe(true);
+    },
+    120_000,
+  );
+});
+
+/** A way to a port of this machine that is cut again and again: every connection on it at once. */
+async function cutLink(port: number, everyMs: number): Promise<AsyncDisposable & { port: number; cuts: () => number }> {
+  const sockets = new Set<Socket>();
+  let cuts = 0;
+  const link = createServer((client) => {
+    const server = connect(port, "127.0.0.1");
+    client.pipe(server).pipe(client);
+    for (const [one, other] of [
+      [client, server],
+      [server, client],
+    ] as const) {
+      sockets.add(one);
+      one.on("error", () => other.destroy()).on("close", () => other.destroy() && sockets.delete(one));
+    }
+  });
+  await new Promise<void>((resolve) => link.listen(0, "127.0.0.1", resolve));
+  const cutting = setInterval(() => {
+    if (sockets.size > 0) cuts += 1;
+    for (const socket of sockets) socket.resetAndDestroy();
+  }, everyMs);
+  return {
+    port: (link.address() as AddressInfo).port,
+    cuts: () => cuts,
+    async [Symbol.asyncDispose]() {
+      clearInterval(cutting);
+      for (const socket of sockets) socket.destroy();
+      await new Promise((resolve) => link.close(resolve));
+    },
+  };
+}
+
+async function nbdkitAtPort(cwd: string): Promise<AsyncDisposable & { port: number }> {
+  const port = await freePort();
+  const words = ["nbdkit", "-f", "-i", "127.0.0.1", "-p", `${port}`, "file", join(cwd, "source.img")];
+  const server = await startProgram(words, { cwd, ready: () => listens(port) });
+  return { port, [Symbol.asyncDispose]: () => server.kill() };
+}
+
+async function nginxAtPort(cwd: string): Promise<AsyncDisposable & { port: number }> {
+  await using keys = await certificates(); // it reads them when it starts
+  return await startNginx(cwd, { root: cwd, certificates: keys.path });
+}
+
+describe("A link that is cut again and again", () => {
+  for (const kind of ["nbd", "http"] as const) {
+    testWith(
+      { programs: kind === "nbd" ? ["nbdkit"] : ["nginx", "openssl"] },
+      `to a source over ${kind} is made anew`,
+      async () => {
+        await using directory = await scratchDirectory();
+        const cwd = directory.path;
+        const bytes = await randomFile(join(cwd, "source.img"), SIZE);
+        await using server = await (kind === "nbd" ? nbdkitAtPort(cwd) : nginxAtPort(cwd));
+        await using link = await cutLink(server.port, 200);
+        const source = kind === "nbd" ? `nbd://127.0.0.1:${link.port}/` : `http://127.0.0.1:${link.port}/source.img`;
+        await cloneOk(["create", source, "copy.img"], { cwd });
+        await cloneOk(["hydrate", "copy.img", "--rate", "8M"], { cwd });
+        expect(link.cuts()).toBeGreaterThan(5);
+        await cloneOk(["finalize", "copy.img", "--verify"], { cwd });
+        expect(await holds(join(cwd, "copy.img"), bytes)).toBe(true);
+      },
+      120_000,
+    );
+  }
+
+  testWith(
+    { programs: ["nbdkit"] },
+    "by a server that leaves when it is told to (nbdkit's exitwhen)",
+    async () => {
+      await using directory = await scratchDirectory();
+      const cwd = directory.path;
+      const bytes = await randomFile(join(cwd, "source.img"), SIZE);
+      const socket = join(cwd, "source.sock");
+      const [words, flag] = [["--filter=exitwhen", "file", join(cwd, "source.img")], join(cwd, "leave")];
+      const start = () => startNbdkit(cwd, socket, ...words, `exit-when-file-created=${flag}`, "exit-when-poll=1");
+      let source = await start();
+      await cloneOk(["create", `nbd+unix:///?socket=${socket}`, "copy.img"], { cwd });
+      await cloneOk(["hydrate", "copy.img", "--limit", "8M"], { cwd });
+      const hydrating = startClone(["hydrate", "copy.img", "--rate", "4M", "--progress", "none"], { cwd });
+      await eventually("it goes on", async () => (await statusOf(cwd)).hydratedBytes > 12 * MIB);
+      await writeFile(flag, "");
+      await sleep(1500); // now it lets nobody in any more, and goes when its clients have gone
+      await source.kill();
+      await rm(flag);
+      source = await start();
+      const { code, stderr } = await hydrating.done;
+      expect(code, stderr).toBe(0);
+      await cloneOk(["finalize", "copy.img", "--verify"], { cwd });
       await source.kill();
       expect(await holds(join(cwd, "copy.img"), bytes)).toBe(true);
     },

@@ -1,12 +1,13 @@
 // Every form of SOURCE through the whole life of a clone: create, hydrate a part, serve the rest to a client that reads it
 // while it is hydrated, verify, finalize; and at the end every byte is the source's. The servers are real ones.
 import { existsSync } from "node:fs";
-import { mkdir, readFile, truncate, writeFile } from "node:fs/promises";
+import { readFile, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect } from "vitest";
 import { certificates } from "../support/certificates.ts";
 import { holds, randomFile } from "../support/files.ts";
 import { type Program, testWith } from "../support/needs.ts";
+import { startNginx } from "../support/nginx.ts";
 import { clone, cloneOk, eventually, expectFailure, oneJson } from "../support/run-clone.ts";
 import { run, scratchDirectory } from "../support/scratch.ts";
 import { startServe } from "../support/serve.ts";
@@ -92,34 +93,19 @@ async function overNbdServer(cwd: string, image: string): Promise<Served> {
   return { source: [`nbd://127.0.0.1:${port}/disk`], cleanUp };
 }
 
-async function overHttp(cwd: string): Promise<Served> {
-  const port = await freePort();
-  return { source: [`http://127.0.0.1:${port}/source.img`], servers: [await startNginx(cwd, `${port}`, "")] };
-}
-
-async function overHttps(cwd: string): Promise<Served> {
+/** A file of the directory on a web server, with TLS or without. */
+async function overHttp(cwd: string, name: string, { secure = false } = {}): Promise<Served> {
   const keys = await certificates();
-  const port = await freePort();
-  const tls = `ssl_certificate ${keys.path}/server-cert.pem; ssl_certificate_key ${keys.path}/server-key.pem;`;
-  return {
-    source: [`https://localhost:${port}/source.img`],
-    env: { SSL_CERT_FILE: join(keys.path, "ca-cert.pem") },
-    servers: [await startNginx(cwd, `${port} ssl`, tls)],
-    cleanUp: keys,
+  const server = await startNginx(cwd, { root: cwd, certificates: keys.path });
+  const cleanUp = {
+    async [Symbol.asyncDispose]() {
+      await server[Symbol.asyncDispose]();
+      await keys[Symbol.asyncDispose]();
+    },
   };
-}
-
-async function startNginx(cwd: string, listen: string, extra: string): Promise<Running> {
-  const config = join(cwd, "nginx.conf");
-  await mkdir(join(cwd, "nginx"), { recursive: true });
-  const temp = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((name) => `${name}_temp_path ${cwd}/nginx;`);
-  await writeFile(
-    config,
-    `daemon off; user root; pid ${cwd}/nginx.pid; error_log stderr; events {}
-     http { access_log off; ${temp.join(" ")} server { listen 127.0.0.1:${listen}; root ${cwd}; ${extra} } }`,
-  );
-  const port = Number.parseInt(listen, 10);
-  return await startProgram(["nginx", "-e", "stderr", "-c", config], { cwd, ready: () => listens(port) });
+  if (!secure) return { source: [`http://127.0.0.1:${server.port}/${name}`], cleanUp };
+  const env = { SSL_CERT_FILE: join(keys.path, "ca-cert.pem") };
+  return { source: [`https://localhost:${server.securePort}/${name}`], env, cleanUp };
 }
 
 /** The same disk as an image in a format of qemu's. */
@@ -196,8 +182,12 @@ const FORMS: Form[] = [
     },
   },
   { name: "nbd-server", programs: ["nbd-server"], serve: overNbdServer },
-  { name: "nginx", programs: ["nginx"], serve: overHttp },
-  { name: "nginx with TLS", programs: ["nginx", "openssl"], serve: overHttps },
+  { name: "nginx", programs: ["nginx", "openssl"], serve: (cwd) => overHttp(cwd, "source.img") },
+  {
+    name: "nginx with TLS",
+    programs: ["nginx", "openssl"],
+    serve: (cwd) => overHttp(cwd, "source.img", { secure: true }),
+  },
   ...["qcow2", "vmdk", "vhdx", "vdi"].map(
     (format): Form => ({
       name: `a ${format} file`,
@@ -207,11 +197,10 @@ const FORMS: Form[] = [
   ),
   {
     name: "a qcow2 file on a web server",
-    programs: ["qemu-img", "qemu-nbd", "nginx"],
+    programs: ["qemu-img", "qemu-nbd", "nginx", "openssl"],
     async serve(cwd, image) {
-      const port = await freePort();
       await converted(cwd, image, "qcow2");
-      return { source: [`http://127.0.0.1:${port}/source.qcow2`], servers: [await startNginx(cwd, `${port}`, "")] };
+      return await overHttp(cwd, "source.qcow2");
     },
   },
   {
