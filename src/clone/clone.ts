@@ -33,6 +33,7 @@ import {
   sourceView,
 } from "./open-devices.ts";
 import { isStillThere, type MetadataAccess, type OpenedMetadata, openMetadata } from "./open-metadata.ts";
+import { recordedLocation } from "./recorded-location.ts";
 
 /** How a clone is opened. */
 export interface OpenRequest {
@@ -200,7 +201,10 @@ export class Clone implements AsyncDisposable {
 
   async #openSource(request: DeviceRequest): Promise<AttachedSource> {
     const pinned = this.descriptor?.source;
-    const location = parseLocation(request.source ?? this.#uri("source", pinned?.uri));
+    const location =
+      request.source === undefined
+        ? await recordedLocation(this.#uri("source", pinned?.uri), "source")
+        : parseLocation(request.source);
     const opened = this.#own(
       await openSource(location, {
         ...this.#remoteOptions,
@@ -241,9 +245,11 @@ export class Clone implements AsyncDisposable {
   }
 
   async #openDestination(request: DeviceRequest, access: DestinationAccess): Promise<AttachedDestination> {
-    const location = parseLocation(
-      request.destination ?? this.#named ?? this.#uri("destination", this.descriptor?.destination.uri),
-    );
+    const named = request.destination ?? this.#named;
+    const location =
+      named === undefined
+        ? await recordedLocation(this.#uri("destination", this.descriptor?.destination.uri), "destination")
+        : parseLocation(named);
     if (location.kind === "file" && !(await exists(location.path))) {
       throw new CloneError("failed", `Cannot open "${location.path}": no such file (ENOENT)`, {
         hint: "Where it was moved, name it with --destination.",

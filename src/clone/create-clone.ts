@@ -254,6 +254,8 @@ function unkept(location: Location, headerFile: string | undefined): string[] {
     words.push(
       "The command is not kept, since metadata must never make one run: name it again, as --source [ COMMAND … ]",
     );
+  } else if (location.kind === "qemu" && !isReopenable(location)) {
+    words.push("Metadata must never choose qemu's drivers: name the source again, as --source json:…");
   } else if (!isReopenable(location)) {
     words.push("The rest of the URL is a credential, and is not kept: name all of it again, as --source URL");
   }

@@ -121,11 +121,13 @@ export function uriOf(location: Location): string {
 }
 
 /**
- * Whether its URI is all that is needed to open it again: not that of a command, which metadata must not make run, nor
- * one that holds a credential, which metadata must not keep.
+ * Whether its URI is all that is needed to open it again: not that of a command or of drivers of qemu's, which metadata
+ * must not choose, nor one that holds a credential, which metadata must not keep.
  */
 export function isReopenable(location: Location): boolean {
-  return location.kind === "http" ? safeUrl(location.url).isComplete : location.kind !== "command";
+  if (location.kind === "http") return safeUrl(location.url).isComplete;
+  if (location.kind === "qemu") return !/^json:/i.test(location.filename);
+  return location.kind !== "command";
 }
 
 /** A location for people: a file's as its plain path. */

@@ -32,7 +32,7 @@ const KINDS: [string, Location["kind"]][] = [
   ["rbd:pool/image", "qemu"],
   ["ssh://host/x.img", "qemu"],
   ["iscsi://host/target/0", "qemu"],
-  ['json:{"driver":"null-co","size":"1M"}', "qemu"],
+
   [commandText(["nbdkit", "memory", "1M"]), "command"],
   ["command:nbdkit", "command"],
 ];
@@ -112,6 +112,12 @@ describe("The URI of a location", () => {
     expect(isReopenable(location)).toBe(false);
     expect(uriOf(location)).not.toMatch(/deadbeef|AKIA/);
     expect(() => parseLocation(uriOf(location))).toThrow(/credential, which is kept nowhere/);
+  });
+
+  test("of drivers of qemu's says that it cannot be opened again", () => {
+    const location = parseLocation('json:{"driver":"null-co","size":"1M"}');
+    expect(location.kind).toBe("qemu");
+    expect(isReopenable(location)).toBe(false);
   });
 
   test("of a command names the program alone, and runs nothing", () => {

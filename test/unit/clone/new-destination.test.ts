@@ -54,7 +54,10 @@ describe("NewDestination", () => {
     for (const isNew of [true, false]) {
       const held = await NewDestination.open({ kind: "file", path }, 4096);
       expect(held.isNew).toBe(isNew);
-      await expect(NewDestination.open({ kind: "file", path }, 4096)).rejects.toMatchObject({ code: "busy", pid: process.pid });
+      await expect(NewDestination.open({ kind: "file", path }, 4096)).rejects.toMatchObject({
+        code: "busy",
+        pid: process.pid,
+      });
       expect(await isThere(path)).toBe(true); // the loser has not removed it
       held.keep();
       await held[Symbol.asyncDispose]();
