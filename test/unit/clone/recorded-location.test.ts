@@ -9,7 +9,7 @@ import { recordedLocation } from "../../../src/clone/recorded-location.ts";
 import { scratchDirectory } from "../../support/scratch.ts";
 
 describe("recordedLocation()", () => {
-  test.for(["file:///a%20b", "nbd+unix:///x?socket=%2Fs", "https://h/x", "s3://b/k", "ssh://h/x", "rbd:p/i:id=me"])(
+  test.for(["file:///a%20b", "nbd+unix:///x?socket=/s", "https://h/x", "s3://bucket/k", "ssh://h/x", "rbd:p/i:id=me"])(
     "takes %s, as it was recorded",
     async (uri) => {
       expect(uriOf(await recordedLocation(uri, "source"))).toBe(uri);
