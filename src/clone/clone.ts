@@ -15,6 +15,7 @@ import { CloneMetadata } from "../metadata/clone-metadata.ts";
 import { type Descriptor, DescriptorStore, type FinalizeRecord } from "../metadata/descriptor.ts";
 import {
   type DestinationTrust,
+  refuseAnotherDisk,
   refuseDifferentSamples,
   refuseForeignData,
   settledState,
@@ -315,6 +316,7 @@ export class Clone implements AsyncDisposable {
     const [source, destination] = [this.#source, this.#destination];
     assert(destination !== undefined, "the destination must be attached before");
     assert(source !== undefined || this.isComplete, "the source must be attached before");
+    await this.refuseAnotherDisk(destination, request);
     const trust = await this.trustIn(destination);
     if (trust === "empty") await refuseForeignData(destination);
     if (trust === "touched") {
@@ -334,6 +336,17 @@ export class Clone implements AsyncDisposable {
       }
     }
     await this.unsettle(trust === "touched" ? { touched: true } : {});
+  }
+
+  /** @throws {CloneError} where a disk without an identity is not as it was left, unless that is accepted */
+  async refuseAnotherDisk(destination: OpenedDestination, request: DeviceRequest): Promise<void> {
+    try {
+      await refuseAnotherDisk(this, destination);
+    } catch (error) {
+      if (!(error instanceof CloneError) || error instanceof DeviceError || !request.acceptChangedSource) throw error;
+      this.#onWarning(error.message);
+      this.#findings.acceptedChange = new Date().toISOString();
+    }
   }
 
   /** How far a destination can be trusted before it is looked at. @throws {DeviceError} */

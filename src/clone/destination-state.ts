@@ -8,11 +8,14 @@
  *                          of the hydrated regions must match the source
  *     cut off              the same
  *
+ * A disk behind NBD has no identity besides: digests of samples of what it was left with are kept, and must be there again.
+ *
  * What somebody else wrote to regions that are not hydrated does no harm: they are copied, or zeroed, whatever they hold.
  *
  * Nothing can be told where others have a right to change it: after clients wrote to it, or the kernel went on with it (the
  * superblock is another one). After a changed source was accepted, samples tell nothing either.
  */
+import { createHash } from "node:crypto";
 import * as fs from "node:fs";
 import { promisify } from "node:util";
 import { CloneError, DeviceError, errnoOf } from "../base/errors.ts";
@@ -28,14 +31,19 @@ import { findData, type OpenedDestination } from "./open-devices.ts";
 /** Hydrated regions that are compared, evenly spread, first and last included; and bytes of each. */
 const SAMPLES = 32;
 const SAMPLE_BYTES = 65536;
+/** Hydrated regions of which digests are kept. */
+const DIGESTS = 16;
 /** How many of them at a time: each may be a round trip. */
 const SAMPLES_IN_FLIGHT = 8;
 
 const fsync = promisify(fs.fsync);
 
 /** The destination as it is left, durably, for the next run to compare with. @throws {DeviceError} */
-export async function settledState(clone: Clone, { file }: OpenedDestination): Promise<SettledState> {
-  if (file === undefined) return await presentState(clone, file); // it has been flushed, and has no times
+export async function settledState(clone: Clone, { file, device }: OpenedDestination): Promise<SettledState> {
+  if (file === undefined) {
+    // It has been flushed, and has neither times nor a name of its own: what it holds is all that it is known by.
+    return { ...(await presentState(clone, file)), sample: await sampleDigests(clone, device) };
+  }
   // All of it: a flush of the data may leave the time of change behind, and after a power cut it would be another one.
   await fsync(file.fd).catch((cause: unknown) => {
     const errno = errnoOf(cause);
@@ -47,6 +55,40 @@ export async function settledState(clone: Clone, { file }: OpenedDestination): P
 async function presentState(clone: Clone, file: FileDevice | undefined): Promise<SettledState> {
   const mtimeNs = file === undefined ? 0 : (await statDescriptor(file.fd, { bigint: true })).mtimeNs;
   return { mtimeNs: String(mtimeNs), superblock: await superblockChecksum(clone) };
+}
+
+/** Digests of samples of the hydrated regions. Which they are follows from which regions are hydrated. */
+async function sampleDigests(clone: Clone, destination: BlockDevice): Promise<string> {
+  const digests: string[] = [];
+  const samples = [...sampleRegions(clone, DIGESTS)].map((region, index) => ({ region, index }));
+  await runParts(samples.values(), SAMPLES_IN_FLIGHT, async ({ region, index }) => {
+    const { offset, length } = clone.geometry.bytesOf({ start: region, end: region + 1 });
+    const end = Math.min(offset + length, clone.exactSize);
+    const bytes = new Uint8Array(Math.min(end - offset, SAMPLE_BYTES));
+    await destination.read(offset, bytes);
+    digests[index] = createHash("sha256").update(bytes).digest("hex").slice(0, 16);
+  });
+  return digests.join(" ");
+}
+
+/**
+ * A disk behind NBD is known by what it holds alone. Where the last run has left samples of that, they must still be there,
+ * whoever has written them, clients too.
+ * @throws {CloneError} where they are not
+ * @throws {DeviceError} where they cannot be read
+ */
+export async function refuseAnotherDisk(clone: Clone, destination: OpenedDestination): Promise<void> {
+  const settled = clone.descriptor?.destination.settled;
+  if (destination.file !== undefined || settled?.sample === undefined) return;
+  if (settled.superblock !== (await superblockChecksum(clone))) return; // somebody else has gone on with the clone
+  if (settled.sample === (await sampleDigests(clone, destination.device))) return;
+  throw new CloneError(
+    "failed",
+    `Cannot use "${destination.device.name}" as the destination: it does not hold what the clone has left there`,
+    {
+      hint: "It is another disk, has lost what was flushed, or somebody has written to it. --accept-changed-source goes on all the same.",
+    },
+  );
 }
 
 /** What is known of a destination before it is looked at. */
@@ -128,9 +170,9 @@ async function canRead(source: BlockDevice, offset: number, buffer: Uint8Array):
 }
 
 /** Some of the hydrated regions, evenly spread over them. */
-function* sampleRegions({ metadata }: Clone): Generator<Region> {
+function* sampleRegions({ metadata }: Clone, most = SAMPLES): Generator<Region> {
   const count = metadata.hydratedCount;
-  const samples = Math.min(SAMPLES, count);
+  const samples = Math.min(most, count);
   let sample = 0;
   let before = 0;
   for (const { start, end } of metadata.hydratedRanges()) {

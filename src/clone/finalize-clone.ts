@@ -25,6 +25,7 @@ import { CommitPipeline } from "../engine/commit-pipeline.ts";
 import { Salvage } from "../engine/salvage.ts";
 import { UnreadableRegions, unhydratedParts } from "../engine/unreadable-regions.ts";
 import type { AttachedDestination, AttachedSource, Clone, DeviceRequest } from "./clone.ts";
+import { refuseLostDestination } from "./destination-guard.ts";
 import { refuseDifferentSamples } from "./destination-state.ts";
 import { changeAsError } from "./hydrate-clone.ts";
 import { removeMetadata } from "./metadata-file.ts";
@@ -84,6 +85,7 @@ export async function finalizeClone(
     metadata: clone.metadata,
     destination: destination.view,
     link: destination.remote,
+    refuseLost: () => refuseLostDestination(destination, clone.exactSize),
   });
   let zeroed = missing;
   if (!already) {
@@ -221,6 +223,7 @@ async function syncName(path: string): Promise<void> {
  * @throws {CloneError} where that can be told
  */
 async function refuseForeign(clone: Clone, request: DeviceRequest, destination: AttachedDestination): Promise<void> {
+  await clone.refuseAnotherDisk(destination, request);
   const trust = await clone.trustIn(destination);
   if (trust === "touched" && !request.acceptChangedSource) {
     throw new CloneError(

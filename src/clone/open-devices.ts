@@ -23,7 +23,9 @@ const fdatasync = promisify(fs.fdatasync);
 
 /** How long after the wish to stop requests to a remote device may still take, ms. */
 const SOURCE_GRACE_MS = 2000;
+/** How long a destination may be away after the wish to stop, and how often that is looked at, ms. */
 const DESTINATION_GRACE_MS = 10_000;
+const LOOK_MS = 500;
 
 /** How a source is opened. */
 export interface SourceOptions extends RemoteOptions {
@@ -199,12 +201,35 @@ async function formatOf(device: BlockDevice, said: string | undefined): Promise<
 }
 
 /**
- * Who wants to stop does not wait for a device that is away, or silent: what is still asked of it after a while fails, as if
- * it had been closed. That is soon for a source, of which nothing is lost, and later for a destination, which is to be flushed.
+ * Who wants to stop does not wait for a source that is away, or silent: what is still asked of it after a while fails, as if
+ * it had been closed. Nothing is lost of that.
  */
 function closeInTime(remote: RemoteDevice, signal: AbortSignal | undefined, graceMs: number): void {
   const close = (): void => void setTimeout(() => void remote[Symbol.asyncDispose](), graceMs).unref();
   signal?.addEventListener("abort", close, { once: true });
+}
+
+/**
+ * A destination is still to be flushed, however long that takes; it is given up only where it is away, and does not come back
+ * soon. Returns what ends the watch.
+ */
+function closeWhileAway(remote: RemoteDevice, signal: AbortSignal | undefined): () => void {
+  let watch: NodeJS.Timeout | undefined;
+  let awayMs = 0;
+  const look = (): void => {
+    awayMs = remote.isAway === true ? awayMs + LOOK_MS : 0;
+    if (awayMs < DESTINATION_GRACE_MS) return;
+    clearInterval(watch);
+    void remote[Symbol.asyncDispose]();
+  };
+  const begin = (): void => {
+    watch = setInterval(look, LOOK_MS).unref();
+  };
+  signal?.addEventListener("abort", begin, { once: true });
+  return () => {
+    signal?.removeEventListener("abort", begin);
+    clearInterval(watch);
+  };
 }
 
 // What most clones do without is loaded when it is needed: it would double the time that a command takes to start.
@@ -269,8 +294,11 @@ export async function openDestination(
   const uri = uriOf(location);
   if (location.kind === "nbd") {
     const remote = await openNbd(location.address, { ...options, access });
-    closeInTime(remote, options.signal, DESTINATION_GRACE_MS);
-    const close = async (): Promise<void> => await remote[Symbol.asyncDispose]();
+    const unwatched = closeWhileAway(remote, options.signal);
+    const close = async (): Promise<void> => {
+      unwatched();
+      await remote[Symbol.asyncDispose]();
+    };
     return { uri, device: remote, file: undefined, remote, [Symbol.asyncDispose]: close };
   }
   if (location.kind !== "file") {

@@ -43,6 +43,8 @@ export interface SettledState {
   mtimeNs: string;
   /** The superblock's checksum then, hexadecimal: with another one, somebody else has gone on with the clone. */
   superblock: string;
+  /** Digests of samples of what it holds in hydrated regions, where nothing else tells it from another of its size. */
+  sample?: string;
 }
 
 /** The destination. */
@@ -141,6 +143,7 @@ export function descriptorFromJson(value: unknown, geometry: Geometry): Descript
     const settled = destination.object("settled");
     settled.text("mtimeNs", MAX_TEXT_BYTES);
     settled.text("superblock", MAX_TEXT_BYTES);
+    if (settled.has("sample")) settled.text("sample", MAX_FOREIGN_TEXT_BYTES);
   }
   if (top.has("acceptedChange")) top.text("acceptedChange", MAX_TEXT_BYTES);
   if (top.value("finalized") !== null) {
