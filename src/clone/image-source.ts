@@ -79,9 +79,10 @@ async function openServedImage(
   await device.read(0, head);
   const hint =
     "What an image from elsewhere refers to is not opened. json:{…} names such a chain for qemu, on purpose.";
-  refuseReferences(await readReferences(device, driver), device.name, hint);
   const served = await ServedSource.open(device, head);
   try {
+    // Of what qemu is shown: a second look at the device itself may find another header than the first one did.
+    refuseReferences(await readReferences(served.device, driver), device.name, hint);
     const server = { type: "unix", path: pathOfDescriptor(FIRST_INHERITED) };
     const node: ImageNode = { driver, file: { driver: "nbd", server }, backing: null };
     return await start(

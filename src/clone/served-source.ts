@@ -82,6 +82,11 @@ export class ServedSource implements AsyncDisposable {
     }
   }
 
+  /** What the program is shown. */
+  get device(): BlockDevice {
+    return this.#device;
+  }
+
   /** The descriptor of the socket, for the program to inherit. */
   get fd(): number {
     return this.#socket.fd;
