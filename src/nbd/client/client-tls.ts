@@ -109,6 +109,7 @@ async function keySettings(tls: NbdTls): Promise<TlsSettings> {
   }
   return {
     minVersion: "TLSv1.2",
+    rejectUnauthorized: true, // whatever NODE_TLS_REJECT_UNAUTHORIZED says
     ciphers: PSK_CIPHERS,
     pskCallback: () => ({ psk: key, identity: user }),
     // Who shows a certificate instead has not proved that it knows the key.
