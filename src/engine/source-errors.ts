@@ -1,7 +1,10 @@
 /** What an error of the source says about asking again. */
 import { ChangedError, DeviceError } from "../base/errors.ts";
 
-/** The source itself is gone, refused, or is another one: whatever else is asked of it ends in the same way. */
+/**
+ * The source itself is gone, refused, is another one, or does not keep to its protocol (EPROTO): whatever else is asked of it
+ * ends in the same way.
+ */
 const SOURCE_GONE = new Set([
   "EACCES",
   "EBADF",
@@ -10,6 +13,7 @@ const SOURCE_GONE = new Set([
   "ENOMEDIUM",
   "ENXIO",
   "EPERM",
+  "EPROTO",
   "ESHUTDOWN",
   "ESTALE",
 ]);
