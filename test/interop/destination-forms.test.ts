@@ -10,14 +10,7 @@ import { type Program, testWith } from "../support/needs.ts";
 import { clone, cloneOk, expectFailure } from "../support/run-clone.ts";
 import { run, scratchDirectory } from "../support/scratch.ts";
 import { startServe } from "../support/serve.ts";
-import {
-  freePort,
-  listens,
-  type Running,
-  startAtSocket,
-  startNbdkit,
-  startProgram,
-} from "../support/source-servers.ts";
+import { type Running, startAtSocket, startNbdkit, startNbdkitAtPort } from "../support/source-servers.ts";
 
 const MIB = 1024 * 1024;
 const SIZE = 24 * MIB;
@@ -57,18 +50,9 @@ async function qemuNbd(cwd: string, format: string): Promise<Served> {
 
 async function overTls(cwd: string): Promise<Served> {
   const keys = await certificates();
-  const port = await freePort();
-  const words = [
-    "nbdkit",
-    "-f",
-    "-i",
-    "127.0.0.1",
-    "-p",
-    `${port}`,
-    "--tls=require",
-    `--tls-certificates=${keys.path}`,
-  ];
-  const server = await startProgram([...words, "file", await disk(cwd)], { cwd, ready: () => listens(port) });
+  const tls = ["--tls=require", `--tls-certificates=${keys.path}`];
+  const server = await startNbdkitAtPort(cwd, ...tls, "file", await disk(cwd));
+  const { port } = server;
   return { uri: `nbds://localhost:${port}/?tls-certificates=${encodeURIComponent(keys.path)}`, server, cleanUp: keys };
 }
 

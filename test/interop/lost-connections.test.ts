@@ -8,10 +8,18 @@ import { certificates } from "../support/certificates.ts";
 import { holds, randomFile } from "../support/files.ts";
 import { testWith } from "../support/needs.ts";
 import { startNginx } from "../support/nginx.ts";
-import { clone, cloneOk, eventually, expectFailure, oneJson, startClone } from "../support/run-clone.ts";
+import {
+  clone,
+  cloneOk,
+  eventually,
+  expectFailure,
+  oneJson,
+  type StartedClone,
+  startClone,
+} from "../support/run-clone.ts";
 import { run, scratchDirectory } from "../support/scratch.ts";
 import { startServe } from "../support/serve.ts";
-import { freePort, listens, type Running, startNbdkit, startProgram } from "../support/source-servers.ts";
+import { type Running, startNbdkit, startNbdkitAtPort } from "../support/source-servers.ts";
 
 const MIB = 1024 * 1024;
 const SIZE = 32 * MIB;
@@ -26,6 +34,28 @@ interface Status {
 
 async function statusOf(cwd: string, name = "copy.img.clone"): Promise<Status> {
   return oneJson<Status>(await cloneOk(["status", name, "--json"], { cwd }));
+}
+
+/** A source image, and an nbdkit that serves it whenever it is started. */
+async function servedSource() {
+  const directory = await scratchDirectory();
+  const cwd = directory.path;
+  const image = join(cwd, "source.img");
+  const bytes = await randomFile(image, SIZE);
+  const socket = join(cwd, "source.sock");
+  return {
+    ...{ cwd, image, bytes, uri: `nbd+unix:///?socket=${socket}` },
+    start: () => startNbdkit(cwd, socket, "file", image),
+    [Symbol.asyncDispose]: () => directory[Symbol.asyncDispose](),
+  };
+}
+
+/** `clone hydrate`, from when it has copied something. */
+async function startHydrating(cwd: string, name: string, rate: string): Promise<StartedClone> {
+  const hydrating = startClone(["hydrate", name, "--rate", rate, "--progress", "none"], { cwd });
+  const before = (await statusOf(cwd)).hydratedBytes;
+  await eventually("it copies", async () => (await statusOf(cwd)).hydratedBytes > before + MIB);
+  return hydrating;
 }
 
 /** A server that dies again and again, and comes back each time after a moment. */
@@ -45,15 +75,11 @@ describe("A source that is killed and restarted 20 times", () => {
     { programs: ["nbdkit"] },
     "is hydrated from to the last byte",
     async () => {
-      await using directory = await scratchDirectory();
-      const cwd = directory.path;
-      const image = join(cwd, "source.img");
-      const bytes = await randomFile(image, SIZE);
-      const socket = join(cwd, "source.sock");
-      const start = () => startNbdkit(cwd, socket, "file", image);
+      await using place = await servedSource();
+      const { cwd, bytes, uri, start } = place;
       let server = await start();
-      await cloneOk(["create", `nbd+unix:///?socket=${socket}`, "copy.img"], { cwd });
-      const hydrating = startClone(["hydrate", "copy.img", "--rate", "8M", "--progress", "none"], { cwd });
+      await cloneOk(["create", uri, "copy.img"], { cwd });
+      const hydrating = await startHydrating(cwd, "copy.img", "8M");
       server = await killedAgainAndAgain(server, 20, start);
       const { code, stderr } = await hydrating.done;
       expect(code, stderr).toBe(0);
@@ -68,14 +94,10 @@ describe("A source that is killed and restarted 20 times", () => {
     { programs: ["nbdkit", "qemu-img"] },
     "is served from, and no client sees an error",
     async () => {
-      await using directory = await scratchDirectory();
-      const cwd = directory.path;
-      const image = join(cwd, "source.img");
-      const bytes = await randomFile(image, SIZE);
-      const socket = join(cwd, "source.sock");
-      const start = () => startNbdkit(cwd, socket, "file", image);
+      await using place = await servedSource();
+      const { cwd, image, bytes, uri, start } = place;
       let source = await start();
-      await cloneOk(["create", `nbd+unix:///?socket=${socket}`, "copy.img"], { cwd });
+      await cloneOk(["create", uri, "copy.img"], { cwd });
       await using server = await startServe({ clone: "copy.img", cwd, args: ["--rate", "4M"] });
       const reading = run("qemu-img", "compare", "-f", "raw", "-F", "raw", image, server.uri);
       reading.catch(() => {}); // awaited below
@@ -123,10 +145,8 @@ async function cutLink(port: number, everyMs: number): Promise<AsyncDisposable &
 }
 
 async function nbdkitAtPort(cwd: string): Promise<AsyncDisposable & { port: number }> {
-  const port = await freePort();
-  const words = ["nbdkit", "-f", "-i", "127.0.0.1", "-p", `${port}`, "file", join(cwd, "source.img")];
-  const server = await startProgram(words, { cwd, ready: () => listens(port) });
-  return { port, [Symbol.asyncDispose]: () => server.kill() };
+  const { port, kill } = await startNbdkitAtPort(cwd, "file", join(cwd, "source.img"));
+  return { port, [Symbol.asyncDispose]: () => kill() };
 }
 
 async function nginxAtPort(cwd: string): Promise<AsyncDisposable & { port: number }> {
@@ -169,7 +189,7 @@ describe("A link that is cut again and again", () => {
       let source = await start();
       await cloneOk(["create", `nbd+unix:///?socket=${socket}`, "copy.img"], { cwd });
       await cloneOk(["hydrate", "copy.img", "--limit", "8M"], { cwd });
-      const hydrating = startClone(["hydrate", "copy.img", "--rate", "4M", "--progress", "none"], { cwd });
+      const hydrating = await startHydrating(cwd, "copy.img", "4M");
       await eventually("it goes on", async () => (await statusOf(cwd)).hydratedBytes > 12 * MIB);
       await writeFile(flag, "");
       await sleep(1500); // now it lets nobody in any more, and goes when its clients have gone
@@ -191,17 +211,14 @@ describe("A source that goes away", () => {
     { programs: ["nbdkit"] },
     "for good ends a hydration, which goes on when called again",
     async () => {
-      await using directory = await scratchDirectory();
-      const cwd = directory.path;
-      const image = join(cwd, "source.img");
-      const bytes = await randomFile(image, SIZE);
-      const socket = join(cwd, "source.sock");
-      let source = await startNbdkit(cwd, socket, "file", image);
-      await cloneOk(["create", `nbd+unix:///?socket=${socket}`, "copy.img"], { cwd });
+      await using place = await servedSource();
+      const { cwd, bytes, uri, start } = place;
+      let source = await start();
+      await cloneOk(["create", uri, "copy.img"], { cwd });
       await cloneOk(["hydrate", "copy.img", "--limit", "4M"], { cwd });
       await source.kill();
       expectFailure(await clone(["hydrate", "copy.img"], { cwd }), 1, /source\.sock.*(ENOENT|ECONNREFUSED)/);
-      source = await startNbdkit(cwd, socket, "file", image);
+      source = await start();
       await cloneOk(["hydrate", "copy.img"], { cwd });
       await source.kill();
       await cloneOk(["finalize", "copy.img"], { cwd });
@@ -214,18 +231,14 @@ describe("A source that goes away", () => {
     { programs: ["nbdkit"] },
     "and comes back with another content is not mixed with the first",
     async () => {
-      await using directory = await scratchDirectory();
-      const cwd = directory.path;
-      const image = join(cwd, "source.img");
-      await randomFile(image, SIZE);
-      const socket = join(cwd, "source.sock");
-      let source = await startNbdkit(cwd, socket, "file", image);
-      await cloneOk(["create", `nbd+unix:///?socket=${socket}`, "copy.img"], { cwd });
-      const hydrating = startClone(["hydrate", "copy.img", "--rate", "4M", "--progress", "none"], { cwd });
-      await eventually("something is hydrated", async () => (await statusOf(cwd)).hydratedBytes > 2 * MIB);
+      await using place = await servedSource();
+      const { cwd, image, uri, start } = place;
+      let source = await start();
+      await cloneOk(["create", uri, "copy.img"], { cwd });
+      const hydrating = await startHydrating(cwd, "copy.img", "4M");
       await source.kill();
       await randomFile(image, SIZE);
-      source = await startNbdkit(cwd, socket, "file", image);
+      source = await start();
       expectFailure(await hydrating.done, 1, /it has changed since the clone was created, its content is another/);
       expectFailure(
         await clone(["hydrate", "copy.img"], { cwd }),
@@ -242,18 +255,14 @@ describe("A source that goes away", () => {
     { programs: ["nbdkit"] },
     "and comes back with another size is refused",
     async () => {
-      await using directory = await scratchDirectory();
-      const cwd = directory.path;
-      const image = join(cwd, "source.img");
-      await randomFile(image, SIZE);
-      const socket = join(cwd, "source.sock");
-      let source = await startNbdkit(cwd, socket, "file", image);
-      await cloneOk(["create", `nbd+unix:///?socket=${socket}`, "copy.img"], { cwd });
-      const hydrating = startClone(["hydrate", "copy.img", "--rate", "4M", "--progress", "none"], { cwd });
-      await eventually("something is hydrated", async () => (await statusOf(cwd)).hydratedBytes > 2 * MIB);
+      await using place = await servedSource();
+      const { cwd, image, uri, start } = place;
+      let source = await start();
+      await cloneOk(["create", uri, "copy.img"], { cwd });
+      const hydrating = await startHydrating(cwd, "copy.img", "4M");
       await source.kill();
       await truncate(image, 2 * SIZE);
-      source = await startNbdkit(cwd, socket, "file", image);
+      source = await start();
       expectFailure(await hydrating.done, 1, /its size was 33554432 bytes, and is 67108864/);
       await source.kill();
     },
@@ -285,7 +294,7 @@ describe("A destination that loses what was not flushed", () => {
       const { disk, uri, start } = await losingDestination(cwd);
       let server = await start();
       await cloneOk(["create", "source.img", uri, "--metadata", "copy.img.clone"], { cwd });
-      const hydrating = startClone(["hydrate", "copy.img.clone", "--rate", "8M", "--progress", "none"], { cwd });
+      const hydrating = await startHydrating(cwd, "copy.img.clone", "8M");
       server = await killedAgainAndAgain(server, 10, start);
       const { code, stderr } = await hydrating.done;
       expect(code, stderr).toBe(0);

@@ -9,7 +9,7 @@ import { certificates } from "../support/certificates.ts";
 import { randomFile } from "../support/files.ts";
 import { testWith } from "../support/needs.ts";
 import { run, scratchDirectory } from "../support/scratch.ts";
-import { freePort, listens, startAtSocket, startNbdkit, startProgram } from "../support/source-servers.ts";
+import { startAtSocket, startNbdkit, startNbdkitAtPort } from "../support/source-servers.ts";
 
 const SIZE = 4 * 1024 * 1024;
 const { HOME, SSL_CERT_FILE } = process.env;
@@ -56,19 +56,9 @@ describe("NbdDevice over TLS with certificates", () => {
     await using pki = await certificates();
     await using strangers = await certificates();
     const content = await randomFile(join(place.path, "disk.img"), SIZE);
-    const port = await freePort();
-    const words = [
-      "nbdkit",
-      "-f",
-      "-i",
-      "127.0.0.1",
-      "-p",
-      String(port),
-      "--tls=require",
-      `--tls-certificates=${pki.path}`,
-    ];
-    const command = [...words, "--tls-verify-peer", "file", "disk.img"];
-    await using _server = await startProgram(command, { cwd: place.path, ready: () => listens(port) });
+    const tls = ["--tls=require", `--tls-certificates=${pki.path}`, "--tls-verify-peer"];
+    await using server = await startNbdkitAtPort(place.path, ...tls, "file", "disk.img");
+    const { port } = server;
 
     const known = `tls-certificates=${pki.path}`;
     await expectContent(`nbds://localhost:${port}/?${known}`, content);

@@ -17,7 +17,7 @@ import {
   type Running,
   startAtSocket,
   startNbdkit,
-  startProgram,
+  startNbdkitAtPort,
 } from "../support/source-servers.ts";
 
 const MIB = 1024 * 1024;
@@ -48,18 +48,9 @@ async function overNbd(cwd: string, ...words: string[]): Promise<Served> {
 
 async function overTls(cwd: string, image: string): Promise<Served> {
   const keys = await certificates();
-  const port = await freePort();
-  const words = [
-    "nbdkit",
-    "-f",
-    "-i",
-    "127.0.0.1",
-    "-p",
-    `${port}`,
-    "--tls=require",
-    `--tls-certificates=${keys.path}`,
-  ];
-  const server = await startProgram([...words, "file", image], { cwd, ready: () => listens(port) });
+  const tls = ["--tls=require", `--tls-certificates=${keys.path}`];
+  const server = await startNbdkitAtPort(cwd, ...tls, "file", image);
+  const { port } = server;
   return {
     source: [`nbds://localhost:${port}/?tls-certificates=${encodeURIComponent(keys.path)}`],
     servers: [server],

@@ -76,6 +76,14 @@ export function startNbdkit(cwd: string, socket: string, ...words: string[]): Pr
   return startAtSocket(["nbdkit", "-f", "-U", socket, ...words], cwd, socket);
 }
 
+/** `nbdkit` in the foreground at a TCP port of the loopback interface. `words` are its options, plugin and parameters. */
+export async function startNbdkitAtPort(cwd: string, ...words: string[]): Promise<Running & { port: number }> {
+  const port = await freePort();
+  const where = ["-f", "-i", "127.0.0.1", "-p", `${port}`];
+  const running = await startProgram(["nbdkit", ...where, ...words], { cwd, ready: () => listens(port) });
+  return { ...running, port };
+}
+
 /** A TCP port of the loopback interface that nobody listens on at this moment. */
 export async function freePort(): Promise<number> {
   return await new Promise((resolve, reject) => {
