@@ -28,6 +28,11 @@ export interface ChildDeviceParts {
   clock?: Clock;
   /** Throws a ChangedError where they are not what they were. */
   check?: (() => Promise<void>) | undefined;
+  /**
+   * Asked about each program before anything that it tells is believed: throws a ChangedError where it has something else open than
+   * it was to open, and a DeviceError where that cannot be told.
+   */
+  checkOpened?: ((pid: number | undefined, options: { isFirst: boolean }) => Promise<void>) | undefined;
 }
 
 /** A device behind a program, read-only. */
@@ -37,13 +42,17 @@ export class ChildDevice extends FilterDevice implements RemoteDevice {
   readonly #served: ServedSource | undefined;
   readonly #owned: ChildDevice | undefined;
   readonly #check: (() => Promise<void>) | undefined;
+  readonly #checkOpened: ChildDeviceParts["checkOpened"];
+  /** Which program was found to have nothing else open, as `ChildServer.generation` counts. */
+  #checked = 0;
+  #exchanged: ChangedError | undefined;
   readonly identity: RemoteIdentity;
   readonly #renews: boolean;
   readonly #clock: Clock;
   #renewal: { of: number; at: number; done: Promise<void> } | undefined;
 
-  constructor(parts: ChildDeviceParts) {
-    const { client, server, served, owned, tag, check, renews = false, clock = systemClock } = parts;
+  private constructor(parts: ChildDeviceParts) {
+    const { client, server, served, owned, tag, check, checkOpened, renews = false, clock = systemClock } = parts;
     super(client);
     this.#renews = renews;
     this.#clock = clock;
@@ -52,7 +61,21 @@ export class ChildDevice extends FilterDevice implements RemoteDevice {
     this.#served = served;
     this.#owned = owned;
     this.#check = check;
+    this.#checkOpened = checkOpened;
     this.identity = tag === undefined ? client.identity : { ...client.identity, etag: tag };
+  }
+
+  /** A device of a program that is connected to. @throws {DeviceError} where it has something else open than it should */
+  static async open(parts: ChildDeviceParts): Promise<ChildDevice> {
+    const device = new ChildDevice(parts);
+    try {
+      await device.#believe({ isFirst: true });
+      return device;
+    } catch (error) {
+      await parts.client[Symbol.asyncDispose]();
+      await parts.server[Symbol.asyncDispose]();
+      throw error;
+    }
   }
 
   get incarnation(): number {
@@ -60,6 +83,7 @@ export class ChildDevice extends FilterDevice implements RemoteDevice {
   }
 
   get changed(): string | undefined {
+    if (this.#exchanged !== undefined) return this.#exchanged.difference;
     const { failure } = this.#server;
     if (failure instanceof ChangedError) return failure.difference;
     return this.#owned?.changed ?? this.#client.changed;
@@ -101,18 +125,48 @@ export class ChildDevice extends FilterDevice implements RemoteDevice {
   /** Asks the program; where it cannot answer, the error tells what is known of why. */
   async #ask<T>(question: () => Promise<T>): Promise<T> {
     this.#server.want();
+    if (this.#exchanged !== undefined) throw this.#exchanged;
     if (this.#server.failure instanceof ChangedError) throw this.#server.failure;
     const before = this.#served?.failures.number;
     const { generation } = this.#server;
     try {
-      return await question();
+      return await this.#believed(question);
     } catch (error) {
       if (!(await this.#isRenewed(error, generation))) throw this.#reasonFor(error, before);
     }
     try {
-      return await question();
+      return await this.#believed(question);
     } catch (error) {
       throw this.#reasonFor(error, before);
+    }
+  }
+
+  /** An answer of a program that has nothing else open than what it is to read. */
+  async #believed<T>(question: () => Promise<T>): Promise<T> {
+    let answer: { of: T } | undefined;
+    let failure: unknown;
+    try {
+      answer = { of: await question() };
+    } catch (error) {
+      failure = error;
+    }
+    if (this.#checked !== this.#server.generation) {
+      await this.#believe({ isFirst: false }).catch((error: unknown) => {
+        if (answer !== undefined || error instanceof ChangedError) throw error;
+      });
+    }
+    if (answer === undefined) throw failure;
+    return answer.of;
+  }
+
+  async #believe(options: { isFirst: boolean }): Promise<void> {
+    const { generation, pid } = this.#server;
+    try {
+      await this.#checkOpened?.(pid, options);
+      this.#checked = generation;
+    } catch (error) {
+      if (error instanceof ChangedError) this.#exchanged ??= error;
+      throw error;
     }
   }
 

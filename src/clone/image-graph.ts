@@ -5,10 +5,12 @@
 import { createHash } from "node:crypto";
 import { stat } from "node:fs/promises";
 import { dirname, resolve } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { ChangedError, CloneError, DeviceError, errnoOf, UsageError } from "../base/errors.ts";
 import { FileDevice } from "../device/file-device.ts";
 import { detectImageFormat } from "./image-formats.ts";
 import { type ImageReference, readReferences, refuseReferences } from "./image-references.ts";
+import { filesOpenedBy, inodeOf, type OpenedFile } from "./opened-files.ts";
 
 /** A node of qemu's block graph (BlockdevOptions of its QMP reference). */
 export type ImageNode = { [field: string]: string | boolean | null | ImageNode };
@@ -21,6 +23,13 @@ export const IMAGE_FORMATS: readonly string[] = [
 /** More files than any chain has that somebody made on purpose. */
 const LONGEST_CHAIN = 64;
 
+/**
+ * A file that was changed later than this before our look is looked at again, ms: file systems keep times in steps (10 ms and
+ * less), and what follows within one leaves no trace.
+ */
+const TIME_STEP_MS = 20;
+const MOST_LOOKS = 50;
+
 /** The graph of an image in local files. */
 export interface LocalImage {
   node: ImageNode;
@@ -30,6 +39,13 @@ export interface LocalImage {
   tag: string | undefined;
   /** @throws {ChangedError} where one of the files is not what it was when the graph was made */
   check(): Promise<void>;
+  /**
+   * Whether a program that was told to open the graph has opened it, and nothing else: what a header names, or a path leads to, may
+   * be another file by the time that a program looks. For a first start it is seen to as well that nobody has touched them since.
+   * @throws {ChangedError} where it has other files open
+   * @throws {DeviceError} where it has ended meanwhile
+   */
+  checkOpened(pid: number | undefined, options: { isFirst: boolean }): Promise<void>;
 }
 
 /** By the name that qemu has for it. @throws {UsageError} where there is no such format */
@@ -49,7 +65,13 @@ export function imageFormat(name: string): string {
 export async function localImage(path: string, format: string, mayRefer: boolean): Promise<LocalImage> {
   const chain = new Chain(mayRefer);
   const node = await chain.node(path, format);
-  return { node, files: chain.paths, tag: chain.tag(), check: () => chain.check() };
+  return {
+    node,
+    files: chain.paths,
+    tag: chain.tag(),
+    check: () => chain.check(),
+    checkOpened: (pid, { isFirst }) => chain.checkOpened(pid, isFirst),
+  };
 }
 
 class Chain {
@@ -76,9 +98,37 @@ class Chain {
   async check(): Promise<void> {
     for (const [path, { now }] of this.#files) {
       if ((await stateOf(path)).now === now) continue;
-      const difference = `"${path}" has been changed`;
-      throw new ChangedError(`Cannot read "${this.paths[0]}" any more: ${difference}`, { difference });
+      throw this.#changed(`"${path}" has been changed`);
     }
+  }
+
+  async checkOpened(pid: number | undefined, isFirst: boolean): Promise<void> {
+    const opened = pid === undefined ? undefined : await this.#openedBy(pid);
+    if (opened === undefined) {
+      const message = `Cannot read "${this.paths[0]}": the program that reads it has ended`;
+      throw new DeviceError(message, { errno: "EIO", away: true });
+    }
+    const known = new Set([...this.#files.values()].map(({ inode }) => inode));
+    const other = opened.find(({ inode }) => !known.has(inode));
+    if (other !== undefined) throw this.#changed(`what it is read from was exchanged for "${other.path}"`);
+    if (!isFirst) return;
+    // Now, and not later: who makes a backup, or changes a mode, changes this time too.
+    for (const [path, { touched }] of this.#files) {
+      if ((await stateOf(path)).touched !== touched) throw this.#changed(`"${path}" has been changed`);
+    }
+  }
+
+  async #openedBy(pid: number): Promise<OpenedFile[] | undefined> {
+    try {
+      return await filesOpenedBy(pid);
+    } catch (error) {
+      const message = `Cannot read "${this.paths[0]}": what the program has opened that reads it cannot be seen`;
+      throw new DeviceError(`${message}: ${errnoOf(error)}`, { cause: error });
+    }
+  }
+
+  #changed(difference: string): ChangedError {
+    return new ChangedError(`Cannot read "${this.paths[0]}" any more: ${difference}`, { difference });
   }
 
   /** The node of an image and of what it refers to. */
@@ -95,13 +145,13 @@ class Chain {
       if (reference.role === "backing file") node.backing = await this.node(name, await backingFormat(name, reference));
       if (reference.role === "data file") node["data-file"] = await this.#file(name);
       // qemu opens the extents of a VMDK itself, by paths from its own; one may be named several times.
-      if (reference.role === "extent") this.#files.set(name, await stateOf(name));
+      if (reference.role === "extent") this.#files.set(name, await calmStateOf(name));
     }
     return node;
   }
 
   async #file(path: string): Promise<ImageNode> {
-    const state = await stateOf(path);
+    const state = await calmStateOf(path);
     if (this.#files.has(path)) throw new CloneError("failed", `Cannot open "${path}": it refers to itself`);
     this.#depth += 1;
     if (this.#depth > LONGEST_CHAIN) {
@@ -143,6 +193,21 @@ interface FileState {
   now: string;
   /** And as long as the file lives: device numbers change, and a device has no time of change. */
   lasting: string;
+  /** As `inodeOf()` tells it. */
+  inode: string;
+  /** When it, its name or its mode were changed, ns; nobody can set it. Zero of a device. */
+  touched: bigint;
+}
+
+/** The state of a file that nobody is changing. @throws {DeviceError} */
+async function calmStateOf(path: string): Promise<FileState> {
+  for (let look = 0; look < MOST_LOOKS; look++) {
+    const state = await stateOf(path);
+    const sinceMs = Date.now() - Number(state.touched / 1_000_000n);
+    if (sinceMs < 0 || sinceMs > TIME_STEP_MS) return state; // below zero: the clock was set, or is another machine's
+    await sleep(TIME_STEP_MS);
+  }
+  throw new DeviceError(`Cannot open "${path}": it is being changed`);
 }
 
 /** @throws {DeviceError} */
@@ -151,9 +216,10 @@ async function stateOf(path: string): Promise<FileState> {
     const stats = await stat(path, { bigint: true });
     const isDevice = stats.isBlockDevice();
     if (!isDevice && !stats.isFile()) throw new UsageError(`Cannot open "${path}": it is no file or block device`);
-    if (isDevice) return { isDevice, now: String(stats.rdev), lasting: path };
+    const inode = inodeOf(stats);
+    if (isDevice) return { isDevice, now: String(stats.rdev), lasting: path, inode, touched: 0n };
     const lasting = [stats.ino, stats.size, stats.mtimeNs].join(" ");
-    return { isDevice, now: `${stats.dev} ${lasting}`, lasting };
+    return { isDevice, now: `${stats.dev} ${lasting}`, lasting, inode, touched: stats.ctimeNs };
   } catch (error) {
     const errno = errnoOf(error);
     if (errno === undefined) throw error;

@@ -15,7 +15,7 @@ import { ChildServer } from "../device/child-server.ts";
 import type { RemoteOptions } from "../device/remote-device.ts";
 import { pathOfDescriptor } from "../device/unnamed-socket.ts";
 import { NbdDevice } from "../nbd/client/nbd-device.ts";
-import { ChildDevice } from "./child-device.ts";
+import { ChildDevice, type ChildDeviceParts } from "./child-device.ts";
 import { type ImageNode, imageFormat, localImage } from "./image-graph.ts";
 import { parseJsonImage, refuseCredentials } from "./image-location.ts";
 import { FIRST_HEADER_BYTES, readReferences, refuseReferences } from "./image-references.ts";
@@ -64,8 +64,8 @@ async function openLocalImage(
   const image = await localImage(path, imageFormat(format), isGiven);
   const [, ...others] = image.files;
   for (const file of others) options.onDetail?.(`"${path}" is read together with "${file}"`);
-  const { check } = image;
-  return await start({ name: path, ...qemuNbd([graphText(image.node)]), check, tag: image.tag }, options);
+  const { check, checkOpened, tag } = image;
+  return await start({ name: path, ...qemuNbd([graphText(image.node)]), check, checkOpened, tag }, options);
 }
 
 /** Whatever its user says, what such an image names is not opened: paths in it are of another machine, or of somebody's choice. */
@@ -144,6 +144,7 @@ interface Start {
   environment?: Readonly<Record<string, string>>;
   check?: () => Promise<void>;
   /** See `ChildDeviceParts`. */
+  checkOpened?: ChildDeviceParts["checkOpened"];
   tag?: string | undefined;
   renews?: boolean;
   served?: ServedSource;
@@ -152,7 +153,7 @@ interface Start {
 }
 
 async function start(
-  { served, owned, tag, renews = false, ...started }: Start,
+  { served, owned, tag, checkOpened, renews = false, ...started }: Start,
   options: RemoteOptions,
 ): Promise<ChildDevice> {
   const { name, words } = started;
@@ -165,7 +166,8 @@ async function start(
       async (path, signal) =>
         await NbdDevice.open({ place: { path }, exportName: "" }, { ...options, signal, name, access: "read-only" }),
     );
-    return new ChildDevice({ client: opened, server, served, owned, tag, renews, check: started.check });
+    const parts = { client: opened, server, served, owned, tag, renews, check: started.check, checkOpened };
+    return await ChildDevice.open(parts);
   } catch (error) {
     if (error instanceof CloneError && error.hint === LOCKED_HINT) {
       throw new BusyError(error.message, { cause: error, hint: LOCKED_HINT });

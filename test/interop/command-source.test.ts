@@ -311,7 +311,7 @@ describe("ChildDevice", () => {
     const { server, opened } = await ChildServer.start({ words, name: "disk" }, (path, signal) =>
       NbdDevice.open({ place: { path }, exportName: "" }, { access: "read-only", name: "disk", signal }),
     );
-    return new ChildDevice({ client: opened, server, renews });
+    return await ChildDevice.open({ client: opened, server, renews });
   }
 
   testWith(

@@ -453,6 +453,73 @@ describe("openImage() while qemu-nbd dies", () => {
   });
 });
 
+describe("openImage() of a file that somebody exchanges while qemu-nbd starts", () => {
+  /** A program in place of qemu-nbd, which does something before it becomes that, or changes what that is told. */
+  async function withPrelude(disk: { path: (name: string) => string }, prelude: string, then = 'exec "$real" "$@"') {
+    const real = (await run("sh", "-c", "command -v qemu-nbd")).trim();
+    const { PATH: before } = process.env;
+    await mkdir(disk.path("bin"));
+    await writeFile(disk.path("bin/qemu-nbd"), `#!/bin/sh\nreal=${real}\n${prelude}\n${then}\n`, { mode: 0o755 });
+    process.env.PATH = `${disk.path("bin")}:${before}`;
+    return {
+      [Symbol.dispose]: () => {
+        process.env.PATH = before;
+      },
+    };
+  }
+
+  /** `plain.qcow2`, and `evil.qcow2`, whose data are in a file of somebody else. */
+  async function withTwo() {
+    const disk = await withDisk();
+    await disk.convert("plain.qcow2", "-O", "qcow2");
+    await disk.convert("evil.qcow2", "-O", "qcow2", "-o", `data_file=${disk.path("secret")},data_file_raw=on`);
+    return Object.assign(disk, { request: { kind: "file", path: disk.path("plain.qcow2"), format: "qcow2" } as const });
+  }
+
+  testWith(QEMU, "by a rename, and back again, is refused", async () => {
+    await using disk = await withTwo();
+    // What qemu opens by the name in between: afterwards the name leads to what was looked at.
+    const renamed = 'exec "$real" "$(printf %s "$*" | sed "s/.*json:/json:/; s/plain/evil/")"';
+    using _ = await withPrelude(disk, "", renamed.replace('"$real"', '"$real" --read-only --persistent'));
+    const error = await failure(disk.request);
+    expect(error).toBeInstanceOf(ChangedError);
+    expect(error.message).toMatch(/what it is read from was exchanged for ".*(?:evil\.qcow2|secret)"$/);
+    expect(await childrenNamed("qemu-nbd")).toEqual([]);
+  });
+
+  testWith(QEMU, "in place is refused, before what the new header names is read", async () => {
+    await using disk = await withTwo();
+    const [plain, evil] = [disk.path("plain.qcow2"), disk.path("evil.qcow2")];
+    using _ = await withPrelude(disk, `dd if=${evil} of=${plain} bs=64k count=1 conv=notrunc status=none`);
+    const error = await failure(disk.request);
+    expect(error).toBeInstanceOf(ChangedError);
+    expect(error.message).toMatch(/was exchanged for ".*secret"$/);
+  });
+
+  testWith(QEMU, "in place, and back again with its old time, is refused", async () => {
+    await using disk = await withTwo();
+    const plain = disk.path("plain.qcow2");
+    await run("touch", "-r", plain, disk.path("time"));
+    using _ = await withPrelude(
+      disk,
+      `printf QFI | dd of=${plain} conv=notrunc status=none; touch -r ${disk.path("time")} ${plain}`,
+    );
+    expect((await failure(disk.request)).message).toMatch(/"[^"]*plain\.qcow2" has been changed$/);
+  });
+
+  testWith(QEMU, "for a program that is started again is refused by every read", async () => {
+    await using disk = await withTwo();
+    const [plain, evil, time] = [disk.path("plain.qcow2"), disk.path("evil.qcow2"), disk.path("time")];
+    await run("touch", "-r", plain, time);
+    await using image = await openImage(disk.request);
+    const write = `dd if=${evil} of=${plain} bs=64k count=1 conv=notrunc status=none; touch -r ${time} ${plain}`;
+    using _ = await withPrelude(disk, write);
+    process.kill((await childrenNamed("qemu-nbd"))[0] as number, "SIGKILL");
+    for (let read = 0; read < 2; read++) await expect(image.read(0, new Uint8Array(512))).rejects.toThrow(ChangedError);
+    expect(image.changed).toContain("secret");
+  });
+});
+
 describe("openImage() of a chain", () => {
   testWith(QEMU, "a file beneath that changes is told, now and to who opens it again", async () => {
     await using disk = await withDisk();
