@@ -1,6 +1,7 @@
 /**
  * What proves to a server who asks: header fields from a file, for the origin of the URL that the user gave and no other;
- * user and password from the netrc file, for the host that they are kept for.
+ * user and password from the netrc file, for the host that they are kept for. A netrc file knows no ports. So where the user did
+ * not choose the origin, but a redirect did, they are sent to https: on its own port alone: another port may be somebody else's.
  */
 import { constants, readFile, stat } from "node:fs/promises";
 import { homedir } from "node:os";
@@ -54,12 +55,13 @@ export class Credentials {
   /** What is sent to an origin, names in lower case. */
   fieldsFor(origin: string): Record<string, string> {
     const isOwn = origin === this.#origin;
-    const basic = this.#basic(new URL(origin).hostname, isOwn);
+    const basic = this.#basic(new URL(origin), isOwn);
     return { ...(basic === undefined ? {} : { authorization: basic }), ...(isOwn ? this.#fields : {}) };
   }
 
   /** `default` is for the host that the user named, not for whatever host that one redirects to. */
-  #basic(hostname: string, isOwn: boolean): string | undefined {
+  #basic({ hostname, protocol, port }: URL, isOwn: boolean): string | undefined {
+    if (!isOwn && (protocol !== "https:" || port !== "")) return undefined;
     const host = hostname.replace(/^\[(.*)\]$/, "$1");
     const entry = this.#netrc?.machines.get(host) ?? (isOwn ? this.#netrc?.fallback : undefined);
     if (entry === undefined || (entry.login === "" && entry.password === "")) return undefined;

@@ -108,7 +108,7 @@ describe("Credentials", () => {
     expect(credentials.fieldsFor(origin)).toEqual({});
   });
 
-  test("are for the host, whatever its port; the default and the header file are for the origin alone", async () => {
+  test("are for the host; the default and the header file are for the origin that was given alone", async () => {
     await using home = await scratchDirectory();
     const NETRC = join(home.path, "n");
     const headerFile = join(home.path, "h");
@@ -119,7 +119,23 @@ describe("Credentials", () => {
     for (const other of ["http://a.example", "https://a.example:8443", "https://sub.a.example", "https://c.example"]) {
       expect(credentials.fieldsFor(other)).toEqual({});
     }
-    expect(credentials.fieldsFor("https://b.example:8443")).toEqual({ authorization: basic("b:b") });
+    expect(credentials.fieldsFor("https://b.example")).toEqual({ authorization: basic("b:b") });
+    expect(credentials.fieldsFor("https://b.example:443")).toEqual({ authorization: basic("b:b") });
+  });
+
+  test("kept for a host are not sent to another port of it, nor in the clear, unless that is what was given", async () => {
+    await using home = await scratchDirectory();
+    const NETRC = join(home.path, "n");
+    await writeFile(NETRC, "machine b.example login b password b", { mode: 0o600 });
+    const load = (origin: string) => Credentials.load({ origin, environment: { NETRC } });
+    const sent = { authorization: basic("b:b") };
+    for (const origin of ["http://b.example", "http://b.example:8080", "https://b.example:8443"]) {
+      expect((await load("https://a.example")).fieldsFor(origin)).toEqual({});
+      expect((await load("https://b.example")).fieldsFor(origin)).toEqual({});
+      const given = await load(origin);
+      expect(given.fieldsFor(origin)).toEqual(sent);
+      expect(given.fieldsFor("https://b.example")).toEqual(sent); // as where http: only leads on to https:
+    }
   });
 
   test("that others can read are told of", async () => {

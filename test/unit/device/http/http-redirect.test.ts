@@ -81,17 +81,19 @@ describe("A redirect", () => {
     expect(front.requests.at(-1)).toMatchObject({ url: "/other", headers: { "x-token": "SECRET-1" } });
   });
 
-  test("to a host that the netrc file names is sent what is kept for it", async () => {
+  test("to another port of a host that the netrc file names is not sent what is kept for it", async () => {
     await using directory = await scratchDirectory();
     const netrc = join(directory.path, "netrc");
-    await writeFile(netrc, "machine localhost login me password pass\n", { mode: 0o600 });
+    await writeFile(netrc, "machine localhost login me password SECRET\n", { mode: 0o600 });
     await using store = await httpServer();
     await using front = await httpServer();
+    const path = `http://localhost:${front.port}/disk.img`;
     front.always(redirect(() => `http://localhost:${store.port}/disk.img`));
-    const { device } = await openHttp(front, { environment: { NETRC: netrc } });
+    const { device } = await openHttp({ url: path }, { environment: { NETRC: netrc } });
     await using _ = device;
-    expect(front.requests[0]?.headers.authorization).toBeUndefined();
-    expect(store.requests[0]?.headers.authorization).toBe(`Basic ${Buffer.from("me:pass").toString("base64")}`);
+    await readPart(device, 0, 16);
+    expect(front.requests[0]?.headers.authorization).toBe(`Basic ${Buffer.from("me:SECRET").toString("base64")}`);
+    for (const { headers } of store.requests) expect(headers.authorization).toBeUndefined();
   });
 
   test("whose user and password are in its URL is followed without them", async () => {
