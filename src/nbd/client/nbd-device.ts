@@ -20,7 +20,7 @@ import { offers } from "./negotiation.ts";
 import { openPool, PIECE_BYTES } from "./open-pool.ts";
 import { RangeLock } from "./range-lock.ts";
 import { RequestFailures } from "./request-failures.ts";
-import { RequestSender } from "./request-sender.ts";
+import { RequestSender, type RequestSenderOptions } from "./request-sender.ts";
 
 /** How to open an export. */
 export interface NbdDeviceOptions extends RemoteOptions {
@@ -72,24 +72,30 @@ export class NbdDevice implements RemoteDevice {
   static async open(address: NbdAddress, options: NbdDeviceOptions): Promise<NbdDevice> {
     const name = options.name ?? formatNbdUri(address);
     const connections = options.connections ?? DEFAULT_CONNECTIONS;
+    const isReadOnly = options.access === "read-only";
+    const clock = options.clock ?? systemClock;
+    const requestTimeoutMs = options.requestTimeoutMs ?? DEFAULT_TIMEOUT_MS;
+    const reconnectTimeoutMs = options.reconnectTimeoutMs ?? DEFAULT_TIMEOUT_MS;
     const ledger = new FlushLedger();
     const pool = await openPool({
       name,
       address,
-      isReadOnly: options.access === "read-only",
+      isReadOnly,
       connections,
-      clock: options.clock ?? systemClock,
+      clock,
       random: options.random ?? Math.random,
-      requestTimeoutMs: options.requestTimeoutMs ?? DEFAULT_TIMEOUT_MS,
-      reconnectTimeoutMs: options.reconnectTimeoutMs ?? DEFAULT_TIMEOUT_MS,
+      requestTimeoutMs,
+      reconnectTimeoutMs,
       ledger,
       signal: options.signal,
       onNote: options.onNote,
     });
-    return new NbdDevice(name, options.access === "read-only", pool, ledger, connections);
+    const patienceMs = requestTimeoutMs + reconnectTimeoutMs;
+    return new NbdDevice(name, isReadOnly, { pool, ledger, connections, clock, patienceMs });
   }
 
-  private constructor(name: string, isReadOnly: boolean, pool: ConnectionPool, ledger: FlushLedger, most: number) {
+  private constructor(name: string, isReadOnly: boolean, parts: Omit<RequestSenderOptions, "failures">) {
+    const { pool, ledger } = parts;
     const { size, minimum, preferred, maximum } = pool.session;
     this.name = name;
     this.size = size;
@@ -100,7 +106,7 @@ export class NbdDevice implements RemoteDevice {
     this.#pool = pool;
     this.#ledger = ledger;
     const failures = new RequestFailures(name, () => pool.changed);
-    this.#sender = new RequestSender({ pool, ledger, failures, connections: most });
+    this.#sender = new RequestSender({ ...parts, failures });
     this.#minimum = minimum;
   }
 

@@ -3,6 +3,7 @@
  * a change never: the connection may have been lost before it was done, or after, or it may still be done later, over what was
  * written since. It fails, and so does the next flush.
  */
+import type { Clock } from "../../base/clock.ts";
 import { Command, TransmissionFlag } from "../protocol.ts";
 import { ProtocolError } from "../protocol-error.ts";
 import type { ClientConnection } from "./client-connection.ts";
@@ -30,6 +31,9 @@ export interface RequestSenderOptions {
   failures: RequestFailures;
   /** Most connections that the pool will have. */
   connections: number;
+  clock: Clock;
+  /** A question that has been lost for so long is not sent again, ms. */
+  patienceMs: number;
 }
 
 /** A request: what messages call it, and its payload in bytes, in whichever direction. */
@@ -43,12 +47,16 @@ export class RequestSender {
   readonly #ledger: FlushLedger;
   readonly #failures: RequestFailures;
   readonly #window: RequestWindow;
+  readonly #clock: Clock;
+  readonly #patienceMs: number;
   #hasLostQuestions = false;
 
-  constructor({ pool, ledger, failures, connections }: RequestSenderOptions) {
+  constructor({ pool, ledger, failures, connections, clock, patienceMs }: RequestSenderOptions) {
     this.#pool = pool;
     this.#ledger = ledger;
     this.#failures = failures;
+    this.#clock = clock;
+    this.#patienceMs = patienceMs;
     this.#window = new RequestWindow({ bytes: WINDOW_BYTES, requests: REQUESTS_PER_CONNECTION * connections });
   }
 
@@ -102,13 +110,15 @@ export class RequestSender {
 
   /** One flush, which is to vouch for all up to the mark; or why it cannot. @throws {DeviceError} */
   async #flush(mark: FlushMark): Promise<Error | undefined> {
+    const startedAt = this.#clock.now();
     for (let attempt = 1; ; attempt++) {
       const connection = await this.#connection(FLUSH);
       try {
         if (offers(connection.session, TransmissionFlag.sendFlush)) await connection.command(Command.flush, 0, 0, 0);
         return this.#ledger.succeed(mark) ? undefined : this.#failures.lost(FLUSH);
       } catch (error) {
-        if (!wasLost(connection, error) || attempt >= MOST_LOSSES) throw this.#failures.of(FLUSH, error);
+        const isOver = attempt >= MOST_LOSSES || this.#isTooLate(startedAt);
+        if (!wasLost(connection, error) || isOver) throw this.#failures.of(FLUSH, error);
         if (this.#ledger.losses !== mark.losses) return this.#failures.lost(FLUSH, error);
         // Nothing was lost with the connection: all was durable before, and it may be asked again whether it is.
       }
@@ -123,14 +133,21 @@ export class RequestSender {
     }
   }
 
+  #isTooLate(startedAt: number): boolean {
+    return this.#clock.now() - startedAt >= this.#patienceMs;
+  }
+
   async #askAgain<T>(attempt: (connection: ClientConnection) => Promise<T>): Promise<T> {
+    const startedAt = this.#clock.now();
     let [losses, violations] = [0, 0];
-    for (let counted = -1; ; ) {
+    for (let [counted, attempts] = [-1, 1]; ; attempts++) {
       const connection = this.#pool.idlest ?? (await this.#pool.connection());
       try {
         return await attempt(connection);
       } catch (error) {
         if (!wasLost(connection, error)) throw error;
+        // A server may let everybody in, again and again, and answer nobody. One that was slow once gets another try.
+        if (attempts > 1 && this.#isTooLate(startedAt)) throw error;
         // Connections that there were at the same time go at the same time: that is one loss.
         if (connection.serial <= counted) continue;
         counted = this.#pool.lastSerial;

@@ -258,6 +258,25 @@ describe("A source", () => {
     expect(waited).toBeLessThan(45);
   });
 
+  test.each([1, 4])("that lets in everybody, and answers nobody, is given up in time: %i connections", async (most) => {
+    await using server = await FakeNbdServer.start({ onRequest: () => true });
+    await using opened = await open(server, { connections: most, requestTimeoutMs: MINUTE });
+    const { device, clock } = opened;
+    await until(() => device.connections === most);
+    const startedAt = clock.now();
+    let failed: unknown;
+    void device.read(0, Buffer.alloc(10)).catch((error) => {
+      failed = error;
+    });
+    for (let quarter = 0; quarter < 20 && failed === undefined; quarter++) {
+      await turns(50);
+      await clock.expire(MINUTE / 4);
+    }
+    expect(failed).toMatchObject({ errno: "ETIMEDOUT", away: true, length: 10 });
+    expect(clock.now() - startedAt).toBeLessThanOrEqual(2.75 * MINUTE);
+    expect(server.log.length).toBe(2);
+  });
+
   test("that is shutting down is left, and read elsewhere", async () => {
     let times = 0;
     await using server = await FakeNbdServer.start({
@@ -406,6 +425,22 @@ describe("A destination", () => {
     server.cut();
     await flushed;
     expect(held).toBe(2);
+  });
+
+  test("that does not answer a flush, however often it is called, is given up in time", async () => {
+    await using server = await FakeNbdServer.start({ ...NO_MULTI, onRequest: () => true });
+    await using opened = await open(server, { ...writing, requestTimeoutMs: MINUTE });
+    let failed: unknown;
+    void opened.device.flush().catch((error) => {
+      failed = error;
+    });
+    const startedAt = opened.clock.now();
+    for (let minute = 0; minute < 60 && failed === undefined; minute++) {
+      await turns(50);
+      await opened.clock.expire(MINUTE);
+    }
+    expect(failed).toMatchObject({ errno: "ETIMEDOUT", away: true });
+    expect(opened.clock.now() - startedAt).toBeLessThanOrEqual(6 * MINUTE);
   });
 
   test("of whose connections one is lost vouches for nothing that any of them took", async () => {
