@@ -3,11 +3,13 @@
  *
  *     there ──► all lost: calling, with growing pauses ──► there
  *                   └──► time is up: gone; requests fail, and each of them has it called once more ──► there
+ *     it broke the protocol too often: gone as well, and for a while it is not called at all
  *     changed: the export is another one; everything fails for ever
  *
  * Requests wait here for a connection; what becomes of one whose connection is lost is for their owner to decide.
  */
 import type { Clock } from "../../base/clock.ts";
+import { ProtocolError } from "../protocol-error.ts";
 import type { ClientConnection } from "./client-connection.ts";
 import { ConnectionLostError } from "./handshake-error.ts";
 import type { NegotiatedExport } from "./negotiation.ts";
@@ -19,6 +21,10 @@ const LONGEST_PAUSE_MS = 5000;
 const LAST_HOPE_MS = 4000;
 /** How long a further connection may take; who lets nobody else in often does not say so. ms. */
 const FURTHER_TIMEOUT_MS = 5000;
+/** A server that breaks the protocol so often in `reconnectTimeoutMs` is not called for as long. */
+const MOST_VIOLATIONS = 5;
+/** An outage is not told where the last one was told less than so long ago, ms; one that lasts is told in the end. */
+const NOTE_PAUSE_MS = 60_000;
 
 /** What a pool works with. */
 export interface ConnectionPoolOptions {
@@ -64,6 +70,16 @@ export class ConnectionPool {
   #attemptedAt = Number.NEGATIVE_INFINITY;
   #lastError: Error = new ConnectionLostError("it was not called yet");
   #failures = 0;
+  /** When connections were lost because the server broke the protocol, the last few, ms by the clock. */
+  readonly #violations: number[] = [];
+  /** Violations of connections up to this one are counted: those that there were at the same time count once. */
+  #countedSerial = -1;
+  /** Until then the server is not called, ms by the clock. */
+  #brokenUntil = Number.NEGATIVE_INFINITY;
+  /** When an outage was told, ms by the clock. */
+  #notedAt = Number.NEGATIVE_INFINITY;
+  /** Somebody was told that the server is away. */
+  #isAwayNoted = false;
   /** Ends the wait for the end of patience. */
   #back = new AbortController();
   readonly #waiting = new Set<() => void>();
@@ -138,6 +154,7 @@ export class ConnectionPool {
   }
 
   #mayCallAgain(): boolean {
+    if (this.#isBroken) return false;
     return this.#calling || this.#options.clock.now() - this.#attemptedAt >= LONGEST_PAUSE_MS;
   }
 
@@ -164,16 +181,58 @@ export class ConnectionPool {
     if (connection.proven) this.#failures = 0;
     this.#lastError = error;
     this.#options.onLost(changes);
+    if (this.#breaksTooOften(connection, error)) return void this.#leaveAlone();
     if (this.#connections.length > 0) {
       // Who ends a connection before it was any use lets only so many in.
       if (!connection.proven) this.#most = this.#connections.length;
       return void this.#callFurther();
     }
     if (this.#changed !== undefined) return;
-    this.#options.onNote(`is not there any more (${error.message}); it is called again`);
+    if (this.#isBroken) return;
+    this.#noteAway(`is not there any more (${error.message}); it is called again`);
     this.#awaySince = this.#options.clock.now();
     void this.#giveUpInTime();
     void this.#call();
+  }
+
+  get #isBroken(): boolean {
+    return this.#options.clock.now() < this.#brokenUntil;
+  }
+
+  /** Takes note of a violation of the protocol. */
+  #breaksTooOften(connection: ClientConnection, error: ConnectionLostError): boolean {
+    if (!(error.cause instanceof ProtocolError) || connection.serial <= this.#countedSerial) return false;
+    this.#countedSerial = this.#serial;
+    const now = this.#options.clock.now();
+    this.#violations.push(now);
+    if (this.#violations.length > MOST_VIOLATIONS) this.#violations.shift();
+    const [oldest] = this.#violations;
+    if (this.#violations.length < MOST_VIOLATIONS || oldest === undefined) return false;
+    return now - oldest <= this.#options.reconnectTimeoutMs;
+  }
+
+  /** Has nothing to do with the server for a while. */
+  #leaveAlone(): void {
+    const { clock, reconnectTimeoutMs, onNote } = this.#options;
+    const now = clock.now();
+    this.#brokenUntil = now + reconnectTimeoutMs;
+    this.#isGone = true;
+    this.#awaySince ??= now;
+    this.#back.abort();
+    this.#isAwayNoted = true;
+    onNote(`is not called for ${Math.round(reconnectTimeoutMs / 1000)} s: ${this.#lastError.message}`);
+    const { message, errno } = this.#unreachable();
+    for (const other of [...this.#connections]) other.drop(new ConnectionLostError(message, { errno }));
+    this.#tell();
+  }
+
+  /** Tells that the server is away, unless that was told a moment ago: a server may come and go without end. */
+  #noteAway(text: string): void {
+    const now = this.#options.clock.now();
+    if (now - this.#notedAt < NOTE_PAUSE_MS) return;
+    this.#notedAt = now;
+    this.#isAwayNoted = true;
+    this.#options.onNote(text);
   }
 
   /** After a while without a connection requests are told so, and do not wait any more. */
@@ -184,6 +243,7 @@ export class ConnectionPool {
     await clock.sleep(reconnectTimeoutMs, signal);
     if (signal.aborted) return;
     this.#isGone = true;
+    this.#isAwayNoted = true;
     onNote(`has not come back for ${Math.round(reconnectTimeoutMs / 1000)} s (${this.#lastError.message})`);
     this.#tell();
   }
@@ -206,7 +266,7 @@ export class ConnectionPool {
   }
 
   get #isOver(): boolean {
-    return this.#disposed.signal.aborted || this.#changed !== undefined;
+    return this.#disposed.signal.aborted || this.#changed !== undefined || this.#isBroken;
   }
 
   /** The first call after a connection that worked is made at once. */
@@ -230,7 +290,9 @@ export class ConnectionPool {
       }
       this.#add(connection);
       if (this.#awaySince !== undefined) {
-        onNote(`is there again after ${Math.round((clock.now() - this.#awaySince) / 100) / 10} s`);
+        const seconds = Math.round((clock.now() - this.#awaySince) / 100) / 10;
+        if (this.#isAwayNoted) onNote(`is there again after ${seconds} s`);
+        this.#isAwayNoted = false;
         this.#awaySince = undefined;
         this.#isGone = false;
         this.#back.abort();

@@ -1,6 +1,7 @@
 /** What becomes of a request that fails, in the words of all devices: `Cannot read 512 bytes at 0 from "nbd://…": EIO`. */
 import { ChangedError, DeviceError, LostWritesError } from "../../base/errors.ts";
 import { ioError } from "../../device/io-error.ts";
+import { UnreachableError } from "./connection-pool.ts";
 import { ConnectionLostError, ServerError } from "./handshake-error.ts";
 
 /** A request, as a message names it; a flush is of no range. Bytes. */
@@ -36,8 +37,8 @@ export class RequestFailures {
     const difference = this.#changed();
     const what = `Cannot ${this.#whatOf(request)}: ${difference ?? cause.message}`;
     if (difference !== undefined) return new ChangedError(what, { difference, cause, ...whereOf(request) });
-    // Who breaks the protocol at one request may do well at the next.
-    const away = cause.errno !== "EPROTO";
+    // Who breaks the protocol at one request may do well at the next; who is called no more for it does not.
+    const away = cause instanceof UnreachableError || cause.errno !== "EPROTO";
     return new DeviceError(what, { errno: cause.errno, away, cause, ...whereOf(request) });
   }
 

@@ -277,6 +277,79 @@ describe("A source", () => {
     expect(server.log.length).toBe(2);
   });
 
+  test("that breaks the protocol again and again is not called for a while, and then again", async () => {
+    await using server = await FakeNbdServer.start({
+      onRequest: (_request, _data, peer) => {
+        peer.send(Buffer.alloc(64, 0x5a));
+        return true;
+      },
+    });
+    await using opened = await open(server, { reconnectTimeoutMs: MINUTE });
+    const { device, clock, notes } = opened;
+    await until(() => device.connections === 4);
+    const read = (): Promise<void> => device.read(0, Buffer.alloc(10));
+    const failures: { errno: string; away: boolean }[] = [];
+    for (let i = 0; i < 4; i++) failures.push(await read().catch((error) => error));
+    // At first that may be what was asked for, in the end it is the server.
+    expect(failures[0]).toMatchObject({ errno: "EPROTO", away: false });
+    expect(failures.at(-1)).toMatchObject({ errno: "EPROTO", away: true });
+    expect(device.connections).toBe(0);
+    await turns();
+    const [asked, called] = [server.log.length, server.connections];
+    expect(asked).toBeLessThanOrEqual(20);
+    for (let i = 0; i < 50; i++) {
+      await expect(read()).rejects.toThrow(/^Cannot read 10 bytes at 0 .*: the server broke the NBD protocol: /);
+    }
+    await clock.expire(MINUTE / 2);
+    await expect(read()).rejects.toMatchObject({ errno: "EPROTO", away: true });
+    expect(server.log.length).toBe(asked);
+    expect(server.connections).toBe(called);
+    expect(notes.at(-1)).toMatch(/ is not called for 60 s: the server broke the NBD protocol: /);
+    expect(notes.length).toBeLessThanOrEqual(3);
+    server.options.onRequest = undefined;
+    await clock.expire(MINUTE);
+    await read();
+    expect(notes.at(-1)).toMatch(/ is there again after /);
+    await until(() => device.connections === 4);
+  });
+
+  test("that breaks the protocol now and then is called again each time", async () => {
+    let answers = 0;
+    await using server = await FakeNbdServer.start({
+      onRequest: (_request, _data, peer) => {
+        answers += 1;
+        if (answers % 2 === 0) peer.send(Buffer.alloc(64, 0x5a));
+        return answers % 2 === 0;
+      },
+    });
+    await using opened = await open(server, { connections: 1, reconnectTimeoutMs: MINUTE });
+    for (let i = 0; i < 20; i++) {
+      await opened.device.read(0, Buffer.alloc(10));
+      await opened.clock.expire(MINUTE / 3);
+    }
+    expect(opened.device.incarnation).toBeGreaterThanOrEqual(19);
+  });
+
+  test("that comes and goes is not told of each time", async () => {
+    await using server = await FakeNbdServer.start();
+    await using opened = await open(server, { connections: 1 });
+    const { device, clock, notes } = opened;
+    const comeAndGo = async (): Promise<void> => {
+      const before = device.incarnation;
+      await device.read(0, Buffer.alloc(10));
+      server.cut();
+      await until(() => device.incarnation > before);
+    };
+    for (let i = 0; i < 10; i++) await comeAndGo();
+    expect(notes.map((line) => line.replace(/^"[^"]*" (is \w+ \w+).*/, "$1"))).toEqual([
+      "is not there",
+      "is there again",
+    ]);
+    await clock.expire(MINUTE);
+    await comeAndGo();
+    expect(notes.length).toBe(4);
+  });
+
   test("that is shutting down is left, and read elsewhere", async () => {
     let times = 0;
     await using server = await FakeNbdServer.start({
