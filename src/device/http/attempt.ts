@@ -60,7 +60,7 @@ export async function attempt({
   if (head === undefined || verdict === undefined) return { kind: "failed", failure: failure ?? noReply() };
   return verdict.kind === "data"
     ? judgeBody(verdict, { head, received, failure })
-    : explained(verdict, await service.explain(head, text));
+    : explained(verdict, await service.explain(head, text, headers));
 }
 
 function judgeBody(

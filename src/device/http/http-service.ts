@@ -31,6 +31,9 @@ export interface HttpService {
   follow(from: Target, location: string): Target;
   /** The target by which later requests get the state of the object that this reply is about. */
   pin(target: Target, head: ReplyHead): Target;
-  /** What a reply that is no data means, or undefined where its status says all. `text` is the beginning of its body. */
-  explain(head: ReplyHead, text: string): Promise<Explanation | undefined>;
+  /**
+   * What a reply that is no data means, or undefined where its status says all. `text` is the beginning of its body, `sent` are the
+   * headers of the request: what was wrong with those may have been put right since, for another request.
+   */
+  explain(head: ReplyHead, text: string, sent: Readonly<Record<string, string>>): Promise<Explanation | undefined>;
 }

@@ -62,7 +62,8 @@ async function chain(name: string, { profile, files }: Pick<S3Settings, "profile
     keys: () => ask(),
     renew: async () => {
       const before = await ask();
-      return (await ask({ forceRefresh: true })).accessKeyId !== before.accessKeyId;
+      const after = await ask({ forceRefresh: true });
+      return after.accessKeyId !== before.accessKeyId || after.sessionToken !== before.sessionToken;
     },
   };
 }

@@ -4,7 +4,7 @@ import type { Target } from "../http/connections.ts";
 import type { Explanation, HttpService } from "../http/http-service.ts";
 import { headerOf, type ReplyHead, statusText } from "../http/reply-head.ts";
 import { isRegion, type S3Place, s3Target } from "./s3-address.ts";
-import type { S3KeySource } from "./s3-credentials.ts";
+import type { S3KeySource, S3Keys } from "./s3-credentials.ts";
 import { parseS3Error, type S3Error } from "./s3-error.ts";
 import { sign } from "./s3-signer.ts";
 
@@ -30,6 +30,9 @@ const PASSING = new Set([
 
 const EXPIRED = new Set(["ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired"]);
 
+/** Clocks that differ by less than this are taken for the same: a request takes its time, and S3 minds 15 minutes; ms. */
+const SAME_CLOCK_MS = 60_000;
+
 /** What users can do about a refusal. */
 const HINTS: Record<string, string> = {
   AccessDenied:
@@ -52,6 +55,8 @@ export class S3Object implements HttpService {
   #regionChanges = 0;
   /** What the server's clock is ahead of ours, ms. */
   #clockAheadMs: number | undefined;
+  /** New keys are asked for once, for all requests that were under way with the old ones. */
+  #renewing: Promise<boolean> | undefined;
 
   /** @throws {UsageError} where the endpoint cannot be used */
   constructor({ place, keySource, onNote }: S3ObjectOptions) {
@@ -85,13 +90,17 @@ export class S3Object implements HttpService {
     return { origin: target.origin, path: `${target.path}?versionId=${encodeURIComponent(version)}` };
   }
 
-  async explain(head: ReplyHead, text: string): Promise<Explanation | undefined> {
+  async explain(
+    head: ReplyHead,
+    text: string,
+    sent: Readonly<Record<string, string>>,
+  ): Promise<Explanation | undefined> {
     const error = parseS3Error(text);
     const why = [statusText(head.status), error.code, error.message].filter((part) => part !== "").join(": ");
     if (this.#hasOtherRegion(head, error)) return { why, next: "again" };
-    if (error.code === "RequestTimeTooSkewed") return this.#explainSkew(head, why);
+    if (error.code === "RequestTimeTooSkewed") return this.#explainSkew(head, why, sent);
     if (EXPIRED.has(error.code)) {
-      return { why, hint: HINTS.ExpiredToken, next: (await this.#keySource.renew()) ? "again" : "never" };
+      return { why, hint: HINTS.ExpiredToken, next: (await this.#hasNewKeys(sent)) ? "again" : "never" };
     }
     if (PASSING.has(error.code)) return { why, next: "later" };
     if (head.status >= 300 && head.status < 400) {
@@ -113,16 +122,47 @@ export class S3Object implements HttpService {
     return true;
   }
 
-  /** Signatures hold the time. Where our clock is wrong, the server's is taken, as the AWS SDK does; once. */
-  #explainSkew(head: ReplyHead, why: string): Explanation {
-    const serverMs = Date.parse(headerOf(head, "date") ?? "");
-    if (Number.isNaN(serverMs) || this.#clockAheadMs !== undefined) {
-      return { why, hint: "The clock of this machine and the server's differ: set the clock.", next: "never" };
+  /** Whether there are other keys than those that a request was signed with. */
+  async #hasNewKeys(sent: Readonly<Record<string, string>>): Promise<boolean> {
+    if (this.#renewing === undefined) {
+      const keys = await this.#keySource.keys();
+      if (keys !== undefined && !isSignedWith(keys, sent)) return true;
     }
-    this.#clockAheadMs = serverMs - Date.now();
+    this.#renewing ??= this.#keySource.renew().finally(() => {
+      this.#renewing = undefined;
+    });
+    return await this.#renewing;
+  }
+
+  /**
+   * Signatures hold the time. Where our clock is wrong, the server's is taken, as the AWS SDK does: once, unless a clock is set
+   * meanwhile. A request that was signed before that is another matter.
+   */
+  #explainSkew(head: ReplyHead, why: string, sent: Readonly<Record<string, string>>): Explanation {
+    const serverMs = Date.parse(headerOf(head, "date") ?? "");
+    const hint = "The clock of this machine and the server's differ: set the clock.";
+    if (Number.isNaN(serverMs)) return { why, hint, next: "never" };
+    const aheadMs = serverMs - Date.now();
+    const before = this.#clockAheadMs;
+    if (before !== undefined && Math.abs(aheadMs - before) < SAME_CLOCK_MS) {
+      const wasSignedThen = Math.abs(signingTime(sent) - serverMs) < SAME_CLOCK_MS;
+      return { why, hint, next: wasSignedThen ? "never" : "again" };
+    }
+    this.#clockAheadMs = aheadMs;
+    if (before !== undefined) return { why, hint, next: "again" };
     const seconds = Math.round(Math.abs(this.#clockAheadMs) / 1000);
     const direction = this.#clockAheadMs > 0 ? "behind" : "ahead of";
     this.#onNote?.(`The clock of this machine is ${seconds} s ${direction} that of "${this.name}": set it`);
     return { why, next: "again" };
   }
+}
+
+function isSignedWith({ accessKeyId, sessionToken }: S3Keys, sent: Readonly<Record<string, string>>): boolean {
+  const { authorization = "", "x-amz-security-token": token } = sent;
+  return authorization.includes(`Credential=${accessKeyId}/`) && token === sessionToken;
+}
+
+/** When a request was signed, ms since 1970; NaN of one that was not. */
+function signingTime({ "x-amz-date": date = "" }: Readonly<Record<string, string>>): number {
+  return Date.parse(date.replace(/^(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)Z$/, "$1-$2-$3T$4:$5:$6Z"));
 }

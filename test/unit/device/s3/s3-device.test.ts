@@ -2,8 +2,9 @@
 import { inspect } from "node:util";
 import { describe, expect, test } from "vitest";
 import { ChangedError } from "../../../../src/base/errors.ts";
+import type { S3Keys } from "../../../../src/device/s3/s3-credentials.ts";
 import { S3Object } from "../../../../src/device/s3/s3-object.ts";
-import { status } from "../../../support/http-server.ts";
+import { type Reply, status } from "../../../support/http-server.ts";
 import { KEYS, openTestS3, s3Environment, s3Error, s3Server } from "../../../support/s3-server.ts";
 
 const part = async (device: { read(offset: number, buffer: Uint8Array): Promise<void> }) => {
@@ -138,6 +139,26 @@ describe("openS3()", () => {
     await expect(part(device)).rejects.toMatchObject({ hint: expect.stringContaining("set the clock") });
   });
 
+  test("takes the server's time for all requests that were under way, and anew when a clock is set", async () => {
+    await using server = await s3Server();
+    const notes: string[] = [];
+    const { device } = await openTestS3(server, { onNote: (line) => void notes.push(line) });
+    await using _ = device;
+    const skewed = (aheadMs: number) =>
+      s3Error(403, "RequestTimeTooSkewed", { fields: { date: new Date(Date.now() + aheadMs).toUTCString() } });
+    for (const aheadMs of [3_600_000, 0, -7_200_000]) {
+      // All of them are signed before any of them is answered.
+      const answers: (() => void)[] = [];
+      const hold: Reply = (...parts) => {
+        answers.push(() => skewed(aheadMs)(...parts));
+        if (answers.length === 3) for (const answer of answers) answer();
+      };
+      server.next(hold, hold, hold);
+      expect(await Promise.all([part(device), part(device), part(device)])).toEqual(Array(3).fill("0123456789abcdef"));
+    }
+    expect(notes).toHaveLength(1);
+  });
+
   test.each([
     [404, "NoSuchKey", "ENOENT"],
     [404, "NoSuchBucket", "ENOENT"],
@@ -210,6 +231,54 @@ test("An object at AWS whose bucket is in another region is asked for at that re
   const keySource = { keys: async () => undefined, renew: async () => false };
   const object = new S3Object({ place: { ...settings, bucket: "images", key: "k" }, keySource });
   const head = { status: 301, headers: { "x-amz-bucket-region": "eu-west-3" } };
-  expect(await object.explain(head, "")).toMatchObject({ next: "again" });
+  expect(await object.explain(head, "", {})).toMatchObject({ next: "again" });
   expect(object.start()).toEqual({ origin: "https://images.s3.eu-west-3.amazonaws.com", path: "/k" });
+});
+
+describe("A session that expires", () => {
+  const place = {
+    region: "us-east-1",
+    endpoint: "http://127.0.0.1:1",
+    addressing: "path",
+    fips: false,
+    dualstack: false,
+  };
+  const expired = { head: { status: 400, headers: {} }, text: "<Error><Code>ExpiredToken</Code></Error>" };
+
+  /** As the SDK's chain: what is asked for anew is what there is by now, which may be the same. */
+  function session(latest: S3Keys[]) {
+    let keys = latest.shift() as S3Keys;
+    const state = { renewals: 0 };
+    const renew = async () => {
+      state.renewals += 1;
+      await new Promise((resolve) => setTimeout(resolve, 5));
+      const next = latest.shift();
+      keys = next ?? keys;
+      return next !== undefined;
+    };
+    const keySource = { keys: async () => keys, renew };
+    const object = new S3Object({ place: { ...place, addressing: "path", bucket: "images", key: "k" }, keySource });
+    const ask = async () => {
+      const sent = await object.authorize(object.start());
+      return async () => (await object.explain(expired.head, expired.text, sent))?.next;
+    };
+    return { state, ask };
+  }
+
+  const key = (name: string) => ({ accessKeyId: name, secretAccessKey: "s", sessionToken: `t-${name}` });
+
+  test("is renewed once for all requests that were signed with it, also for those answered later", async () => {
+    const { state, ask } = session([key("OLD"), key("NEW")]);
+    const [first, second, late] = [await ask(), await ask(), await ask()];
+    expect(await Promise.all([first(), second()])).toEqual(["again", "again"]);
+    expect(await late()).toBe("again");
+    expect(state.renewals).toBe(1);
+    expect(await (await ask())()).toBe("never"); // the new one has expired, too, and there is no other
+  });
+
+  test("that goes on under the same key with another token is a new one", async () => {
+    const { ask } = session([key("KEY"), { ...key("KEY"), sessionToken: "other" }]);
+    const [first, late] = [await ask(), await ask()];
+    expect([await first(), await late()]).toEqual(["again", "again"]);
+  });
 });
