@@ -36,6 +36,11 @@ export interface RemoteDevice extends BlockDevice {
   readonly losses?: number;
   /** Whether there is no connection at this moment. Undefined for what is never written to. */
   readonly isAway?: boolean;
+  /**
+   * Whether a change that was lost in a range may still be carried out, over what is written there meanwhile: undefined where
+   * not; else it resolves when that may be over, and it is worth another look. Undefined for what is never written to.
+   */
+  strayIn?(offset: number, length: number): Promise<void> | undefined;
   /** Whether `flush()` makes anything durable; where not, it only waits. Undefined for what is never written to. */
   readonly canFlush?: boolean;
   /** Most bytes that are best asked for by one request. */

@@ -243,7 +243,9 @@ export class CloneDevice implements ServedDevice {
     const live = this.#live;
     if (live !== undefined && !isHydrated(live, offset, data.length)) return false;
     if (this.#commits.failure !== undefined) throw this.#commits.failure;
-    if (this.#destination.tryWrite?.(offset, data) !== true) return false;
+    if (this.#destination.tryWrite === undefined || this.#commits.strayIn({ offset, length: data.length }))
+      return false;
+    if (!this.#destination.tryWrite(offset, data)) return false;
     this.#commits.noteChange();
     this.#meter.touch();
     this.#stats.writes++;
@@ -342,7 +344,7 @@ export class CloneDevice implements ServedDevice {
   async #write(offset: number, data: Uint8Array): Promise<void> {
     const destination = this.#destination;
     const commits = this.#commits;
-    if (commits.isUnsteady) await commits.settle();
+    await this.#calm(offset, data.length);
     commits.check();
     const live = this.#live;
     if (live === undefined || isHydrated(live, offset, data.length)) {
@@ -362,6 +364,7 @@ export class CloneDevice implements ServedDevice {
   }
 
   async #zero(offset: number, length: number, mayPunch: boolean): Promise<void> {
+    await this.#calm(offset, length);
     this.#commits.check();
     const destination = this.#destination;
     const live = this.#live;
@@ -392,6 +395,8 @@ export class CloneDevice implements ServedDevice {
       if (isFast) await destination.zero(range.offset, range.length, { mayPunch });
       else if (mayPunch) await destination.discard(range.offset, range.length);
     };
+    await this.#calm(offset, length);
+    this.#commits.check();
     const live = this.#live;
     if (live === undefined) return await this.#commits.change(() => apply({ offset, length }));
     // Where nothing would become of a part, it need not be copied either.
@@ -403,6 +408,12 @@ export class CloneDevice implements ServedDevice {
       width: ZERO_WIDTH,
       counter: "discardedRegions",
     });
+  }
+
+  /** Before a change: what was lost is taken back, and what may still land has landed. */
+  async #calm(offset: number, length: number): Promise<void> {
+    const calm = this.#commits.calm({ offset, length });
+    if (calm !== undefined) await calm;
   }
 
   async #change(live: Live, offset: number, length: number, change: Change): Promise<void> {

@@ -27,6 +27,9 @@
  * Whoever is about to change something, or has read something, looks whether the destination is in doubt, and has that settled
  * first: so a change that comes after a loss is not among what was lost, and nothing stale is taken for data.
  *
+ * And a copy whose connection was lost may still be carried out by the server, long after: a flush knows nothing of it. Copying
+ * the same again is no harm, but a client's change would be undone. So changes wait where something strays (`calm()`).
+ *
  * A change is noted before it is sent, and forgotten by a flush whose freeze came after the change had ended, its bit set: a
  * flush that covers the data alone would forget it while its bit can still be taken back.
  *
@@ -36,6 +39,7 @@
  */
 import assert from "node:assert";
 import { CloneError, DeviceError, LostWritesError } from "../base/errors.ts";
+import type { ByteRange } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import type { RemoteDevice } from "../device/remote-device.ts";
 import type { CloneMetadata } from "../metadata/clone-metadata.ts";
@@ -48,7 +52,7 @@ export interface CommitParts {
   /** Whose hydrations under way do not count where the destination has lost what was written to it. */
   regions?: Pick<RegionMap, "taint">;
   /** Where the destination is not of this machine: whether it has something to tell. */
-  link?: Pick<RemoteDevice, "losses" | "isAway"> | undefined;
+  link?: Pick<RemoteDevice, "losses" | "isAway" | "strayIn"> | undefined;
   /**
    * Asked after the regions are frozen, before anything vouches for them; throws where it may not, for instance because
    * the source has changed while they were copied.
@@ -179,6 +183,29 @@ export class CommitPipeline {
     const { name } = this.#parts.destination;
     const error = new LostWritesError(`Cannot trust what was written to "${name}": its connection was lost meanwhile`);
     if (this.inDoubt) this.#loseAll(error);
+  }
+
+  /**
+   * Undefined where a change of a range would not be undone by something that was lost there, and may still be carried out; else
+   * resolves when that may be over, and it is worth another look.
+   */
+  strayIn({ offset, length }: ByteRange): Promise<void> | undefined {
+    return this.#parts.link?.strayIn?.(offset, length);
+  }
+
+  /** Undefined where a range may be changed; else resolves when any doubt has been settled, and nothing strays there. */
+  calm(range: ByteRange): Promise<void> | undefined {
+    const over = this.strayIn(range);
+    return this.isUnsteady || over !== undefined ? this.#calm(range, over) : undefined;
+  }
+
+  async #calm(range: ByteRange, first: Promise<void> | undefined): Promise<void> {
+    if (this.isUnsteady) await this.settle();
+    for (let over = first ?? this.strayIn(range); over !== undefined; over = this.strayIn(range)) {
+      await over;
+      if (this.isUnsteady) await this.settle();
+      if (this.#failure !== undefined) return;
+    }
   }
 
   /**

@@ -12,6 +12,9 @@
  *
  * A request ends when all its parts have. Of one that failed, parts may have been changed: as on any disk.
  *
+ * Where a copy that was lost with its connection may still land, a change waits (`CommitPipeline.strayIn()`): that look, too,
+ * is of the turn of the claim.
+ *
  * What reaches the destination is told to the commit pipeline from before it is sent until its bits are set: what clients
  * have changed cannot be copied again where the destination loses it.
  */
@@ -80,7 +83,8 @@ export class RegionChanger {
    */
   async change(range: ByteRange, change: Change): Promise<void> {
     const { source, commits, stats } = this.#parts;
-    if (commits.isUnsteady) await commits.settle(); // what was copied, and is lost, is copied again before it is changed
+    const calm = commits.calm(range);
+    if (calm !== undefined) await calm; // what was copied, and is lost, is copied again before it is changed
     const patience = new Patience(source.deadlines, () => source.timeoutError(range));
     try {
       await runParts(this.#split(range), change.width, (part) => this.#run(part, change, patience));
@@ -138,10 +142,25 @@ export class RegionChanger {
   }
 
   async #run(part: ChangePart, change: Change, patience: Patience): Promise<void> {
-    const { regions, copies, commits, onTouch } = this.#parts;
+    const { commits } = this.#parts;
     commits.check();
-    if (part.kind === "hydrated") return await commits.change(() => change.apply(part));
-    if (part.kind === "whole") return await commits.change(() => this.#replace(part, part.regions, change));
+    if (part.kind === "hydrated" || part.kind === "whole") {
+      const over = commits.strayIn(part);
+      if (over === undefined) {
+        return await commits.change(() =>
+          part.kind === "whole" ? this.#replace(part, part.regions, change) : change.apply(part),
+        );
+      }
+      await over;
+    } else await this.#awaitCopy(part, patience);
+    if (commits.isUnsteady) await commits.settle();
+    // The world has changed: look again.
+    for (const again of this.#split(part)) await this.#run(again, change, patience);
+  }
+
+  /** Waits for the copy of a region, or begins it; or cancels it. */
+  async #awaitCopy(part: ChangePart & { kind: "busy" | "partial" }, patience: Patience): Promise<void> {
+    const { regions, copies, onTouch } = this.#parts;
     const whole = part.kind === "busy" && part.whole;
     if (!whole) onTouch?.(part.offset, part.length);
     const hydration = part.kind === "busy" ? part.hydration : copies.start(part.region);
@@ -149,9 +168,6 @@ export class RegionChanger {
       const error = await patience.wait(regions.ended(hydration), () => copies.progressOf(hydration));
       if (error !== undefined && !whole) throw error;
     }
-    if (commits.isUnsteady) await commits.settle();
-    // The world has changed: look again.
-    for (const again of this.#split(part)) await this.#run(again, change, patience);
   }
 
   async #replace(bytes: ByteRange, range: RegionRange, change: Change): Promise<void> {

@@ -54,6 +54,7 @@ const link = fc.record({
   most: fc.integer({ min: 0, max: 5 }),
   outageMs: fc.constantFrom(0, 500, 5000),
   patienceMs: fc.constantFrom(Infinity, Infinity, 1000),
+  strayMs: fc.constantFrom(0, 2000, 20_000),
 });
 
 const served = fc
@@ -108,6 +109,7 @@ test("A clone never shows what a destination has lost as data, nor vouches for i
 
       // The link is well again. A client that lost something hears of it; all others have what they wrote.
       lossy.options = { ...lossy.options, chance: 0, patienceMs: Infinity };
+      await clock.sleep(w.link.strayMs);
       await clone.device.flush().catch((error: unknown) => expect(error).toBe(clone.commits.failure));
       expect(history.check(0, await bytesAt(clone.device, 0, size), history.now())).toBeUndefined();
       remember();
@@ -131,6 +133,7 @@ const hydrated = fc.record({
   sourceRuns: arbitraryRuns(),
   sourceLatencyMs: fc.nat(200),
   link: fc.record({ latencyMs: fc.nat(300), chance: fc.constantFrom(0.02, 0.1), most: fc.integer({ min: 0, max: 8 }) }),
+  strayMs: fc.constantFrom(0, 20_000),
   outageMs: fc.constantFrom(0, 500, 20_000),
   verify: fc.boolean(),
   threshold: fc.constantFrom(null, 1, 7),
@@ -152,6 +155,7 @@ describe.for(["offline", "online"])("A hydration %s, of which the destination lo
           clock,
           random,
           outageMs: w.outageMs,
+          strayMs: w.strayMs,
           onBreak: () => void moments.push({ disk: destination.durable, metadata: copyOf(store) }),
         });
         const options = {

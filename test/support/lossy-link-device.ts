@@ -2,7 +2,7 @@
  * A device with a volatile cache behind a connection that breaks: what an NBD server is to a clone.
  *
  * When the connection breaks, each sector that was not flushed holds what was flushed or any of the contents written since,
- * by seed. Writes under way are rejected, carried out or not; reads are asked again when it is back; and the next flush is
+ * by seed. Writes under way are rejected, carried out or not, or only later, over what is there by then; reads are asked again when it is back; and the next flush is
  * rejected once, if there was anything to lose. Where it stays away for too long, requests are told that they timed out.
  */
 import { DeviceError, LostWritesError } from "../../src/base/errors.ts";
@@ -25,12 +25,16 @@ export interface LossyLinkOptions {
   outageMs?: number;
   /** How long a request waits for it to be back, ms. */
   patienceMs?: number;
+  /** For how long after a break the server may still carry out what was under way, ms. Default: not at all. */
+  strayMs?: number;
   /** Told of each break, when all that is lost is lost. */
   onBreak?: () => void;
 }
 
 /** A change or a flush under way. */
 interface Request {
+  /** Which bytes it changes. */
+  range?: { offset: number; length: number };
   apply: () => void;
   done: boolean;
 }
@@ -50,6 +54,7 @@ export class LossyLinkDevice implements BlockDevice {
   readonly #server: PowerLossDevice;
   readonly #underWay = new Set<Request>();
   #backAt = 0;
+  #strays: { offset: number; length: number; until: number }[] = [];
   #acknowledged = 0;
   #flushed = 0;
   #told = 0;
@@ -83,11 +88,11 @@ export class LossyLinkDevice implements BlockDevice {
 
   async write(offset: number, data: Uint8Array): Promise<void> {
     const bytes = Buffer.from(data);
-    await this.#change("write", () => void this.#server.write(offset, bytes));
+    await this.#change("write", { offset, length: bytes.length }, () => void this.#server.write(offset, bytes));
   }
 
   async zero(offset: number, length: number, _options?: ZeroOptions): Promise<void> {
-    await this.#change("zero", () => void this.#server.write(offset, new Uint8Array(length)));
+    await this.#change("zero", { offset, length }, () => void this.#server.write(offset, new Uint8Array(length)));
   }
 
   async discard(): Promise<void> {}
@@ -116,9 +121,14 @@ export class LossyLinkDevice implements BlockDevice {
 
   /** Breaks the connection now. */
   break(): void {
-    const { random, clock, outageMs = 0, onBreak } = this.options;
+    const { random, clock, outageMs = 0, strayMs = 0, onBreak } = this.options;
     this.breaks++;
-    for (const request of this.#underWay) if (!request.done && random() < 0.5) request.apply();
+    for (const request of this.#underWay) {
+      if (request.done) continue;
+      if (random() < 0.5) request.apply();
+      else if (strayMs > 0 && request.range !== undefined) this.#goAstray(request, Math.floor(random() * strayMs));
+      if (request.range !== undefined) this.#strays.push({ ...request.range, until: clock.now() + strayMs });
+    }
     if (this.#underWay.size > 0 || this.#acknowledged > this.#flushed) this.losses++;
     this.#underWay.clear();
     // A server that was only cut off has lost nothing, though nobody knows.
@@ -126,6 +136,19 @@ export class LossyLinkDevice implements BlockDevice {
     this.isAway = true;
     this.#backAt = clock.now() + Math.floor(random() * outageMs);
     onBreak?.();
+  }
+
+  strayIn(offset: number, length: number): Promise<void> | undefined {
+    const { clock } = this.options;
+    const overlaps = this.#strays.filter(
+      (range) => range.offset < offset + length && offset < range.offset + range.length,
+    );
+    const leftMs = Math.max(0, ...overlaps.map(({ until }) => until - clock.now()));
+    return leftMs > 0 ? clock.sleep(leftMs) : undefined;
+  }
+
+  #goAstray(request: Request, afterMs: number): void {
+    void this.options.clock.sleep(afterMs).then(request.apply);
   }
 
   async #connection(verb: string): Promise<void> {
@@ -139,10 +162,10 @@ export class LossyLinkDevice implements BlockDevice {
     }
   }
 
-  async #change(verb: string, apply: () => void): Promise<void> {
+  async #change(verb: string, range: { offset: number; length: number }, apply: () => void): Promise<void> {
     await this.#connection(verb);
     const { breaks } = this;
-    const change = { apply, done: false };
+    const change = { range, apply, done: false };
     this.#underWay.add(change);
     await this.#carryOut(change);
     if (breaks !== this.breaks) throw this.#lost(verb);

@@ -7,6 +7,7 @@ import type { Clock } from "../../base/clock.ts";
 import { Command, CommandFlag, Size } from "../protocol.ts";
 import { type Descriptor, encodeRequest } from "../transmission-codec.ts";
 import { ConnectionLostError } from "./handshake-error.ts";
+import type { PieceRange } from "./in-pieces.ts";
 import type { NegotiatedExport } from "./negotiation.ts";
 import { PendingRequest, type RequestFacts } from "./pending-request.ts";
 import { ReplyReader } from "./reply-reader.ts";
@@ -47,8 +48,8 @@ export class ClientConnection {
   #lost: ConnectionLostError | undefined;
   /** A request was answered: there is a server that works. */
   proven = false;
-  /** Told once, before the requests under way are. `changes` says whether some of them were to change something. */
-  onLost: (error: ConnectionLostError, changes: boolean) => void = () => {};
+  /** Told once, before the requests under way are. `changes` are the bytes that some of them were to change. */
+  onLost: (error: ConnectionLostError, changes: readonly PieceRange[]) => void = () => {};
   /** Told of each change that is done and not durable, before whoever asked for it is, and before any loss that follows. */
   onChanged: () => void = () => {};
 
@@ -225,7 +226,7 @@ export class ClientConnection {
     this.#sending.clear();
     this.onLost(
       lost,
-      requests.some(({ isChange }) => isChange),
+      requests.filter(({ isChange }) => isChange),
     );
     for (const request of requests) request.fail(lost);
   }

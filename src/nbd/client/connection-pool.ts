@@ -12,6 +12,7 @@ import type { Clock } from "../../base/clock.ts";
 import { ProtocolError } from "../protocol-error.ts";
 import type { ClientConnection } from "./client-connection.ts";
 import { ConnectionLostError } from "./handshake-error.ts";
+import type { PieceRange } from "./in-pieces.ts";
 import type { NegotiatedExport } from "./negotiation.ts";
 
 /** Pauses between calls: the first, and the longest; each is spread at random by half. ms. */
@@ -41,8 +42,8 @@ export interface ConnectionPoolOptions {
   changeOf: (session: NegotiatedExport) => string | undefined;
   requestTimeoutMs: number;
   reconnectTimeoutMs: number;
-  /** A connection was lost, and perhaps changes that were under way with it. */
-  onLost: (changes: boolean) => void;
+  /** A connection was lost, and with it what was under way: the bytes that were to be changed. */
+  onLost: (changes: readonly PieceRange[]) => void;
   /** A change was done that a flush has to make durable. */
   onChanged: () => void;
   /** Told in sentences without a subject: "is connected again". */
@@ -174,7 +175,7 @@ export class ConnectionPool {
     connection.start();
   }
 
-  #lose(connection: ClientConnection, error: ConnectionLostError, changes: boolean): void {
+  #lose(connection: ClientConnection, error: ConnectionLostError, changes: readonly PieceRange[]): void {
     this.#connections.splice(this.#connections.indexOf(connection), 1);
     if (this.#disposed.signal.aborted) return;
     this.#losses += 1;

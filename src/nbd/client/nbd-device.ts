@@ -21,6 +21,7 @@ import { openPool, PIECE_BYTES } from "./open-pool.ts";
 import { RangeLock } from "./range-lock.ts";
 import { RequestFailures } from "./request-failures.ts";
 import { RequestSender, type RequestSenderOptions } from "./request-sender.ts";
+import { StrayChanges } from "./stray-changes.ts";
 
 /** How to open an export. */
 export interface NbdDeviceOptions extends RemoteOptions {
@@ -36,6 +37,8 @@ export interface NbdDeviceOptions extends RemoteOptions {
 
 const DEFAULT_CONNECTIONS = 4;
 const DEFAULT_TIMEOUT_MS = 60_000;
+/** A server that has not answered in the time of a request is given as long again to end what it has begun. */
+const STRAY_FACTOR = 2;
 /** Zeroes that a server writes one by one take their time, and it says nothing meanwhile. Bytes. */
 const ZERO_PIECE_BYTES = 64 * 1024 * 1024;
 const TRIM_PIECE_BYTES = 1024 * 1024 * 1024;
@@ -57,6 +60,7 @@ export class NbdDevice implements RemoteDevice {
   readonly #pool: ConnectionPool;
   readonly #ledger: FlushLedger;
   readonly #sender: RequestSender;
+  readonly #strays: StrayChanges;
   readonly #lock = new RangeLock();
   /** Requests are multiples of this, but for the end of the device. */
   readonly #minimum: number;
@@ -77,6 +81,7 @@ export class NbdDevice implements RemoteDevice {
     const requestTimeoutMs = options.requestTimeoutMs ?? DEFAULT_TIMEOUT_MS;
     const reconnectTimeoutMs = options.reconnectTimeoutMs ?? DEFAULT_TIMEOUT_MS;
     const ledger = new FlushLedger();
+    const strays = new StrayChanges(clock, STRAY_FACTOR * requestTimeoutMs);
     const pool = await openPool({
       name,
       address,
@@ -87,15 +92,16 @@ export class NbdDevice implements RemoteDevice {
       requestTimeoutMs,
       reconnectTimeoutMs,
       ledger,
+      strays,
       signal: options.signal,
       onNote: options.onNote,
     });
     const patienceMs = requestTimeoutMs + reconnectTimeoutMs;
-    return new NbdDevice(name, isReadOnly, { pool, ledger, connections, clock, patienceMs });
+    return new NbdDevice(name, isReadOnly, { pool, strays, ledger, connections, clock, patienceMs });
   }
 
-  private constructor(name: string, isReadOnly: boolean, parts: Omit<RequestSenderOptions, "failures">) {
-    const { pool, ledger } = parts;
+  private constructor(name: string, isReadOnly: boolean, parts: DeviceParts) {
+    const { pool, ledger, strays } = parts;
     const { size, minimum, preferred, maximum } = pool.session;
     this.name = name;
     this.size = size;
@@ -105,6 +111,7 @@ export class NbdDevice implements RemoteDevice {
     this.identity = { kind: "nbd", size };
     this.#pool = pool;
     this.#ledger = ledger;
+    this.#strays = strays;
     const failures = new RequestFailures(name, () => pool.changed);
     this.#sender = new RequestSender({ ...parts, failures });
     this.#minimum = minimum;
@@ -120,6 +127,10 @@ export class NbdDevice implements RemoteDevice {
 
   get isAway(): boolean {
     return this.#pool.size === 0;
+  }
+
+  strayIn(offset: number, length: number): Promise<void> | undefined {
+    return this.#strays.in(offset, length);
   }
 
   get changed(): string | undefined {
@@ -210,6 +221,7 @@ export class NbdDevice implements RemoteDevice {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
+    this.#strays.close();
     await this.#pool.dispose();
   }
 
@@ -285,6 +297,11 @@ export class NbdDevice implements RemoteDevice {
 
   /** Whole blocks with the data in them: what the first and the last have besides is read. */
   async #mixed(outer: PieceRange, offset: number, data: Uint8Array): Promise<Buffer> {
+    // What strays may hold the neighbours' bytes as they were: it would undo what is mixed now.
+    for (let over = this.strayIn(outer.offset, outer.length); over !== undefined; ) {
+      await over;
+      over = this.strayIn(outer.offset, outer.length);
+    }
     const mixed = Buffer.allocUnsafe(outer.length);
     const first = Math.min(this.#minimum, outer.length);
     if (outer.offset < offset) await this.#readBlocks(outer.offset, mixed.subarray(0, first));
@@ -337,6 +354,11 @@ export class NbdDevice implements RemoteDevice {
   async #flushWithoutFua(): Promise<void> {
     if (!this.#offers(TransmissionFlag.sendFua)) await this.#sender.flush({ leaveUntold: true });
   }
+}
+
+/** What a device is made of. */
+interface DeviceParts extends Omit<RequestSenderOptions, "failures"> {
+  strays: StrayChanges;
 }
 
 /** A server that will not tell the status of a range is one that knows nothing of it. */

@@ -11,6 +11,7 @@ import type { FlushLedger } from "./flush-ledger.ts";
 import { ConnectionLostError, HandshakeError } from "./handshake-error.ts";
 import type { NbdAddress } from "./nbd-uri.ts";
 import { type NegotiatedExport, offers } from "./negotiation.ts";
+import type { StrayChanges } from "./stray-changes.ts";
 
 /** Requests of a device are never larger, bytes: no server has to take more. */
 export const PIECE_BYTES = 1024 * 1024;
@@ -28,13 +29,14 @@ export interface OpenPoolOptions {
   requestTimeoutMs: number;
   reconnectTimeoutMs: number;
   ledger: FlushLedger;
+  strays: StrayChanges;
   signal: AbortSignal | undefined;
   onNote: ((line: string) => void) | undefined;
 }
 
 /** Connects. @throws {DeviceError}, {ProtocolError}, {CloneError}, or the signal's reason */
 export async function openPool(options: OpenPoolOptions): Promise<ConnectionPool> {
-  const { name, address, isReadOnly, connections, clock, requestTimeoutMs, ledger, signal, onNote } = options;
+  const { name, address, isReadOnly, connections, clock, requestTimeoutMs, ledger, strays, signal, onNote } = options;
   const shared = new SharedBuffer();
   let first: NegotiatedExport | undefined;
   try {
@@ -59,7 +61,10 @@ export async function openPool(options: OpenPoolOptions): Promise<ConnectionPool
           if (first === undefined || size === first.size) return undefined;
           return `its size was ${first.size} bytes, and is ${size} bytes`;
         },
-        onLost: (changes) => ledger.lose({ underWay: changes }),
+        onLost: (changes) => {
+          ledger.lose({ underWay: changes.length > 0 });
+          strays.add(changes);
+        },
         onChanged: () => ledger.acknowledge(),
         onNote: (text) => onNote?.(`"${name}" ${text}`),
       },

@@ -258,7 +258,7 @@ describe("CloneDevice, over a connection that breaks", () => {
     const clock = new VirtualClock();
     const link = new LossyLinkDevice(DIRT, "disk", { clock, random: () => 0, latencyMs: 0, chance: 0, most: 0 });
     const h = await setUp({ clock, destination: link, link, ...options });
-    return { ...h, link };
+    return { ...h, link, clock };
   }
   const SOURCE = noise(SIZE, 1);
 
@@ -302,6 +302,38 @@ describe("CloneDevice, over a connection that breaks", () => {
     noise(512, 4).copy(expected, REGION);
     expect(Buffer.compare(h.link.durable.subarray(4 * REGION, 6 * REGION), expected)).toBe(0);
   });
+
+  test.for(["write", "zero", "discard", "a part"] as const)(
+    "lets a client's %s wait for a lost copy that may still land",
+    async (kind) => {
+      const h = await overLink();
+      h.link.options = { ...h.link.options, strayMs: 60_000, latencyMs: 100, random: () => 0.6 };
+      const copying = h.copy(5).catch((error: unknown) => error); // a copy is on its way when the connection breaks
+      await h.clock.sleep(1);
+      h.link.break();
+      h.link.options = { ...h.link.options, latencyMs: 0 };
+      expect(await copying).toBeInstanceOf(LostWritesError);
+      const hydration = h.regions.hydrationAt(5);
+      if (hydration !== undefined) h.regions.fail(hydration);
+      await h.device.flush();
+      await h.device.write(7 * REGION, noise(REGION, 4)); // elsewhere nobody waits
+      expect(h.clock.now()).toBeLessThan(10_000);
+
+      const expected = Buffer.from(SOURCE.subarray(5 * REGION, 6 * REGION));
+      if (kind === "write") await h.device.write(5 * REGION, noise(REGION, 3));
+      else if (kind === "zero") await h.device.zero(5 * REGION, REGION);
+      else if (kind === "discard") await h.device.discard(5 * REGION, REGION);
+      else await h.device.write(5 * REGION, noise(512, 3));
+      if (kind === "write" || kind === "a part") noise(kind === "write" ? REGION : 512, 3).copy(expected);
+      else expected.fill(0);
+      await h.device.flush();
+      expect(h.clock.now()).toBeGreaterThanOrEqual(60_000);
+      expect(h.commits.failure).toBeUndefined();
+      await h.clock.sleep(120_000); // whatever the server had still to do is done
+      await h.device.flush();
+      expect(Buffer.compare(h.link.durable.subarray(5 * REGION, 6 * REGION), expected)).toBe(0);
+    },
+  );
 
   test("shows the old content of what clients wrote in vain, once it has failed, and of what was copied with it", async () => {
     const h = await overLink();
