@@ -13,7 +13,7 @@ export function windowOf(
   clock: Clock,
 ): { window: TransferWindow; view: BlockDevice } | undefined {
   if (source?.remote === undefined) return undefined;
-  const { blockSize, mostAtOnce } = source.remote;
-  const window = new TransferWindow({ clock, blockSize, mostAtOnce });
+  const { blockSize, mostAtOnce, requestsAtOnce = Infinity } = source.remote;
+  const window = new TransferWindow({ clock, blockSize, mostAtOnce, requestsAtOnce });
   return { window, view: window.watch(source.view) };
 }

@@ -45,6 +45,8 @@ export interface RemoteDevice extends BlockDevice {
   readonly canFlush?: boolean;
   /** Most bytes that are best asked for by one request. */
   readonly mostAtOnce: number;
+  /** Most requests of that length that are under way at once; others wait for their turn. Undefined where there is no bound to speak of. */
+  readonly requestsAtOnce?: number;
 }
 
 /** What whoever opens a remote device may want to say and hear. */

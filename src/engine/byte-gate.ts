@@ -1,20 +1,23 @@
-/** A bound on bytes that many want to have under way at once. */
+/** A bound on bytes, and on requests, that many want to have under way at once. */
 
 /** Lets in whoever comes as long as there is any room left, first come, first served. */
 export class ByteGate {
   readonly #most: () => number;
+  readonly #mostRequests: number;
   #inside = 0;
+  #requests = 0;
   readonly #waiting: { bytes: number; enter: () => void }[] = [];
 
   /** `most` is asked anew each time: bytes. The last one let in may go beyond it, by its own bytes. */
-  constructor(most: () => number) {
+  constructor(most: () => number, { mostRequests = Infinity } = {}) {
     this.#most = most;
+    this.#mostRequests = mostRequests;
   }
 
   /** Resolves when so many more bytes are let in; `leave()` must follow. */
   enter(bytes: number): Promise<void> {
     if (this.#waiting.length === 0 && this.#hasRoom) {
-      this.#inside += bytes;
+      this.#letIn(bytes);
       return Promise.resolve();
     }
     return new Promise((enter) => this.#waiting.push({ bytes, enter }));
@@ -22,6 +25,7 @@ export class ByteGate {
 
   leave(bytes: number): void {
     this.#inside -= bytes;
+    this.#requests--;
     this.admit();
   }
 
@@ -29,12 +33,17 @@ export class ByteGate {
   admit(): void {
     for (let next = this.#waiting[0]; next !== undefined && this.#hasRoom; next = this.#waiting[0]) {
       this.#waiting.shift();
-      this.#inside += next.bytes;
+      this.#letIn(next.bytes);
       next.enter();
     }
   }
 
+  #letIn(bytes: number): void {
+    this.#inside += bytes;
+    this.#requests++;
+  }
+
   get #hasRoom(): boolean {
-    return this.#inside === 0 || this.#inside < this.#most();
+    return this.#requests === 0 || (this.#requests < this.#mostRequests && this.#inside < this.#most());
   }
 }

@@ -12,10 +12,16 @@
  * are. But what answers here is a server rather than a link: its times vary by more than queues do, so the median counts and
  * not the minimum, and 25 ms of work may always wait there, which nobody notices and which spares processors small requests.
  *
- *     startup ── four times as much every other round, until no more comes of it, or a queue shows ──► steady
+ *     startup ── four times as much every other round, until no more comes of it ──► steady, or a queue shows ──► drain
  *     steady  ── after 2 s, then every 10 s, or where the bandwidth falls by half ──► drain
  *     drain   ── half as much, until no more than that is on its way ──► probe
  *     probe   ── a round of requests that find no queue: their times are the delay ──► steady
+ *
+ * The first request tells the delay until the first probe. Where it was answered much sooner than those that follow it (caches;
+ * acknowledgements that are delayed only after a while) the others look like a queue, which is why that is probed at once.
+ *
+ * Where no more than so many requests can be under way, a window is cut into no more pieces than that: the rest would wait
+ * for its turn, look like a queue, and keep the window small for good.
  *
  * The factor is above 1 so that the window grows by itself as long as more comes of it: W bytes that take a delay each give a
  * bandwidth of W / delay, hence the next window of 1.25 W.
@@ -69,6 +75,8 @@ export interface TransferWindowParts {
   blockSize?: number;
   /** The most that is best asked for by one request, bytes. Default 2 MiB. */
   mostAtOnce?: number;
+  /** The most requests that can be under way. Default: no bound. */
+  requestsAtOnce?: number;
 }
 
 /** A request under way. */
@@ -84,6 +92,7 @@ export class TransferWindow implements CopyAllowance, ReadWindow {
   readonly #clock: Clock;
   readonly #smallestPiece: number;
   readonly #largestPiece: number;
+  readonly #mostPieces: number;
   #state: "startup" | "drain" | "probe" | "steady" = "startup";
   /** But for drain and probe, which halve it. Bytes. */
   #length = FIRST_LENGTH;
@@ -95,6 +104,7 @@ export class TransferWindow implements CopyAllowance, ReadWindow {
   /** Startup: no more has come than in the round before. */
   #stalled = false;
   #probedAt = -Infinity;
+  #isProbed = false;
   #samples: number[] = [];
 
   /** On their way: requests and bytes of all. */
@@ -112,10 +122,13 @@ export class TransferWindow implements CopyAllowance, ReadWindow {
   #leastMs = Infinity;
   #leastProbeMs = Infinity;
 
-  readonly #gate = new ByteGate(() => this.length);
+  readonly #gate: ByteGate;
 
-  constructor({ clock, blockSize = 4096, mostAtOnce = LARGEST_PIECE }: TransferWindowParts) {
+  constructor(parts: TransferWindowParts) {
+    const { clock, blockSize = 4096, mostAtOnce = LARGEST_PIECE, requestsAtOnce = Infinity } = parts;
     this.#clock = clock;
+    this.#mostPieces = Math.max(1, requestsAtOnce - 1); // one goes beyond the window
+    this.#gate = new ByteGate(() => this.length, { mostRequests: requestsAtOnce });
     this.#largestPiece = Math.max(4096, powerOfTwo(Math.min(LARGEST_PIECE, mostAtOnce)));
     this.#smallestPiece = Math.min(this.#largestPiece, Math.max(SMALLEST_PIECE, powerOfTwo(blockSize)));
   }
@@ -136,7 +149,9 @@ export class TransferWindow implements CopyAllowance, ReadWindow {
   }
 
   get pieceLength(): number {
-    return Math.min(this.#largestPiece, Math.max(this.#smallestPiece, powerOfTwo(this.#length / PIECES)));
+    const fewEnough = 2 ** Math.ceil(Math.log2(this.#length / this.#mostPieces));
+    const wanted = Math.max(powerOfTwo(this.#length / PIECES), fewEnough);
+    return Math.min(this.#largestPiece, Math.max(this.#smallestPiece, wanted));
   }
 
   /** Pieces on their way, and as many that are being written. */
@@ -185,7 +200,8 @@ export class TransferWindow implements CopyAllowance, ReadWindow {
       this.#came += bytes;
       this.#leastMs = Math.min(this.#leastMs, ms);
       if (probes && this.#state === "probe") {
-        this.#samples.push(Math.max(0, ms - bytes / this.#best));
+        // What it took to come is no delay, but the best may be far too little, for want of a window: then half of it is guessed.
+        this.#samples.push(Math.max(ms / 2, ms - bytes / this.#best));
         this.#leastProbeMs = Math.min(this.#leastProbeMs, ms);
       }
       if (round === this.#round && now - this.#roundBeganAt >= SHORTEST_ROUND_MS) this.#endRound(now, ms);
@@ -219,8 +235,11 @@ export class TransferWindow implements CopyAllowance, ReadWindow {
     const bandwidth = this.#came / ms;
     const isFull = this.#area / ms >= FULL * this.#roundLength;
     if (this.#state === "startup") this.#grow(now, bandwidth, isFull, requestMs);
-    else if (this.#state === "probe") this.#endProbe(now);
     else if (this.#state === "steady") this.#adapt(now, bandwidth, isFull);
+    else {
+      if (bandwidth > this.#best) this.#note(bandwidth);
+      if (this.#state === "probe") this.#endProbe(now);
+    }
     this.#beginRound(now);
   }
 
@@ -234,7 +253,9 @@ export class TransferWindow implements CopyAllowance, ReadWindow {
     }
     const queues = requestMs > 1.5 * this.#delayMs + SLACK_MS;
     const isMost = this.#length >= MOST_LENGTH;
-    if (!isMost && !queues && bandwidth >= STARTUP_GAIN * best) {
+    // Of the first window nothing is known that it could be compared with.
+    const isFirst = this.#length === FIRST_LENGTH;
+    if (!isMost && !queues && (isFirst || bandwidth >= STARTUP_GAIN * best)) {
       this.#length = Math.min(MOST_LENGTH, STARTUP_GROWTH * this.#length);
       this.#stalled = false;
       return;
@@ -244,19 +265,25 @@ export class TransferWindow implements CopyAllowance, ReadWindow {
     this.#stalled = true;
     if (waits) return;
     this.#length = this.#target;
-    this.#state = "steady";
+    this.#state = queues && !isMost ? "drain" : "steady";
     this.#probedAt = now - PROBE_EVERY_MS + PROBE_FIRST_MS;
   }
 
   #endProbe(now: number): void {
     if (this.#samples.length < PROBE_SAMPLES) return;
     this.#samples.sort((a, b) => a - b);
+    const first = this.#delayMs as number;
     this.#delayMs = this.#samples[Math.floor(this.#samples.length / 2)] as number;
     this.#samples = [];
-    this.#leastMs = this.#leastProbeMs;
+    // Startup may have left a queue that the first probe did not see the end of, but not found none where there was one.
+    this.#leastMs = this.#isProbed ? this.#leastProbeMs : Math.min(this.#leastMs, this.#leastProbeMs);
     this.#leastProbeMs = Infinity;
     this.#probedAt = now;
-    this.#state = "steady";
+    // Where what looked like a queue was the delay, nothing is known yet of how much the way holds.
+    const goesOn = !this.#isProbed && this.#delayMs > 2 * first + SLACK_MS;
+    this.#isProbed = true;
+    this.#stalled = false;
+    this.#state = goesOn ? "startup" : "steady";
     this.#length = this.#target;
   }
 

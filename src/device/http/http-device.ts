@@ -39,15 +39,17 @@ export class HttpDevice implements RemoteDevice {
   readonly readOnly = true;
   readonly blockSize = 512;
   readonly mostAtOnce = MOST_AT_ONCE;
+  readonly requestsAtOnce: number;
   readonly identity: RemoteIdentity;
   readonly #object: RemoteObject;
   readonly #underWay = new Set<Promise<void>>();
   #closed: Promise<void> | undefined;
 
-  private constructor(service: HttpService, object: RemoteObject) {
+  private constructor(service: HttpService, object: RemoteObject, requestsAtOnce: number) {
     const { size, etag, lastModified } = object.pinned;
     this.name = service.name;
     this.size = size;
+    this.requestsAtOnce = requestsAtOnce;
     this.#object = object;
     this.identity = {
       kind: service.kind,
@@ -76,7 +78,7 @@ export class HttpDevice implements RemoteDevice {
     const patienceMs = options.reconnectTimeoutMs ?? DEFAULT_TIMEOUT_MS;
     const connections = new Connections({ environment, connections: requests, clock, silenceMs });
     const object = { service, connections, requests, patienceMs, clock, random, onNote };
-    return new HttpDevice(service, await RemoteObject.find(object, signal));
+    return new HttpDevice(service, await RemoteObject.find(object, signal), requests);
   }
 
   get incarnation(): number {

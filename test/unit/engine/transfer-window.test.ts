@@ -1,6 +1,8 @@
 // Links are simulated: replies queue at the far end and come at the link's speed. A background that always wants more fills
 // the window, and a client reads now and then; what it has to wait for beyond the link itself is the queue before it.
 import { describe, expect, test } from "vitest";
+import type { Clock } from "../../../src/base/clock.ts";
+import type { BlockDevice } from "../../../src/device/block-device.ts";
 import { FilterDevice } from "../../../src/device/filters/filter-device.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { LesserAllowance } from "../../../src/engine/lesser-allowance.ts";
@@ -21,17 +23,48 @@ class EmptyDevice extends FilterDevice {
 /** Nothing but a length. */
 const bytes = (length: number): Uint8Array => ({ length }) as Uint8Array;
 
-function setUp(link: Link) {
+/** Some requests at a time, and no more; the first ones are answered at once, any other after a while. */
+class ServerDevice extends FilterDevice {
+  readonly #clock: Clock;
+  readonly #server: { requestsAtOnce: number; quick: number; requestMs: number };
+  #requests = 0;
+  #busy = 0;
+  readonly #waiting: (() => void)[] = [];
+
+  constructor(inner: BlockDevice, clock: Clock, server: { requestsAtOnce: number; quick: number; requestMs: number }) {
+    super(inner);
+    this.#clock = clock;
+    this.#server = server;
+  }
+
+  override async read(offset: number, buffer: Uint8Array): Promise<void> {
+    const { requestsAtOnce, quick, requestMs } = this.#server;
+    if (this.#busy < requestsAtOnce) this.#busy++;
+    else await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    if (this.#requests++ >= quick) await this.#clock.sleep(requestMs);
+    await super.read(offset, buffer);
+    const next = this.#waiting.shift();
+    if (next === undefined) this.#busy--;
+    else next();
+  }
+}
+
+function setUp(link: Link, server = { requestsAtOnce: Infinity, quick: Infinity, requestMs: 0 }) {
   const clock = new VirtualClock();
   const nothing = new EmptyDevice(new MemoryDevice({ name: "source", size: MIB }));
   const far = new LinkDevice(nothing, clock, link, seededRandom(1));
-  const window = new TransferWindow({ clock });
-  const source = window.watch(far);
+  const window = new TransferWindow({ clock, requestsAtOnce: server.requestsAtOnce });
+  const source = window.watch(new ServerDevice(far, clock, server));
   let stopped = false;
   let most = 0;
   let entered = 0;
-  const copyOne = async (): Promise<void> => {
+  const idle: (() => void)[] = [];
+  const copyOne = async (_: unknown, index: number): Promise<void> => {
     while (!stopped) {
+      if (index >= window.depth) {
+        await new Promise<void>((resolve) => idle.push(resolve));
+        continue;
+      }
       const length = window.pieceLength;
       await window.enter(length);
       entered += length;
@@ -39,11 +72,13 @@ function setUp(link: Link) {
       await source.read(0, bytes(length));
       entered -= length;
       window.leave(length);
+      for (const resolve of idle.splice(0)) resolve();
     }
   };
   const copiers = Array.from({ length: 64 }, copyOne);
   const stop = async (): Promise<void> => {
     stopped = true;
+    for (const resolve of idle.splice(0)) resolve();
     await Promise.all(copiers);
   };
   /** Lets `ms` pass; how much of the link was used, and how long the client waited, as a median. */
@@ -94,6 +129,21 @@ describe("TransferWindow", () => {
     expect((await watch(500)).share).toBeGreaterThan(0.9);
     await stop();
   });
+
+  // A web server that sends head and body by two writes: once the client's acknowledgements are delayed, each reply is.
+  test.for([0, 1, 2, 4, 8, 20, 50, 100, 300])(
+    "does not take requests for queued that need 40 ms each after %i quick ones",
+    async (quick) => {
+      for (const requestsAtOnce of [1, 2, 3, 4, 6, 8, 12, 16, Infinity]) {
+        const link = { bytesPerSecond: 8000 * MBIT, roundTripMs: 1.5 };
+        const { window, far, stop, watch } = setUp(link, { requestsAtOnce, quick, requestMs: 40 });
+        await watch(1000);
+        expect(far.bytes, `with ${requestsAtOnce} requests at once`).toBeGreaterThan(24 * MIB);
+        expect(window.pieceLength).toBe(2 * MIB);
+        await stop();
+      }
+    },
+  );
 
   test("asks a slow link for little at a time from the beginning: nobody waits for seconds", async () => {
     const { window, stop, watch } = setUp({ bytesPerSecond: MBIT, roundTripMs: 50 });
@@ -187,6 +237,19 @@ describe("TransferWindow", () => {
     window.leave(2 * MIB);
     await whenIdle();
     expect(order).toEqual(["a", "b", "c"]);
+  });
+});
+
+describe("ByteGate", () => {
+  test("lets in no more requests than can be under way, however few bytes they are", async () => {
+    const window = new TransferWindow({ clock: new VirtualClock(), requestsAtOnce: 2 });
+    const order: number[] = [];
+    for (const i of [1, 2, 3]) void window.enter(1).then(() => order.push(i));
+    await whenIdle();
+    expect(order).toEqual([1, 2]);
+    window.leave(1);
+    await whenIdle();
+    expect(order).toEqual([1, 2, 3]);
   });
 });
 
