@@ -4,7 +4,7 @@ import { ChangedError, type CloneError, DeviceError } from "../base/errors.ts";
 import type { Extent } from "../device/block-device.ts";
 import type { ChildServer } from "../device/child-server.ts";
 import { FilterDevice } from "../device/filters/filter-device.ts";
-import type { RemoteDevice, RemoteIdentity } from "../device/remote-device.ts";
+import type { ConnectionCheck, RemoteDevice, RemoteIdentity } from "../device/remote-device.ts";
 import type { ServedSource } from "./served-source.ts";
 
 /** No program is ended for an error within so much of the one before, ms. */
@@ -101,6 +101,10 @@ export class ChildDevice extends FilterDevice implements RemoteDevice {
       throw error;
     }
     return this.changed;
+  }
+
+  verifyBy(check: ConnectionCheck): void {
+    this.#client.verifyBy?.(check);
   }
 
   get mostAtOnce(): number {

@@ -5,16 +5,17 @@
  *     file            inode, size, time of change        asked at every commit
  *     block device    size, serial number, samples       its write counters at every commit
  *     HTTP, S3        size and entity tag, or time       every reply tells
- *     NBD, and HTTP   size, samples                      samples once more when a connection was made anew
- *     without tags
+ *     NBD, and HTTP   size, samples                      samples once more through each connection that is
+ *     without tags                                       made anew, before anything else is read
  */
 import { createHash } from "node:crypto";
 import { ChangedError, DeviceError } from "../base/errors.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import type { FileDevice } from "../device/file-device.ts";
 import { blockDeviceChanges, type FileIdentity, identify, statDescriptor } from "../device/file-identity.ts";
-import type { RemoteDevice } from "../device/remote-device.ts";
+import type { Probe, RemoteDevice } from "../device/remote-device.ts";
 import type { Fingerprint } from "../metadata/descriptor.ts";
+import { RecheckedSource } from "./rechecked-source.ts";
 
 /** Samples taken of a block device, evenly spread, first and last included. */
 const SAMPLES = 9;
@@ -22,6 +23,7 @@ const SAMPLE_BYTES = 16384;
 /** Of each, how often it is tried, and what stands for one that cannot be read. */
 const SAMPLE_ATTEMPTS = 3;
 const UNREADABLE = "-";
+const OTHER_CONTENT = "its content is another";
 /** Hexadecimal digits kept of a sample's SHA-256. */
 const DIGEST_LENGTH = 16;
 
@@ -55,32 +57,40 @@ export async function watchSource(
   return async () => ((await blockDeviceChanges(rdev)) === before ? undefined : "it has been written to");
 }
 
-/** The fingerprint of a remote source. @throws {DeviceError} where it cannot be reached */
-export async function remoteSourceFingerprint(device: RemoteDevice): Promise<Fingerprint> {
+/**
+ * The fingerprint of a remote source. Its samples are part of that where there is nothing else, or it is asked for them.
+ * @throws {DeviceError} where it cannot be reached
+ */
+export async function remoteSourceFingerprint(
+  device: RemoteDevice,
+  { sample = false }: { sample?: boolean | undefined } = {},
+): Promise<Fingerprint> {
   const { kind, size, etag, lastModified } = device.identity;
-  if (isTagged(device)) {
-    return {
-      kind,
-      size,
-      ...(etag === undefined ? {} : { etag }),
-      ...(lastModified === undefined ? {} : { lastModified }),
-    };
-  }
-  return { kind, size, sample: await sampleDigests(device) };
+  return {
+    kind,
+    size,
+    ...(etag === undefined ? {} : { etag }),
+    ...(lastModified === undefined ? {} : { lastModified }),
+    ...(isTagged(device) && !sample ? {} : { sample: await sampleDigests(device) }),
+  };
 }
 
-/** As `watchSource`, for a remote source; the question may fail with a DeviceError. `fingerprint` is that of the open device. */
-export function watchRemoteSource(device: RemoteDevice, fingerprint: Fingerprint): () => Promise<string | undefined> {
-  let { incarnation } = device;
-  let difference: string | undefined;
-  return async () => {
-    const now = device.incarnation;
-    if (now !== incarnation && !isTagged(device)) {
-      difference ??= differenceFrom(fingerprint, await remoteSourceFingerprint(device));
-      incarnation = now; // one that was made meanwhile is another
-    }
-    return device.changed ?? difference;
+/**
+ * Sees to it that nothing is read any more from what is not as `fingerprint` says, that of the open device. Where replies tell
+ * nothing of what they are from, samples are compared after each loss of a connection, before anything else is read: a server
+ * may come back with something else.
+ * @returns the device to read from; disposing of it disposes of `device`
+ */
+export function verifiedSource(device: RemoteDevice, fingerprint: Fingerprint): RemoteDevice {
+  if (isTagged(device)) return device;
+  const differenceOf = async (read: Probe): Promise<string | undefined> => {
+    const { size, blockSize } = device;
+    const now = await sampleDigests({ size, blockSize, read });
+    return samplesDiffer(fingerprint.sample, now) ? OTHER_CONTENT : undefined;
   };
+  if (device.verifyBy === undefined) return new RecheckedSource(device, differenceOf);
+  device.verifyBy(differenceOf);
+  return device;
 }
 
 /** Whether every reply of it tells that it is still the same. */
@@ -133,7 +143,7 @@ export function differenceFrom(pinned: Fingerprint, now: Fingerprint): string | 
   if (differ(pinned.lastModified, now.lastModified)) {
     return `it was last modified at ${now.lastModified}, not at ${pinned.lastModified}`;
   }
-  if (samplesDiffer(pinned.sample, now.sample)) return "its content is another";
+  if (samplesDiffer(pinned.sample, now.sample)) return OTHER_CONTENT;
   return undefined;
 }
 
@@ -158,11 +168,18 @@ function formatTime(ns: string | undefined): string {
   return new Date(Number(nanoseconds / 1_000_000n)).toISOString().replace(/\.\d+Z$/, `.${fraction}Z`);
 }
 
+/** What samples are taken of. */
+interface Sampled {
+  readonly size: number;
+  readonly blockSize: number;
+  read(offset: number, buffer: Uint8Array): Promise<void>;
+}
+
 /**
  * Digests of samples, in order, a hyphen for one that cannot be read: a failing disk is still worth cloning, and what can
  * be read of it still tells.
  */
-async function sampleDigests(device: BlockDevice): Promise<string> {
+async function sampleDigests(device: Sampled): Promise<string> {
   const length = Math.min(SAMPLE_BYTES, device.size);
   const digests = Array.from({ length: SAMPLES }, async (_, index) => {
     const position = Math.floor(((device.size - length) * index) / (SAMPLES - 1));
@@ -171,7 +188,7 @@ async function sampleDigests(device: BlockDevice): Promise<string> {
   return (await Promise.all(digests)).join(" ");
 }
 
-async function sampleDigest(device: BlockDevice, offset: number, length: number): Promise<string> {
+async function sampleDigest(device: Sampled, offset: number, length: number): Promise<string> {
   const buffer = new Uint8Array(length);
   for (let attempt = 1; ; attempt++) {
     try {

@@ -14,7 +14,7 @@ import type { Fingerprint } from "../metadata/descriptor.ts";
 import { describeContent } from "../metadata/foreign-content.ts";
 import type { NbdAddress } from "../nbd/client/nbd-uri.ts";
 import type { ChildDevice } from "./child-device.ts";
-import { remoteSourceFingerprint, sourceFingerprint, watchRemoteSource, watchSource } from "./fingerprint.ts";
+import { remoteSourceFingerprint, sourceFingerprint, verifiedSource, watchSource } from "./fingerprint.ts";
 import { detectImageFormat } from "./image-formats.ts";
 import type { ImageRequest } from "./image-source.ts";
 import { displayName, type Location, uriOf } from "./location.ts";
@@ -33,6 +33,8 @@ export interface SourceOptions extends RemoteOptions {
   format?: string | undefined;
   /** Whether the user has named the format, and with it means what the image refers to. Default: whether there is one. */
   isFormatGiven?: boolean | undefined;
+  /** Whether its samples are part of the fingerprint in any case. Default: where nothing else tells what it is. */
+  sample?: boolean | undefined;
   /** A file of headers to send, for HTTP. */
   headerFile?: string | undefined;
 }
@@ -71,11 +73,8 @@ async function openAs(location: Location, options: SourceOptions): Promise<Opene
   const uri = uriOf(location);
   if (location.kind === "qemu") {
     const format = options.format ?? "raw"; // never guessed: what its user writes into it is not to choose the driver
-    return await openedRemote(
-      await openImage({ kind: "qemu", filename: location.filename, format }, options),
-      uri,
-      format,
-    );
+    const image = await openImage({ kind: "qemu", filename: location.filename, format }, options);
+    return await ending(image, async () => openedRemote(await pin(image, options), { uri, format }));
   }
   if (options.headerFile !== undefined && location.kind !== "http") {
     throw new UsageError(`Cannot send headers to "${displayName(location)}": --header-file is for web servers`);
@@ -87,12 +86,17 @@ async function openAs(location: Location, options: SourceOptions): Promise<Opene
     return found === "raw" ? await openedFile(file, uri) : await openedImageFile(file, uri, found, options);
   }
   const raw = await openRemote(location, options);
-  const found = await formatOf(raw, options.format);
-  if (found === "raw") return await openedRemote(raw, uri, format);
-  const image = await ending(raw, () =>
-    openImage({ kind: "device", device: raw, format: found, ...given(options) }, options),
-  );
-  return await openedRemote(image, uri, found, raw);
+  return await ending(raw, async () => {
+    const pinned = await pin(raw, options);
+    const { device } = pinned;
+    const found = await formatOf(device, options.format);
+    if (found === "raw") return openedRemote(pinned, { uri, format });
+    return openedRemote(
+      pinned,
+      { uri, format: found },
+      await openImage({ kind: "device", device, format: found, ...given(options) }, options),
+    );
+  });
 }
 
 function given({ format, isFormatGiven = format !== undefined }: SourceOptions): { isGiven: boolean } {
@@ -175,23 +179,45 @@ async function openedImageFile(
   });
 }
 
-/** `below` is what an image is read from. */
-async function openedRemote(
-  device: RemoteDevice,
-  uri: string,
-  format: string,
-  below?: RemoteDevice,
-): Promise<OpenedSource> {
-  const close = async (): Promise<void> => {
-    await device[Symbol.asyncDispose]();
-    await below?.[Symbol.asyncDispose]();
-  };
-  return await ending({ [Symbol.asyncDispose]: close }, async () => {
+/** A remote device that gives nothing but what it held when its fingerprint was taken. */
+interface PinnedSource {
+  device: RemoteDevice;
+  fingerprint: Fingerprint;
+}
+
+/** How often a fingerprint is taken anew because a connection was lost meanwhile. */
+const MOST_FINGERPRINTS = 5;
+
+async function pin(device: RemoteDevice, { sample }: SourceOptions): Promise<PinnedSource> {
+  for (let attempt = 1; ; attempt++) {
+    const { incarnation } = device;
+    const fingerprint = await remoteSourceFingerprint(device, { sample });
+    if (device.incarnation !== incarnation && attempt < MOST_FINGERPRINTS) continue;
+    return { device: verifiedSource(device, fingerprint), fingerprint };
+  }
+}
+
+/** `image` is what is read, where that is the disk in an image that the pinned device holds. */
+function openedRemote(
+  { device, fingerprint }: PinnedSource,
+  { uri, format }: { uri: string; format: string },
+  image?: RemoteDevice,
+): OpenedSource {
+  const remote = image ?? device;
+  return {
+    uri,
+    device: remote,
+    file: undefined,
+    remote,
+    format,
     // What an image is read from knows best whether it has changed; its size is not that of the disk.
-    const fingerprint = { ...(await remoteSourceFingerprint(below ?? device)), size: device.size };
-    const change = watchRemoteSource(below ?? device, fingerprint);
-    return { uri, device, file: undefined, remote: device, format, fingerprint, change, [Symbol.asyncDispose]: close };
-  });
+    fingerprint: { ...fingerprint, size: remote.size },
+    change: async () => device.changed,
+    async [Symbol.asyncDispose]() {
+      await image?.[Symbol.asyncDispose]();
+      await device[Symbol.asyncDispose]();
+    },
+  };
 }
 
 /** The format of a device: as it is said to be, else as its first bytes tell. */

@@ -4,6 +4,12 @@
  */
 import type { BlockDevice } from "./block-device.ts";
 
+/** Fills `buffer` from `offset`, through one connection. @throws {DeviceError} where that place cannot be read */
+export type Probe = (offset: number, buffer: Uint8Array) => Promise<void>;
+
+/** See `RemoteDevice.verifyBy`. */
+export type ConnectionCheck = (probe: Probe) => Promise<string | undefined>;
+
 /** What tells it from another one, or from what it was before; each is there only where the protocol tells it. */
 export interface RemoteIdentity {
   /** The protocol: `nbd`, `http`, `s3`. */
@@ -43,6 +49,13 @@ export interface RemoteDevice extends BlockDevice {
   strayIn?(offset: number, length: number): Promise<void> | undefined;
   /** Whether `flush()` makes anything durable; where not, it only waits. Undefined for what is never written to. */
   readonly canFlush?: boolean;
+  /**
+   * From now on each connection that is made after one was lost is looked at before anything is read from it or written to it:
+   * `check` is given a way to read through that connection alone, and resolves to how what it finds differs from what was there
+   * before, as the end of a sentence; then the device has `changed`, and every request fails. Where it throws, the connection is
+   * none. Undefined where reads cannot be told apart by connections.
+   */
+  verifyBy?(check: ConnectionCheck): void;
   /** Most bytes that are best asked for by one request. */
   readonly mostAtOnce: number;
   /** Most requests of that length that are under way at once; others wait for their turn. Undefined where there is no bound to speak of. */

@@ -45,6 +45,7 @@ export class ClientConnection {
   #cookie = 0;
   #corked = false;
   #watching = false;
+  #started = false;
   #lost: ConnectionLostError | undefined;
   /** A request was answered: there is a server that works. */
   proven = false;
@@ -61,8 +62,10 @@ export class ClientConnection {
     this.#requestTimeoutMs = requestTimeoutMs;
   }
 
-  /** Begins to read replies. By then somebody listens to `onLost`. */
+  /** Begins to read replies, the first time. By then somebody listens to `onLost`, or looks at `lost` afterwards. */
   start(): void {
+    if (this.#started) return;
+    this.#started = true;
     this.#wire.onLost = (error) => this.#lose(error);
     if (this.#wire.failure !== undefined) {
       this.#lose(this.#wire.failure);
@@ -88,8 +91,9 @@ export class ClientConnection {
     return this.#pending.size;
   }
 
-  get isLost(): boolean {
-    return this.#lost !== undefined;
+  /** Why it is lost, if it is. */
+  get lost(): ConnectionLostError | undefined {
+    return this.#lost;
   }
 
   /** Fills `target` from `offset`. Its bytes are undefined until then, and nobody touches them afterwards. */

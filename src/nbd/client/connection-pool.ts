@@ -6,6 +6,9 @@
  *     it broke the protocol too often: gone as well, and for a while it is not called at all
  *     changed: the export is another one; everything fails for ever
  *
+ * Once there is something to know it by (`checkBy`), what is found again is looked at through each new connection before that
+ * takes any request.
+ *
  * Requests wait here for a connection; what becomes of one whose connection is lost is for their owner to decide.
  */
 import type { Clock } from "../../base/clock.ts";
@@ -64,6 +67,7 @@ export class ConnectionPool {
   #losses = 0;
   #incarnation = 0;
   #changed: string | undefined;
+  #check: ((connection: ClientConnection) => Promise<string | undefined>) | undefined;
   #calling = false;
   /** Since when there has been no connection, ms by the clock. */
   #awaySince: number | undefined;
@@ -144,6 +148,14 @@ export class ConnectionPool {
       void this.#call();
       await this.#news(this.#isGone ? LAST_HOPE_MS : undefined);
     }
+  }
+
+  /**
+   * From now on connections made after a loss are looked at first. `check` resolves to what is wrong with the export, the end of
+   * a sentence, or throws where it cannot tell.
+   */
+  checkBy(check: (connection: ClientConnection) => Promise<string | undefined>): void {
+    this.#check = check;
   }
 
   /** Closes all connections. May be called again. */
@@ -283,7 +295,7 @@ export class ConnectionPool {
     try {
       const serial = ++this.#serial;
       const connection = await connect(serial, { timeoutMs, signal: this.#disposed.signal });
-      const change = changeOf(connection.session);
+      const change = changeOf(connection.session) ?? (await this.#findChange(connection));
       if (this.#isOver || change !== undefined) {
         connection.drop(new ConnectionLostError(change ?? "it was closed"));
         if (change !== undefined && !this.#isOver) this.#becomeChanged(change);
@@ -305,6 +317,25 @@ export class ConnectionPool {
       return false;
     } finally {
       this.#attemptedAt = clock.now();
+    }
+  }
+
+  /** What is wrong with what a new connection shows. @throws where the connection is lost meanwhile */
+  async #findChange(connection: ClientConnection): Promise<string | undefined> {
+    if (this.#check === undefined || this.#losses === 0 || this.#isOver) return undefined;
+    const { signal } = this.#disposed;
+    const drop = (): void => connection.drop(new ConnectionLostError("it was closed"));
+    signal.addEventListener("abort", drop, { once: true });
+    try {
+      connection.start();
+      const change = await this.#check(connection);
+      if (connection.lost !== undefined) throw connection.lost;
+      return change;
+    } catch (error) {
+      drop();
+      throw error;
+    } finally {
+      signal.removeEventListener("abort", drop);
     }
   }
 

@@ -7,7 +7,7 @@ import { type Clock, systemClock } from "../../base/clock.ts";
 import { DeviceError } from "../../base/errors.ts";
 import type { Extent, ZeroOptions } from "../../device/block-device.ts";
 import { checkRange, checkWritable } from "../../device/range-check.ts";
-import type { RemoteDevice, RemoteIdentity, RemoteOptions } from "../../device/remote-device.ts";
+import type { ConnectionCheck, RemoteDevice, RemoteIdentity, RemoteOptions } from "../../device/remote-device.ts";
 import { Command, CommandFlag, TransmissionFlag } from "../protocol.ts";
 import type { ClientConnection } from "./client-connection.ts";
 import type { ConnectionPool } from "./connection-pool.ts";
@@ -61,6 +61,7 @@ export class NbdDevice implements RemoteDevice {
   readonly #ledger: FlushLedger;
   readonly #sender: RequestSender;
   readonly #strays: StrayChanges;
+  readonly #failures: RequestFailures;
   readonly #lock = new RangeLock();
   /** Requests are multiples of this, but for the end of the device. */
   readonly #minimum: number;
@@ -113,6 +114,7 @@ export class NbdDevice implements RemoteDevice {
     this.#ledger = ledger;
     this.#strays = strays;
     const failures = new RequestFailures(name, () => pool.changed);
+    this.#failures = failures;
     this.#sender = new RequestSender({ ...parts, failures });
     this.#minimum = minimum;
   }
@@ -145,6 +147,18 @@ export class NbdDevice implements RemoteDevice {
   /** Connections at this moment. */
   get connections(): number {
     return this.#pool.size;
+  }
+
+  verifyBy(check: ConnectionCheck): void {
+    this.#pool.checkBy((connection) =>
+      check(async (offset, buffer) => {
+        checkRange(this, offset, buffer.length);
+        const outer = this.#outer(offset, buffer.length);
+        const whole = Buffer.allocUnsafe(outer.length);
+        await this.#readThrough(connection, outer.offset, whole);
+        whole.copy(buffer, 0, offset - outer.offset, offset - outer.offset + buffer.length);
+      }),
+    );
   }
 
   async read(offset: number, buffer: Uint8Array): Promise<void> {
@@ -266,12 +280,30 @@ export class NbdDevice implements RemoteDevice {
     });
   }
 
+  /** Whole blocks, over this connection or none. @throws {DeviceError} where they cannot be read */
+  async #readThrough(connection: ClientConnection, offset: number, target: Buffer): Promise<void> {
+    for (let at = 0; at < target.length; at += this.mostAtOnce) {
+      const piece = target.subarray(at, Math.min(at + this.mostAtOnce, target.length));
+      try {
+        await this.#readPiece(connection, offset + at, piece, true);
+      } catch (error) {
+        if (!(error instanceof ServerError)) throw error;
+        throw this.#failures.of({ verb: "read", offset: offset + at, length: piece.length }, error);
+      }
+    }
+  }
+
   /**
    * qemu-nbd hangs up on a read in pieces that fails, and answers one of a whole (NBD_CMD_FLAG_DF) with the error: so reads are to
    * be whole from the first time on that a server has hung up on one.
    */
-  async #readPiece(connection: ClientConnection, offset: number, part: Buffer): Promise<void> {
-    const whole = this.#sender.hasLostQuestions && this.#offers(TransmissionFlag.sendDf) && !this.#refusesWhole;
+  async #readPiece(
+    connection: ClientConnection,
+    offset: number,
+    part: Buffer,
+    isWary = this.#sender.hasLostQuestions,
+  ): Promise<void> {
+    const whole = isWary && this.#offers(TransmissionFlag.sendDf) && !this.#refusesWhole;
     if (!whole) return await connection.read(offset, part);
     try {
       await connection.read(offset, part, CommandFlag.df);

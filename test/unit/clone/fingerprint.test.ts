@@ -1,7 +1,7 @@
 // Whether a source is still the one that a clone was made with, where it is at the other end of a network.
 import { describe, expect, test } from "vitest";
-import { DeviceError } from "../../../src/base/errors.ts";
-import { differenceFrom, remoteSourceFingerprint, watchRemoteSource } from "../../../src/clone/fingerprint.ts";
+import { ChangedError, DeviceError } from "../../../src/base/errors.ts";
+import { differenceFrom, remoteSourceFingerprint, verifiedSource } from "../../../src/clone/fingerprint.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import type { RemoteDevice, RemoteIdentity } from "../../../src/device/remote-device.ts";
 
@@ -17,6 +17,8 @@ class RemoteMemory extends MemoryDevice implements RemoteDevice {
   failures = 0;
   away = false;
   reads = 0;
+  /** Called before a read; what it resolves to is called after that. */
+  onRead: (() => Promise<(() => Promise<void>) | undefined | void>) | undefined;
 
   constructor(identity: Partial<RemoteIdentity> = {}) {
     super({ size: SIZE, content: Buffer.alloc(SIZE, 7) });
@@ -27,7 +29,9 @@ class RemoteMemory extends MemoryDevice implements RemoteDevice {
     this.reads++;
     if (this.away) throw new DeviceError("Cannot read: ETIMEDOUT", { errno: "ETIMEDOUT" });
     if (this.failures-- > 0) throw new DeviceError("Cannot read: EIO", { errno: "EIO" });
+    const after = await this.onRead?.();
     await super.read(offset, buffer);
+    await after?.();
   }
 }
 
@@ -45,22 +49,59 @@ describe("A remote source", () => {
 
   test("that says itself that it has changed has", async () => {
     const device = new RemoteMemory({ kind: "http", lastModified: "then" });
-    const change = watchRemoteSource(device, await remoteSourceFingerprint(device));
-    expect(await change()).toBeUndefined();
+    const source = verifiedSource(device, await remoteSourceFingerprint(device));
+    expect(source.changed).toBeUndefined();
     device.changed = "its size is 1 now";
-    expect(await change()).toBe("its size is 1 now");
+    expect(source.changed).toBe("its size is 1 now");
   });
 
   test("without a tag is looked at again when its connection was made anew, and only then", async () => {
     const device = new RemoteMemory();
-    const change = watchRemoteSource(device, await remoteSourceFingerprint(device));
+    const source = verifiedSource(device, await remoteSourceFingerprint(device));
     const before = device.reads;
-    await device.write(0, Buffer.alloc(65536, 8));
-    expect(await change()).toBeUndefined();
-    expect(device.reads).toBe(before);
+    await source.read(0, new Uint8Array(512));
     device.incarnation++;
-    expect(await change()).toBe("its content is another");
-    expect(await change()).toBe("its content is another");
+    await source.read(0, new Uint8Array(512));
+    expect(device.reads).toBe(before + 2 + 9);
+    await source.read(0, new Uint8Array(512));
+    expect(device.reads).toBe(before + 3 + 9);
+  });
+
+  test("that is another one when it is back gives nothing any more", async () => {
+    const device = new RemoteMemory();
+    const source = verifiedSource(device, await remoteSourceFingerprint(device));
+    await device.write(0, Buffer.alloc(65536, 8));
+    device.incarnation++;
+    for (let i = 0; i < 2; i++) await expect(source.read(SIZE / 2, new Uint8Array(512))).rejects.toThrow(ChangedError);
+    await expect(source.extents(0, SIZE)).rejects.toThrow("its content is another");
+    expect(source.changed).toBe("its content is another");
+  });
+
+  test("that is another one for the time of a read only is read again", async () => {
+    const device = new RemoteMemory();
+    const source = verifiedSource(device, await remoteSourceFingerprint(device));
+    device.onRead = async () => {
+      device.onRead = undefined;
+      const content = Buffer.alloc(512);
+      await device.read(1024 * 1024 + 4096, content);
+      await device.write(1024 * 1024 + 4096, Buffer.alloc(512, 9));
+      device.incarnation += 2; // the right one is back once this has been answered
+      return () => device.write(1024 * 1024 + 4096, content);
+    };
+    const buffer = Buffer.alloc(512);
+    await source.read(1024 * 1024 + 4096, buffer);
+    expect(buffer.equals(Buffer.alloc(512, 7))).toBe(true);
+  });
+
+  test("that is lost at every read is given up, and not believed", async () => {
+    const device = new RemoteMemory();
+    const source = verifiedSource(device, await remoteSourceFingerprint(device));
+    device.onRead = async () => {
+      device.incarnation++;
+    };
+    await expect(source.read(0, new Uint8Array(512))).rejects.toMatchObject({ away: true });
+    device.onRead = undefined;
+    await source.read(0, new Uint8Array(512));
   });
 
   test("is the same as long as the samples agree that could be read", async () => {
@@ -79,13 +120,14 @@ describe("A remote source", () => {
 
   test("that cannot be reached has told nothing, and is asked again", async () => {
     const device = new RemoteMemory();
-    const change = watchRemoteSource(device, await remoteSourceFingerprint(device));
+    const source = verifiedSource(device, await remoteSourceFingerprint(device));
     await device.write(0, Buffer.alloc(65536, 8));
     device.incarnation++;
     device.away = true;
-    await expect(change()).rejects.toThrow("ETIMEDOUT");
+    await expect(source.read(0, new Uint8Array(512))).rejects.toThrow("ETIMEDOUT");
+    expect(source.changed).toBeUndefined();
     device.away = false;
-    expect(await change()).toBe("its content is another");
+    await expect(source.read(0, new Uint8Array(512))).rejects.toThrow("its content is another");
   });
 
   test("of another size is another one, whatever else is known", async () => {

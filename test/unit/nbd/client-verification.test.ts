@@ -1,0 +1,118 @@
+// What a server shows when it is back is looked at through each new connection, before that takes any request.
+import { describe, expect, test } from "vitest";
+import { ChangedError } from "../../../src/base/errors.ts";
+import { remoteSourceFingerprint, verifiedSource } from "../../../src/clone/fingerprint.ts";
+import { MemoryDevice } from "../../../src/device/memory-device.ts";
+import { NbdDevice, type NbdDeviceOptions } from "../../../src/nbd/client/nbd-device.ts";
+import { Command } from "../../../src/nbd/protocol.ts";
+import { FakeNbdServer } from "../../support/fake-nbd-server.ts";
+import { until } from "../../support/nbd-server.ts";
+import { QuickClock } from "../../support/quick-clock.ts";
+
+const SIZE = 1024 * 1024;
+
+function content(byte: number): MemoryDevice {
+  return new MemoryDevice({ size: SIZE, content: Buffer.alloc(SIZE, byte) });
+}
+
+async function open(server: FakeNbdServer, options: Partial<NbdDeviceOptions> = {}) {
+  const clock = new QuickClock();
+  const device = await NbdDevice.open(server.address, { access: "read-only", clock, random: () => 0, ...options });
+  return { device, clock, [Symbol.asyncDispose]: () => device[Symbol.asyncDispose]() };
+}
+
+/** How many of the requests were reads of this many bytes. */
+function reads(server: FakeNbdServer, length: number): number {
+  return server.log.filter((line) => line.startsWith(`${Command.read} `) && line.split(" ")[2] === String(length))
+    .length;
+}
+
+describe("An NBD source that is verified", () => {
+  test("gives no byte of another export of the same size that is there when it is back", async () => {
+    await using server = await FakeNbdServer.start({ size: SIZE });
+    server.disk = content(7);
+    await using opened = await open(server);
+    const { device } = opened;
+    const source = verifiedSource(device, await remoteSourceFingerprint(device));
+    await until(() => device.connections === 4);
+    await server.stop();
+    server.disk = content(8);
+    await server.listen();
+    const buffers = Array.from({ length: 50 }, () => Buffer.alloc(512));
+    const answers = await Promise.allSettled(buffers.map((buffer, index) => source.read(index * 512, buffer)));
+    for (const answer of answers)
+      expect(answer).toMatchObject({ status: "rejected", reason: expect.any(ChangedError) });
+    expect(reads(server, 512)).toBe(0); // nobody has even asked
+    expect(source.changed).toBe("its content is another");
+    server.disk = content(7);
+    await expect(source.read(0, Buffer.alloc(512))).rejects.toThrow(ChangedError);
+  });
+
+  test("is used again where it is the same, and looked at once", async () => {
+    await using server = await FakeNbdServer.start({ size: SIZE });
+    server.disk = content(7);
+    await using opened = await open(server, { connections: 1 });
+    const { device } = opened;
+    const source = verifiedSource(device, await remoteSourceFingerprint(device));
+    const before = reads(server, 16384);
+    await server.stop();
+    await server.listen();
+    const buffer = Buffer.alloc(512);
+    await source.read(0, buffer);
+    expect(buffer[0]).toBe(7);
+    expect(reads(server, 16384)).toBe(before + 9);
+  });
+
+  test("is found out by the first connection to it, while others are still to the right one", async () => {
+    await using server = await FakeNbdServer.start({ size: SIZE });
+    server.disk = content(7);
+    await using opened = await open(server, { connections: 3 });
+    const { device } = opened;
+    verifiedSource(device, await remoteSourceFingerprint(device));
+    await until(() => device.connections === 3);
+    server.disk = content(8);
+    const [first] = server.peers;
+    first?.end();
+    await until(() => device.changed !== undefined);
+    expect(device.connections).toBe(0);
+  });
+
+  test("that cannot read a sample any more is the same; one whose connection is lost meanwhile is called again", async () => {
+    await using server = await FakeNbdServer.start({ size: SIZE });
+    server.disk = content(7);
+    await using opened = await open(server, { connections: 1 });
+    const { device } = opened;
+    const source = verifiedSource(device, await remoteSourceFingerprint(device));
+    let samples = 0;
+    server.options.onRequest = (request, _data, peer) => {
+      if (request.length !== 16384) return false;
+      samples += 1;
+      if (samples === 5) peer.end();
+      else if (request.offset === 0) peer.error(request, 5, "bad sector");
+      else return false;
+      return true;
+    };
+    await server.stop();
+    await server.listen();
+    await source.read(0, Buffer.alloc(512));
+    expect(device.changed).toBeUndefined();
+  });
+
+  test("may be closed while it is looked at", async () => {
+    await using server = await FakeNbdServer.start({ size: SIZE });
+    await using opened = await open(server, { connections: 1 });
+    const { device } = opened;
+    const source = verifiedSource(device, await remoteSourceFingerprint(device));
+    let asked = false;
+    server.options.onRequest = () => {
+      asked = true;
+      return true; // and never answers
+    };
+    server.cut();
+    const reading = source.read(0, Buffer.alloc(512)).catch((error) => error);
+    await until(() => asked);
+    await device[Symbol.asyncDispose]();
+    expect(await reading).toMatchObject({ errno: "EBADF" });
+    await until(() => server.peers.size === 0);
+  });
+});
