@@ -36,13 +36,36 @@ export function decodeError(type: number, payload: Buffer): { error: ServerError
 }
 
 /** The payload of a chunk of block status. @throws {ProtocolError} */
-export function decodeStatus(payload: Buffer): { id: number; runs: Descriptor[] } {
+export function decodeStatus(payload: Buffer): { id: number; runs: StatusRuns } {
   if (payload.length < 12 || payload.length % 8 !== 4) {
     throw new ProtocolError(`a block status of ${payload.length} bytes has no whole descriptors`);
   }
-  const runs: Descriptor[] = [];
-  for (let at = 4; at < payload.length; at += 8) {
-    runs.push({ length: payload.readUInt32BE(at), flags: payload.readUInt32BE(at + 4) });
+  return { id: payload.readUInt32BE(0), runs: new StatusRuns(payload.subarray(4)) };
+}
+
+/** Runs of block status, taken apart one by one: a million of them at once would be many times as large as they came. */
+export class StatusRuns implements Iterable<Descriptor> {
+  readonly #bytes: Buffer;
+
+  /** @param bytes whole descriptors; they are copied */
+  constructor(bytes: Buffer) {
+    this.#bytes = Buffer.from(bytes);
   }
-  return { id: payload.readUInt32BE(0), runs };
+
+  /** How many there are. */
+  get count(): number {
+    return this.#bytes.length / 8;
+  }
+
+  *[Symbol.iterator](): Generator<Descriptor> {
+    for (let at = 0; at < this.#bytes.length; at += 8) {
+      yield { length: this.#bytes.readUInt32BE(at), flags: this.#bytes.readUInt32BE(at + 4) };
+    }
+  }
+
+  /** Whether they tell of any bytes. */
+  get tellAny(): boolean {
+    for (const { length } of this) if (length > 0) return true;
+    return false;
+  }
 }

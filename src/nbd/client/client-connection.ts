@@ -5,7 +5,8 @@
  */
 import type { Clock } from "../../base/clock.ts";
 import { Command, CommandFlag, Size } from "../protocol.ts";
-import { type Descriptor, encodeRequest } from "../transmission-codec.ts";
+import { encodeRequest } from "../transmission-codec.ts";
+import type { StatusRuns } from "./chunk-payloads.ts";
 import { ConnectionLostError } from "./handshake-error.ts";
 import type { PieceRange } from "./in-pieces.ts";
 import type { NegotiatedExport } from "./negotiation.ts";
@@ -106,8 +107,8 @@ export class ClientConnection {
   }
 
   /** Block status of `base:allocation`, not judged but for its shape. */
-  async status(offset: number, length: number): Promise<Descriptor[]> {
-    return (await this.#request(0, { type: Command.blockStatus, offset, length })) ?? [];
+  async status(offset: number, length: number): Promise<StatusRuns | undefined> {
+    return await this.#request(0, { type: Command.blockStatus, offset, length });
   }
 
   /** A request that neither sends data nor gets any. */
@@ -135,7 +136,7 @@ export class ClientConnection {
     await this.#wire.end(last);
   }
 
-  #request(flags: number, facts: RequestFacts, data?: Uint8Array): Promise<Descriptor[] | undefined> {
+  #request(flags: number, facts: RequestFacts, data?: Uint8Array): Promise<StatusRuns | undefined> {
     const lost = this.#lost;
     if (lost !== undefined) return Promise.reject(lost);
     return new Promise((resolve, reject) => {

@@ -21,6 +21,7 @@ import { openPool, PIECE_BYTES } from "./open-pool.ts";
 import { RangeLock } from "./range-lock.ts";
 import { RequestFailures } from "./request-failures.ts";
 import { RequestSender, type RequestSenderOptions } from "./request-sender.ts";
+import { StatusBudget } from "./status-budget.ts";
 import { StrayChanges } from "./stray-changes.ts";
 
 /** How to open an export. */
@@ -218,7 +219,8 @@ export class NbdDevice implements RemoteDevice {
   async extents(offset: number, length: number): Promise<Extent[]> {
     checkRange(this, offset, length);
     const list = new ExtentList(offset, length);
-    while (!list.isWhole) {
+    const budget = new StatusBudget(length);
+    while (!list.isWhole && !budget.isSpent) {
       const outer = this.#outer(list.at, Math.min(offset + length - list.at, STATUS_PIECE_BYTES));
       const asked = { offset: outer.offset, length: Math.min(outer.length, STATUS_PIECE_BYTES) };
       const runs = await this.#sender.ask({ verb: "tell the extents of", payload: 0, ...asked }, async (connection) => {
@@ -228,6 +230,7 @@ export class NbdDevice implements RemoteDevice {
       if (runs === undefined) break;
       const { at } = list;
       list.append(asked.offset, runs);
+      budget.spend({ asked: asked.length, told: list.at - at, descriptors: runs.count });
       // A server that tells of less than one of its own blocks would be asked the same for ever.
       if (list.at === at) list.appendUnknown(Math.min(this.#minimum, outer.length) - (at - outer.offset));
     }

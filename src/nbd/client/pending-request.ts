@@ -1,7 +1,6 @@
 import { ChunkType, Command } from "../protocol.ts";
 import { ProtocolError } from "../protocol-error.ts";
-import type { Descriptor } from "../transmission-codec.ts";
-import { decodeError, decodeStatus, errnoName } from "./chunk-payloads.ts";
+import { decodeError, decodeStatus, errnoName, type StatusRuns } from "./chunk-payloads.ts";
 import { Coverage } from "./coverage.ts";
 import { ServerError } from "./handshake-error.ts";
 
@@ -30,13 +29,13 @@ export class PendingRequest {
   /** By the clock, ms. */
   readonly sentAt: number;
   /** Block status, once it has come. */
-  runs: Descriptor[] | undefined;
+  runs: StatusRuns | undefined;
   /** The socket still has bytes of it to send, which are the caller's. */
   isSending = false;
   readonly #target: Buffer | undefined;
   readonly #durable: boolean;
   readonly #coverage: Coverage | undefined;
-  readonly #resolve: (runs: Descriptor[] | undefined) => void;
+  readonly #resolve: (runs: StatusRuns | undefined) => void;
   readonly #reject: (error: Error) => void;
   #error: ServerError | undefined;
   #errors = 0;
@@ -46,7 +45,7 @@ export class PendingRequest {
   constructor(
     { type, offset, length, target, durable = false }: RequestFacts,
     sentAt: number,
-    resolve: (runs: Descriptor[] | undefined) => void,
+    resolve: (runs: StatusRuns | undefined) => void,
     reject: (error: Error) => void,
   ) {
     this.type = type;
@@ -110,7 +109,7 @@ export class PendingRequest {
     if (this.#error === undefined) {
       if (this.#coverage?.isWhole(this.length) === false) throw new ProtocolError("it did not send all of a read");
       // Ceph's server sent runs without bytes among others: they say nothing, but with others they do no harm.
-      if (this.type === Command.blockStatus && !this.runs?.some(({ length }) => length > 0)) {
+      if (this.type === Command.blockStatus && this.runs?.tellAny !== true) {
         throw new ProtocolError("it told no status of a range");
       }
     }

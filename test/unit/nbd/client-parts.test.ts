@@ -8,6 +8,7 @@ import { inPieces } from "../../../src/nbd/client/in-pieces.ts";
 import { RangeLock } from "../../../src/nbd/client/range-lock.ts";
 import { RequestWindow } from "../../../src/nbd/client/request-window.ts";
 import { serverWords } from "../../../src/nbd/client/server-words.ts";
+import { StatusBudget } from "../../../src/nbd/client/status-budget.ts";
 import { ProtocolError } from "../../../src/nbd/protocol-error.ts";
 
 describe("Coverage", () => {
@@ -185,13 +186,52 @@ describe("RequestWindow", () => {
 
 describe("ExtentList", () => {
   test("keeps only so many extents, and then says less, but nothing wrong", () => {
-    const count = 2 ** 20 + 1000;
+    const count = 2 ** 20;
+    const most = 1024 + count / 4096;
     const list = new ExtentList(0, count);
     const runs = Array.from({ length: count }, (_, index) => ({ length: 1, flags: index % 2 === 0 ? 3 : 0 }));
     list.append(0, runs);
     const extents = list.finish();
-    expect(extents.length).toBe(2 ** 20);
-    expect(extents.at(-1)).toEqual({ offset: 2 ** 20 - 1, length: 1001, hole: false, zero: false });
+    expect(extents.length).toBe(most);
+    expect(extents.at(-1)).toEqual({ offset: most - 1, length: count - most + 1, hole: false, zero: false });
+  });
+
+  test("looks at no more than its range", () => {
+    let looked = 0;
+    const endless = function* () {
+      for (;;) {
+        looked += 1;
+        yield { length: 1000, flags: 3 };
+      }
+    };
+    const list = new ExtentList(500, 4096);
+    list.append(0, endless());
+    expect(list.finish()).toEqual([{ offset: 500, length: 4096, hole: true, zero: true }]);
+    expect(looked).toBe(5);
+  });
+});
+
+describe("StatusBudget", () => {
+  const MIB = 2 ** 20;
+
+  test("takes whatever tells enough, and of what does not only so much", () => {
+    const budget = new StatusBudget(512 * MIB);
+    for (let i = 0; i < 10_000; i++) budget.spend({ asked: 512 * MIB, told: MIB, descriptors: 1 });
+    for (let i = 0; i < 10_000; i++) budget.spend({ asked: 4096, told: 4096, descriptors: 1 });
+    expect(budget.isSpent).toBe(false);
+    for (let i = 0; i < 64 + 64; i++) {
+      expect(budget.isSpent).toBe(false);
+      budget.spend({ asked: 512 * MIB, told: MIB - 1, descriptors: 1 });
+    }
+    expect(budget.isSpent).toBe(true);
+  });
+
+  test("is spent by a million descriptors", () => {
+    const budget = new StatusBudget(512 * MIB);
+    budget.spend({ asked: 512 * MIB, told: 100 * MIB, descriptors: 2 ** 20 - 1 });
+    expect(budget.isSpent).toBe(false);
+    budget.spend({ asked: 512 * MIB, told: 100 * MIB, descriptors: 1 });
+    expect(budget.isSpent).toBe(true);
   });
 });
 

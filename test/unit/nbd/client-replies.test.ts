@@ -354,6 +354,33 @@ describe("Block status of a server that", () => {
     ]);
   });
 
+  test.each([1, 512])("tells of %i bytes at a time is asked only so often; the rest is data", async (length) => {
+    const answer: Answer = (request, peer) => peer.send(encodeStatusChunk(7, [{ length, flags: 3 }], true, request));
+    await using server = await FakeNbdServer.start({ size: 2 ** 25, ...breaking(Command.blockStatus, answer) });
+    await using device = await open(server);
+    const extents = await device.extents(0, 2 ** 25);
+    const told = server.log.length * length;
+    expect(server.log.length).toBe(64 + 4);
+    expect(extents).toEqual([
+      { offset: 0, length: told, hole: true, zero: true },
+      { offset: told, length: 2 ** 25 - told, hole: false, zero: false },
+    ]);
+  });
+
+  test.each([
+    ["alike", () => 3],
+    ["by turns", (index: number) => (index % 2) * 3],
+  ])("tells of each byte of a range, %s, takes no more memory than the range is worth", async (_, flagsOf) => {
+    const runs = Array.from({ length: 2 ** 20 }, (_each, index) => ({ length: 1, flags: flagsOf(index) }));
+    const answer: Answer = (request, peer) => peer.send(encodeStatusChunk(7, runs, true, request));
+    await using server = await FakeNbdServer.start({ size: 2 ** 23, ...breaking(Command.blockStatus, answer) });
+    await using device = await open(server);
+    const extents = await device.extents(0, 2 ** 23);
+    expect(extents.length).toBeLessThanOrEqual(1024 + 2 ** 23 / 4096);
+    expect(extents.at(-1)).toMatchObject({ hole: false, zero: false });
+    expect(server.log.length).toBe(1);
+  });
+
   test("is asked beyond 4 GiB in parts", async () => {
     await using server = await FakeNbdServer.start({ size: 2 ** 33 + 1000 });
     await server.disk.write(2 ** 32 + 4096, Buffer.alloc(1, 1));
