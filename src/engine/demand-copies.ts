@@ -76,7 +76,8 @@ export class DemandCopies {
       if (regions.complete(hydration)) this.#lost = 0;
     } catch (error) {
       stats.demandCopyFailures++;
-      if (error instanceof LostWritesError) commits.lose(error);
+      // What taints it has been dealt with; an error that comes late must not undo what came after that.
+      if (error instanceof LostWritesError && !regions.isTainted(hydration)) commits.lose(error);
       // The destination is back, and whoever waits looks again: it is copied once more.
       const again = error instanceof LostWritesError && ++this.#lost < MOST_LOST;
       regions.fail(hydration, again ? undefined : error);

@@ -386,7 +386,8 @@ export class Hydrator {
       const onLanded = (part: ByteRange): void => regions.noteLanded(hydration, part);
       await copier.copy(range, stop, { hurry: hurry.signal, onProgress, onLanded });
     } catch (error) {
-      if (error instanceof LostWritesError) commits.lose(error);
+      // What taints it has been dealt with; an error that comes late must not undo what came after that.
+      if (error instanceof LostWritesError && !regions.isTainted(hydration)) commits.lose(error);
       else if (commits.inDoubt && isOfTheLoss(error)) await commits.settle();
       const tainted = regions.isTainted(hydration);
       regions.fail(hydration);

@@ -5,6 +5,7 @@ import type { BlockDevice } from "../../../src/device/block-device.ts";
 import { FilterDevice } from "../../../src/device/filters/filter-device.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { bytesAt, drawing, makeClone } from "../../support/clone-device.ts";
+import { HeldDevice } from "../../support/held-device.ts";
 import { committedRegions } from "../../support/hydration.ts";
 import { noise } from "../../support/layout.ts";
 import { LossyLinkDevice } from "../../support/lossy-link-device.ts";
@@ -161,6 +162,30 @@ describe("CommitPipeline, where the destination has lost what was not flushed", 
     expect(Buffer.compare(await bytesAt(h.device, 7 * REGION, REGION), expected)).toBe(0);
   });
 
+  test("is not told a second time by a copy that ends late, when what it says has been dealt with", async () => {
+    const source = new HeldDevice(new MemoryDevice({ name: "source", size: SIZE, content: noise(SIZE, 1) }));
+    const h = await setUp({ source, regionSize: 2 * REGION, pieceLength: REGION });
+    source.hold("read");
+    h.disk.writes = [lost()];
+    const partial = h.device.write(100, noise(100, 3)); // waits for a copy in two pieces
+    while (source.waiting.length < 2) await whenIdle();
+    source.waiting.shift()?.letGo(); // what is written of the first one is lost, and the second one hangs
+    while (h.disk.writes.length > 0) await whenIdle();
+    await whenIdle();
+    h.disk.flushes = [lost()];
+    await h.device.flush();
+    await h.device.write(6 * REGION, noise(2 * REGION, 4));
+    expect(drawing(h)).toBe("~..#....");
+    source.release("read");
+    await partial;
+    expect([h.commits.failure, h.commits.losses]).toEqual([undefined, 1]);
+    expect(drawing(h)).toBe("#..#....");
+    const expected = Buffer.from(noise(SIZE, 1).subarray(0, REGION));
+    noise(100, 3).copy(expected, 100);
+    expect(Buffer.compare(await bytesAt(h.device, 0, REGION), expected)).toBe(0);
+    expect(Buffer.compare(await bytesAt(h.device, 6 * REGION, 2 * REGION), noise(2 * REGION, 4))).toBe(0);
+  });
+
   test("fails with a change whose data a flush has covered, but whose bit no commit has", async () => {
     const looks: (() => Promise<void>)[] = [];
     const h = await setUp({ guard: async () => await looks.shift()?.() });
@@ -227,7 +252,7 @@ describe("CommitPipeline, where the destination has lost what was not flushed", 
 
   test("does the same where it cannot be reached, without calling it again", async () => {
     const away = new DeviceError('Cannot flush "disk": ETIMEDOUT', { errno: "ETIMEDOUT" });
-    const h = await setUp();
+    const h = await setUp({ link: { losses: 0, isAway: false } });
     await h.copy(0);
     h.disk.flushes = [away];
     await expect(h.device.flush()).rejects.toBe(away);
@@ -241,6 +266,7 @@ describe("CommitPipeline, where the destination has lost what was not flushed", 
 
   test.for([
     ["EIO", new DeviceError('Cannot flush "disk": EIO', { errno: "EIO" })],
+    ["ETIMEDOUT of a disk of this machine", new DeviceError("Cannot flush", { errno: "ETIMEDOUT" })],
     ["ETIMEDOUT of a disk that is there", new DeviceError("Cannot flush", { errno: "ETIMEDOUT", away: false })],
   ] as const)("but is failed for good by a flush that says %s", async ([, error]) => {
     const h = await setUp();
