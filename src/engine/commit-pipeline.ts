@@ -315,7 +315,9 @@ export class CommitPipeline {
       return undefined;
     } catch (error) {
       if (!(error instanceof DeviceError)) throw error;
-      if (!(error instanceof LostWritesError || error.away)) throw error;
+      // A disk of this machine may say ETIMEDOUT too: what it has lost it does not tell twice.
+      const isAway = error.away && this.#parts.link !== undefined;
+      if (!(error instanceof LostWritesError || isAway)) throw error;
       if (error instanceof LostWritesError) {
         this.#loseAll(error);
         return error;
