@@ -49,6 +49,8 @@ export class RequestSender {
   readonly #window: RequestWindow;
   readonly #clock: Clock;
   readonly #patienceMs: number;
+  /** When a question was not answered at last, ms by the clock. */
+  #givenUpAt = Number.NEGATIVE_INFINITY;
   #hasLostQuestions = false;
 
   constructor({ pool, ledger, failures, connections, clock, patienceMs }: RequestSenderOptions) {
@@ -147,7 +149,12 @@ export class RequestSender {
       } catch (error) {
         if (!wasLost(connection, error)) throw error;
         // A server may let everybody in, again and again, and answer nobody. One that was slow once gets another try.
-        if (attempts > 1 && this.#isTooLate(startedAt)) throw error;
+        // After that others who are not answered do not get it.
+        const hasHope = startedAt - this.#givenUpAt >= this.#patienceMs || !isSilence(error);
+        if ((attempts > 1 && this.#isTooLate(startedAt)) || !hasHope) {
+          this.#givenUpAt = this.#clock.now();
+          throw error;
+        }
         // Connections that there were at the same time go at the same time: that is one loss.
         if (connection.serial <= counted) continue;
         counted = this.#pool.lastSerial;
@@ -158,6 +165,10 @@ export class RequestSender {
       }
     }
   }
+}
+
+function isSilence(error: unknown): boolean {
+  return error instanceof ConnectionLostError && error.errno === "ETIMEDOUT";
 }
 
 /** Whether a request failed with its connection. A server that is shutting down takes no more on it: that is the same. */

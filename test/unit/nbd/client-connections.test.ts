@@ -275,6 +275,20 @@ describe("A source", () => {
     expect(failed).toMatchObject({ errno: "ETIMEDOUT", away: true, length: 10 });
     expect(clock.now() - startedAt).toBeLessThanOrEqual(2.75 * MINUTE);
     expect(server.log.length).toBe(2);
+    // It is asked again, but others who are not answered wait no longer than for one answer.
+    const againAt = clock.now();
+    failed = undefined;
+    void device.read(0, Buffer.alloc(10)).catch((error) => {
+      failed = error;
+    });
+    for (let quarter = 0; quarter < 20 && failed === undefined; quarter++) {
+      await turns(50);
+      await clock.expire(MINUTE / 4);
+    }
+    expect(failed).toMatchObject({ errno: "ETIMEDOUT", away: true, length: 10 });
+    expect(clock.now() - againAt).toBeLessThanOrEqual(1.5 * MINUTE);
+    server.options.onRequest = undefined;
+    await device.read(0, Buffer.alloc(10));
   });
 
   test("that breaks the protocol again and again is not called for a while, and then again", async () => {
