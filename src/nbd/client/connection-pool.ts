@@ -194,7 +194,7 @@ export class ConnectionPool {
     if (connection.proven) this.#failures = 0;
     this.#lastError = error;
     this.#options.onLost(changes);
-    if (this.#breaksTooOften(connection, error)) return void this.#leaveAlone();
+    if (this.#breaksTooOften(connection.serial, error)) return void this.#leaveAlone();
     if (this.#connections.length > 0) {
       // Who ends a connection before it was any use lets only so many in.
       if (!connection.proven) this.#most = this.#connections.length;
@@ -213,8 +213,8 @@ export class ConnectionPool {
   }
 
   /** Takes note of a violation of the protocol. */
-  #breaksTooOften(connection: ClientConnection, error: ConnectionLostError): boolean {
-    if (!(error.cause instanceof ProtocolError) || connection.serial <= this.#countedSerial) return false;
+  #breaksTooOften(serial: number, error: ConnectionLostError): boolean {
+    if (!(error.cause instanceof ProtocolError) || serial <= this.#countedSerial) return false;
     this.#countedSerial = this.#serial;
     const now = this.#options.clock.now();
     this.#violations.push(now);
@@ -292,8 +292,8 @@ export class ConnectionPool {
   async #attempt(timeoutMs: number): Promise<boolean> {
     const { clock, connect, changeOf, onNote } = this.#options;
     this.#failures = Math.min(this.#failures + 1, 16); // until a request is answered
+    const serial = ++this.#serial;
     try {
-      const serial = ++this.#serial;
       const connection = await connect(serial, { timeoutMs, signal: this.#disposed.signal });
       const change = changeOf(connection.session) ?? (await this.#findChange(connection));
       if (this.#isOver || change !== undefined) {
@@ -314,6 +314,8 @@ export class ConnectionPool {
       return true;
     } catch (error) {
       if (this.#connections.length === 0) this.#lastError = error as Error;
+      // It was lost while it was looked at.
+      if (error instanceof ConnectionLostError && this.#breaksTooOften(serial, error)) this.#leaveAlone();
       return false;
     } finally {
       this.#attemptedAt = clock.now();

@@ -98,6 +98,20 @@ describe("An NBD source that is verified", () => {
     expect(device.changed).toBeUndefined();
   });
 
+  test("that breaks the protocol whenever it is looked at is soon given up", async () => {
+    await using server = await FakeNbdServer.start({ size: SIZE });
+    await using opened = await open(server, { connections: 1 });
+    const { device } = opened;
+    const source = verifiedSource(device, await remoteSourceFingerprint(device));
+    server.options.onRequest = (_request, _data, peer) => {
+      peer.send(Buffer.alloc(64, 0x5a));
+      return true;
+    };
+    server.cut();
+    await expect(source.read(0, Buffer.alloc(512))).rejects.toMatchObject({ errno: "EPROTO", away: true });
+    expect(server.connections).toBeLessThanOrEqual(6);
+  });
+
   test("may be closed while it is looked at", async () => {
     await using server = await FakeNbdServer.start({ size: SIZE });
     await using opened = await open(server, { connections: 1 });
