@@ -25,6 +25,7 @@ export class Patience {
   readonly #options: PatienceOptions;
   #failingSince: number | undefined;
   #failures = 0;
+  #tries = 0;
   #wrong = 0;
 
   constructor(options: PatienceOptions) {
@@ -34,6 +35,11 @@ export class Patience {
   /** Attempts that failed since something was got. */
   get failures(): number {
     return this.#failures;
+  }
+
+  /** Attempts that failed, whatever was got in between. */
+  get tries(): number {
+    return this.#tries;
   }
 
   /** Something was got. */
@@ -54,6 +60,7 @@ export class Patience {
     isWrong?: boolean;
   } = {}): number | undefined {
     const { clock, random, budgetMs } = this.#options;
+    this.#tries += 1;
     if (isWrong) {
       this.#wrong += 1;
       if (this.#wrong > MOST_WRONG) return undefined;

@@ -7,6 +7,9 @@
  *                                     ├── moved, 403, …      found anew, once: signed URLs expire. It must be the same object
  *                                     ├── another state      ChangedError, and for every read from then on
  *                                     └── no                 DeviceError
+ *
+ * Where bytes cannot be had though the server answers, it is asked for a few others before that is told: else they are not what is
+ * bad, the server is, and whoever reads would go from one region to the next and find all of them unreadable.
  */
 import { setMaxListeners } from "node:events";
 import type { Clock } from "../../base/clock.ts";
@@ -18,6 +21,7 @@ import { Outage } from "./outage.ts";
 import { Patience } from "./patience.ts";
 import type { AskedRange } from "./range-reply.ts";
 import { type ReplyHead, statusText } from "./reply-head.ts";
+import { safeUrl } from "./safe-url.ts";
 import { Slots } from "./slots.ts";
 import { differenceOf, type Validators, validatorsOf } from "./validators.ts";
 
@@ -49,6 +53,9 @@ const MAX_DETOURS = 2;
 /** Fewer bytes than this by one request are no progress: else a server might have us come again for every byte. */
 const LEAST_PROGRESS = 1024;
 
+/** Bytes asked for elsewhere, to see whether the server works. */
+const PROBE_BYTES = 4096;
+
 /** Replies of a place that a redirect led to that may only mean that its time is over. */
 const EXPIRED = new Set([400, 401, 403, 404, 410]);
 
@@ -76,7 +83,7 @@ export class RemoteObject {
     this.#options = options;
     setMaxListeners(0, this.#closing.signal); // every request under way listens; Slots and callers bound them
     this.#slots = new Slots(options.requests);
-    this.#outage = new Outage(options.service.name, options.onNote);
+    this.#outage = new Outage(options.service.name, options.clock, options.onNote);
   }
 
   /** Finds the object. @throws {DeviceError} where it is not to be had, or not in ranges */
@@ -140,14 +147,18 @@ export class RemoteObject {
       const asked = { offset: offset + done, length: rest.length, pinned: found.pinned };
       const result = await this.#ask(found.target, asked, rest, purpose, patience);
       if (result.kind === "data") {
-        if (result.received >= Math.min(LEAST_PROGRESS, rest.length)) patience.progress();
+        // Nor is the beginning of what then falls silent, each time: a minute for half of the rest would be many minutes.
+        if (result.received >= Math.min(LEAST_PROGRESS, rest.length) && !wasSilent(result)) patience.progress();
         done += result.received;
         if (result.failure === undefined) continue;
       }
       if (mayHaveMoved(result, found) && detours < MAX_DETOURS) {
         detours += 1;
         await this.#findAgain(found, purpose);
-      } else await this.#bear(result, purpose, patience);
+      } else {
+        const place = found.isRedirected ? found.target : undefined;
+        await this.#bear(result, purpose, patience, { place, stuckAt: offset + done });
+      }
     }
   }
 
@@ -170,7 +181,7 @@ export class RemoteObject {
         if (redirects > MAX_REDIRECTS) throw this.#error(purpose, { why: `more than ${MAX_REDIRECTS} redirects` });
         target = service.follow(target, result.to);
       } else {
-        await this.#bear(result, purpose, patience);
+        await this.#bear(result, purpose, patience, { place: redirects > 0 ? target : undefined });
         if (result.kind === "again") target = service.start(); // it may begin elsewhere now
       }
     }
@@ -229,23 +240,52 @@ export class RemoteObject {
   }
 
   #note(result: Attempt, patience: Patience): void {
-    const failures = patience.failures + 1;
+    const failures = patience.tries + 1;
     const failure = result.kind === "data" || result.kind === "failed" ? result.failure : undefined;
-    if (failure !== undefined) this.#outage.failed({ why: failure.why, failures, isBroken: true });
-    else if (result.kind === "later") this.#outage.failed({ why: result.why, failures, isBroken: false });
-    else if (result.kind === "data") this.#outage.worked();
+    if (failure !== undefined) {
+      const count = wasSilent(result) ? failures + 1 : failures; // it took a while, which is worth a word at once
+      this.#outage.failed({ why: failure.why, failures: count, isBroken: true });
+    } else if (result.kind === "later" || result.kind === "wrong") {
+      this.#outage.failed({ why: result.why, failures, isBroken: false });
+    } else if (result.kind === "data") this.#outage.worked();
   }
 
   /** Waits until there is reason to try again, or throws. */
-  async #bear(result: Attempt, purpose: Purpose, patience: Patience): Promise<void> {
+  async #bear(
+    result: Attempt,
+    purpose: Purpose,
+    patience: Patience,
+    { place, stuckAt }: { place?: Target | undefined; stuckAt?: number } = {},
+  ): Promise<void> {
     const { clock } = this.#options;
-    const trouble = troubleOf(result);
+    const trouble = troubleOf(result, place);
     if (trouble.isFinal || (purpose.isOpening && trouble.isFinalAtOpening)) throw this.#error(purpose, trouble);
     const pauseMs = patience.pauseMs(trouble);
-    if (pauseMs === undefined) throw this.#error(purpose, { ...trouble, why: givenUp(trouble, patience.failures) });
+    if (pauseMs === undefined) {
+      const error = { ...trouble, why: givenUp(trouble, patience.failures) };
+      if (trouble.away || stuckAt === undefined || (await this.#worksElsewhere(stuckAt, purpose))) {
+        throw this.#error(purpose, error);
+      }
+      throw this.#error(purpose, { ...error, away: true, ...(trouble.isWrong ? { errno: "EPROTO" } : {}) });
+    }
     // What the server asks for counts for all requests; the pauses of our own are each request's.
     if (trouble.afterMs !== undefined) this.#notBefore = Math.max(this.#notBefore, clock.now() + trouble.afterMs);
     await clock.sleep(pauseMs, this.#closing.signal);
+  }
+
+  /** Whether bytes can be had at other places than where a read is stuck. */
+  async #worksElsewhere(stuckAt: number, purpose: Purpose): Promise<boolean> {
+    const { target, pinned } = this.#found as Found;
+    const length = Math.min(PROBE_BYTES, pinned.size);
+    const places = [0, 0.5, 1].map((share) => Math.floor((pinned.size - length) * share));
+    const elsewhere = places.filter((offset) => stuckAt < offset || stuckAt >= offset + length);
+    for (const offset of elsewhere) {
+      const asked = { offset, length, pinned };
+      const result = await this.#ask(target, asked, new Uint8Array(length), purpose, this.#patience());
+      if (result.kind === "data" && result.received === length) return true;
+      if (result.kind === "failed" || wasSilent(result)) return false; // else it would be waited for again and again
+    }
+    return elsewhere.length === 0;
   }
 
   #checkOpen(purpose: Purpose): void {
@@ -295,7 +335,17 @@ interface Trouble {
 /** Faults of a server that may be about one part of what it holds: a bad block of its own disk. */
 const MAY_BE_OF_A_PART = new Set([500, 507, 509, 598, 599]);
 
-function troubleOf(result: Attempt): Trouble {
+/** @param place where a redirect led, to be named */
+function troubleOf(result: Attempt, place: Target | undefined): Trouble {
+  const trouble = plainTroubleOf(result);
+  if (place === undefined) return trouble;
+  return {
+    ...trouble,
+    why: `${trouble.why} at "${safeUrl(`${place.origin}${place.path}`).text}", where it redirects to`,
+  };
+}
+
+function plainTroubleOf(result: Attempt): Trouble {
   switch (result.kind) {
     case "data": {
       // It was there, and said that it would send the bytes: where it never gets beyond them, they are what is bad.
@@ -328,6 +378,10 @@ function troubleOf(result: Attempt): Trouble {
     case "refused":
       return { why: result.why, hint: result.hint, errno: errnoFor(result.status), away: false, isFinal: true };
   }
+}
+
+function wasSilent(result: Attempt): boolean {
+  return (result.kind === "data" || result.kind === "failed") && result.failure?.errno === "ETIMEDOUT";
 }
 
 function errnoFor(status: number): string {

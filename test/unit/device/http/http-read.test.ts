@@ -217,8 +217,8 @@ describe("HttpDevice.read()", () => {
     expect(failed).toBeInstanceOf(DeviceError);
     expect(failed).not.toBeInstanceOf(ChangedError);
     expect(failed.message).toContain(text);
-    expect(failed).toMatchObject({ errno: "EIO", offset: 0, length: 100 });
-    expect(server.requests.length - asked).toBe(7);
+    expect(failed).toMatchObject({ errno: "EPROTO", away: true, offset: 0, length: 100 });
+    expect(server.requests.length - asked).toBeLessThanOrEqual(9); // two of them elsewhere, to see whether that fares better
     expect(clock.now()).toBeLessThan(60_000);
   });
 

@@ -34,6 +34,14 @@ describe("A redirect", () => {
     expect(server.requests.map(({ url }) => url)).toEqual(["/a/b/x", "/a/b/c", "/a/b/c?d"]);
   });
 
+  test("that leads to where nobody answers is told with the place, without what may be a secret in it", async () => {
+    await using server = await httpServer();
+    server.always(redirect("http://127.0.0.1:1/stored?X-Amz-Signature=SECRET"));
+    await expect(openHttp(server)).rejects.toThrow(
+      `Cannot open "${server.url}": connection refused (ECONNREFUSED) at "http://127.0.0.1:1/stored?…", where it redirects to`,
+    );
+  });
+
   test("that leads back to itself is given up", async () => {
     await using server = await httpServer();
     server.always(redirect("/disk.img"));

@@ -1,9 +1,40 @@
 // Servers that are busy, and connections that break: when a request is sent again, and when no more.
 import { describe, expect, test } from "vitest";
 import { DeviceError } from "../../../../src/base/errors.ts";
+import { HastyClock } from "../../../support/hasty-clock.ts";
 import { httpServer, openHttp, type Reply, readAll, readPart, status } from "../../../support/http-server.ts";
 import { ManualClock } from "../../../support/manual-clock.ts";
 import { until } from "../../../support/nbd-server.ts";
+
+const SILENCE_MS = 60_000;
+
+/** A clock by which silence lasts as long as a few turns of the event loop, once that is wanted. */
+class SilenceClock extends HastyClock {
+  readonly #waiting = new Set<() => void>();
+  #passedMs = 0;
+
+  override now(): number {
+    return super.now() + this.#passedMs;
+  }
+
+  override sleep(ms: number, signal?: AbortSignal): Promise<void> {
+    if (ms !== SILENCE_MS) return super.sleep(ms, signal);
+    return new Promise((resolve) => {
+      this.#waiting.add(resolve);
+      signal?.addEventListener("abort", () => resolve(), { once: true });
+    });
+  }
+
+  startPassing(): Disposable {
+    const timer = setInterval(() => {
+      this.#passedMs += SILENCE_MS;
+      const waiting = [...this.#waiting];
+      this.#waiting.clear();
+      for (const resolve of waiting) resolve();
+    }, 20);
+    return { [Symbol.dispose]: () => clearInterval(timer) };
+  }
+}
 
 const DATE = "Wed, 01 Jan 2025 00:00:00 GMT";
 
@@ -171,14 +202,87 @@ describe("A request", () => {
   });
 
   test.each([
-    [500, "EIO", false],
-    [503, "EAGAIN", true],
-  ])("that is answered with %i for too long tells whether the server as a whole is away", async (code, errno, away) => {
+    [500, "EIO"],
+    [503, "EAGAIN"],
+  ])(
+    "that is answered with %i for too long, as all others are, tells that the server as a whole is away",
+    async (code, errno) => {
+      await using server = await httpServer();
+      const { device, clock } = await openHttp(server);
+      await using _ = device;
+      server.always(status(code));
+      await expect(readPart(device, 0, 16)).rejects.toMatchObject({ errno, away: true });
+      expect(clock.now()).toBeLessThanOrEqual(60_000);
+    },
+  );
+
+  /** Cuts every body in half, and serves the first half whole. */
+  const half: Reply = (request, response) => {
+    const [, first = "0", last = "0"] = /(\d+)-(\d+)/.exec(request.headers.range ?? "") ?? [];
+    const length = Number(last) - Number(first) + 1;
+    const fields = { "content-range": `bytes ${first}-${last}/16000`, "content-length": length, etag: '"one"' };
+    response.writeHead(206, fields);
+    const part = Buffer.from("0123456789abcdef".repeat(1000)).subarray(
+      Number(first),
+      Number(first) + Math.floor(length / 2),
+    );
+    if (part.length === 0) response.destroy();
+    else response.write(part, () => response.destroy());
+  };
+  const encoded: Reply = (_request, _response, serve) => serve({ "content-encoding": "gzip" });
+
+  test.each<[string, Reply, string]>([
+    ["cut in half", half, "EPROTO"],
+    ["encoded", encoded, "EPROTO"],
+    ["refused for the moment", status(500), "EIO"],
+  ])("that is %s is an error of those bytes, unless all others are too", async (_name, reply, errno) => {
     await using server = await httpServer();
-    const { device } = await openHttp(server);
+    const notes: string[] = [];
+    const { device, clock } = await openHttp(server, { onNote: (line) => void notes.push(line) });
     await using _ = device;
-    server.always(status(code));
-    await expect(readPart(device, 0, 16)).rejects.toMatchObject({ errno, away });
+    const isBad = (range: string) => Number(/=(\d+)-/.exec(range)?.[1] ?? 0) < 5_000;
+    server.always((request, response, serve) =>
+      isBad(request.headers.range ?? "") ? reply(request, response, serve) : serve(),
+    );
+    await expect(readPart(device, 0, 4_096)).rejects.toMatchObject({ errno: "EIO", away: false });
+    const before = clock.now();
+    server.always(reply);
+    await expect(readPart(device, 0, 4_096)).rejects.toMatchObject({ errno, away: true, offset: 0, length: 4_096 });
+    expect(clock.now() - before).toBeLessThanOrEqual(60_000);
+    expect(notes[0]).toMatch(/cannot be read at the moment: .*; trying again$/);
+  });
+
+  test("of which each reply falls silent half-way is given up after two times, however much has come", async () => {
+    const content = Buffer.alloc(2 ** 20, "silent");
+    await using server = await httpServer({ content });
+    const notes: string[] = [];
+    const clock = new SilenceClock();
+    const onNote = (line: string) => void notes.push(line);
+    const { device } = await openHttp(server, { clock, requestTimeoutMs: SILENCE_MS, onNote });
+    await using _ = device;
+    using __ = clock.startPassing();
+    server.always((request, response) => {
+      const [, first = "0", last = "0"] = /(\d+)-(\d+)/.exec(request.headers.range ?? "") ?? [];
+      const length = Number(last) - Number(first) + 1;
+      const range = `bytes ${first}-${last}/${content.length}`;
+      response.writeHead(206, { "content-range": range, "content-length": length, etag: '"one"' });
+      response.write(content.subarray(Number(first), Number(first) + Math.floor(length / 2)));
+    });
+    await expect(readAll(device)).rejects.toMatchObject({ away: true });
+    expect(server.requests.length).toBeLessThan(6);
+    expect(notes).toEqual([expect.stringContaining("the server does not answer")]);
+  });
+
+  test("to a server that fails again and again tells so once a minute", async () => {
+    await using server = await httpServer();
+    const notes: string[] = [];
+    const { device, clock } = await openHttp(server, { onNote: (line) => void notes.push(line) });
+    await using _ = device;
+    while (clock.now() < 100_000) {
+      server.next(status(503), status(503), status(503), status(503), status(503));
+      await readPart(device, 0, 16);
+    }
+    expect(notes).toHaveLength(4); // it goes, it is back: two times
   });
 
   test("to a server that is gone for too long fails, and says that it is away", async () => {
