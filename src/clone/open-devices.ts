@@ -62,8 +62,6 @@ export interface OpenedSource extends AsyncDisposable {
  */
 export async function openSource(location: Location, options: SourceOptions = {}): Promise<OpenedSource> {
   const opened = await openAs(location, options);
-  // That alone: the file of an image still has to tell whether it has changed.
-  if (opened.remote !== undefined) closeInTime(opened.remote, options.signal, SOURCE_GRACE_MS);
   if (opened.device.size > 0) return opened;
   await opened[Symbol.asyncDispose]();
   throw new UsageError(`Cannot clone "${opened.device.name}": it is empty`);
@@ -107,16 +105,17 @@ async function openRemote(
   location: Exclude<Location, { kind: "file" | "qemu" }>,
   options: SourceOptions,
 ): Promise<RemoteDevice> {
+  const { signal } = options;
   switch (location.kind) {
     case "nbd":
-      return await openNbd(location.address, { ...options, access: "read-only" });
+      return closeInTime(await openNbd(location.address, { ...options, access: "read-only" }), signal);
     case "http": {
       const { HttpDevice } = await import("../device/http/http-device.ts");
-      return await HttpDevice.open(location.url, options);
+      return closeInTime(await HttpDevice.open(location.url, options), signal);
     }
     case "s3": {
       const { openS3 } = await import("../device/s3/s3-device.ts");
-      return await openS3({ bucket: location.bucket, key: location.key }, options);
+      return closeInTime(await openS3({ bucket: location.bucket, key: location.key }, options), signal);
     }
     case "command": {
       const { words, program } = location;
@@ -230,9 +229,10 @@ async function formatOf(device: BlockDevice, said: string | undefined): Promise<
  * Who wants to stop does not wait for a source that is away, or silent: what is still asked of it after a while fails, as if
  * it had been closed. Nothing is lost of that.
  */
-function closeInTime(remote: RemoteDevice, signal: AbortSignal | undefined, graceMs: number): void {
-  const close = (): void => void setTimeout(() => void remote[Symbol.asyncDispose](), graceMs).unref();
+function closeInTime<T extends RemoteDevice>(source: T, signal: AbortSignal | undefined): T {
+  const close = (): void => void setTimeout(() => void source[Symbol.asyncDispose](), SOURCE_GRACE_MS).unref();
   signal?.addEventListener("abort", close, { once: true });
+  return source;
 }
 
 /**
@@ -270,7 +270,7 @@ async function openNbd(
 
 async function openImage(request: ImageRequest, options: RemoteOptions): Promise<ChildDevice> {
   const images = await import("./image-source.ts");
-  return await images.openImage(request, options);
+  return closeInTime(await images.openImage(request, options), options.signal);
 }
 
 /** Disposes of `owner` where `use` fails. */

@@ -87,14 +87,14 @@ describe("clone create", () => {
     },
   );
 
-  test("refuses an image in a format of its own, and --source-format raw clones its bytes", async () => {
+  test("never takes an image for its bytes, unless --source-format raw says so", async () => {
     await using place = await scratchDirectory();
     const bytes = await randomFile(join(place.path, "disk.qcow2"), SIZE);
     bytes.write("QFI\xfb\0\0\0\x03", "latin1");
     await writeFile(join(place.path, "disk.qcow2"), bytes);
     const before = await snapshot(place.path);
     const run = await clone([command, "disk.qcow2", "copy.img"], { cwd: place.path });
-    expectFailure(run, 2, /qcow2/, /--source-format raw/);
+    expectFailure(run, 1, /disk\.qcow2/); // it is none that qemu, or anybody, could open
     expect(await snapshot(place.path)).toEqual(before);
     await cloneOk([command, "disk.qcow2", "copy.img", "--source-format", "raw"], { cwd: place.path });
   });
