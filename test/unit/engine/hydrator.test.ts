@@ -552,6 +552,7 @@ describe("Hydrator", () => {
         clock,
         source: new MemoryDevice({ size: SIZE, content: CONTENT }),
         destination: new SlowDevice(disk, clock, 100),
+        link: { losses: 0, isAway: false },
         settings: { threshold: 1, batchSize: 1 },
       });
       await expect(h.run()).rejects.toBe(away);

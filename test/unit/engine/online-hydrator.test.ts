@@ -487,7 +487,7 @@ describe("OnlineHydrator", () => {
   });
 
   test("stalls while the destination is away, takes back what it may have lost, and goes on when it is back", async () => {
-    const h = await makeClone({ settings: { threshold: 1, batchSize: 1 } });
+    const h = await makeClone({ settings: { threshold: 1, batchSize: 1 }, link: { losses: 0, isAway: false } });
     const away = { failWrite: () => true, failFlush: () => true, errno: "ETIMEDOUT" };
     void h.clock.sleep(100).then(() => {
       h.faultyDestination.faults = away;
@@ -503,7 +503,7 @@ describe("OnlineHydrator", () => {
   });
 
   test("stalls, and does not call itself complete, where the last commit cannot be made", async () => {
-    const h = await makeClone();
+    const h = await makeClone({ link: { losses: 0, isAway: false } });
     h.faultyDestination.faults = { failFlush: () => true, errno: "ETIMEDOUT" };
     const running = h.run();
     await h.clock.sleep(600_000);
