@@ -1,6 +1,6 @@
 /** The command line: parses, runs one command, and turns what it throws into one line and an exit code. */
 import yargs, { type Argv } from "yargs";
-import { CloneError, UsageError } from "../base/errors.ts";
+import { CloneError, DeviceError, UsageError } from "../base/errors.ts";
 import { packageVersion } from "../clone/package-version.ts";
 import { safeUrl } from "../device/http/safe-url.ts";
 import { firstWord, prepareArguments, refuseFlagValues } from "./arguments.ts";
@@ -189,7 +189,7 @@ async function newTerminal(verbosity: Verbosity): Promise<Terminal> {
 async function report(error: unknown, context: CliContext | undefined, args: string[]): Promise<ExitCode> {
   const terminal = context?.terminal ?? (await newTerminal({ verbose: false, quiet: false }));
   const interruption = context?.interruption;
-  if (interruption?.signal.aborted && error === interruption.signal.reason) {
+  if (interruption?.signal.aborted && (error === interruption.signal.reason || isOfClosing(error))) {
     terminal.note("Stopped.");
     return interruption.exitCode;
   }
@@ -197,6 +197,11 @@ async function report(error: unknown, context: CliContext | undefined, args: str
   terminal.error(message, hint);
   if (process.env.DEBUG === "clone" && error instanceof Error) process.stderr.write(`${inspectError(error)}\n`);
   return exitCodeOf(error);
+}
+
+/** Who asks to stop has remote devices closed that do not answer: what was still asked of them fails with these. */
+function isOfClosing(error: unknown): boolean {
+  return error instanceof DeviceError && (error.errno === "EBADF" || error.errno === "ECANCELED");
 }
 
 async function explain(error: unknown, args: string[]): Promise<{ message: string; hint: string | undefined }> {

@@ -369,3 +369,32 @@ describe("A destination that loses what was not flushed", () => {
     120_000,
   );
 });
+
+describe("A source that hangs", () => {
+  for (const command of ["create", "hydrate", "verify"]) {
+    testWith(
+      { programs: ["nbdkit"] },
+      `does not hold up \`clone ${command}\` that is told to stop`,
+      async () => {
+        await using place = await servedSource();
+        const { cwd, uri, start } = place;
+        const source = await start();
+        if (command !== "create") {
+          await cloneOk(["create", uri, "copy.img"], { cwd });
+          await cloneOk(["hydrate", "copy.img", "--limit", "8M"], { cwd });
+        }
+        const args = command === "create" ? ["create", uri, "copy.img"] : [command, "copy.img", "--progress", "none"];
+        source.child.kill("SIGSTOP"); // it takes connections, and says nothing
+        const running = startClone(args, { cwd, longestMs: 60_000 });
+        await sleep(2000);
+        running.child.kill("SIGINT");
+        const { code, stderr } = await running.done;
+        source.child.kill("SIGCONT");
+        await source.kill();
+        expect(code, stderr).toBe(130);
+        expect(stderr).toMatch(/Stopped/);
+      },
+      120_000,
+    );
+  }
+});
