@@ -25,6 +25,8 @@ const LONGEST_PAUSE_MS = 5000;
 const LAST_HOPE_MS = 4000;
 /** How long a further connection may take; who lets nobody else in often does not say so. ms. */
 const FURTHER_TIMEOUT_MS = 5000;
+/** Further connections that are being made at the end are waited for so long: a server complains of who leaves in the middle. ms. */
+const LEAVING_MS = 250;
 /** A server that breaks the protocol so often in `reconnectTimeoutMs` is not called for as long. */
 const MOST_VIOLATIONS = 5;
 /** An outage is not told where the last one was told less than so long ago, ms; one that lasts is told in the end. */
@@ -61,6 +63,9 @@ export class ConnectionPool {
   readonly #options: ConnectionPoolOptions;
   readonly #connections: ClientConnection[] = [];
   readonly #disposed = new AbortController();
+  /** Calls under way, and what ends them. */
+  readonly #attempts = new Set<Promise<boolean>>();
+  readonly #hangUp = new AbortController();
   #session: NegotiatedExport;
   #most: number;
   #serial = 0;
@@ -163,7 +168,15 @@ export class ConnectionPool {
     this.#disposed.abort();
     this.#back.abort();
     this.#tell();
-    await Promise.all([...this.#connections].map((connection) => connection.close()));
+    const leaving = [...this.#connections].map((connection) => connection.close());
+    if (leaving.length > 0 && this.#attempts.size > 0) {
+      const made = new AbortController();
+      const { clock } = this.#options;
+      await Promise.race([Promise.allSettled(this.#attempts), clock.sleep(LEAVING_MS, made.signal)]);
+      made.abort();
+    }
+    this.#hangUp.abort();
+    await Promise.all([...leaving, ...this.#attempts]);
   }
 
   #mayCallAgain(): boolean {
@@ -290,12 +303,27 @@ export class ConnectionPool {
 
   /** Makes one more connection, or says in `#lastError` why not. */
   async #attempt(timeoutMs: number): Promise<boolean> {
+    const attempt = this.#tryToConnect(timeoutMs);
+    this.#attempts.add(attempt);
+    try {
+      return await attempt;
+    } finally {
+      this.#attempts.delete(attempt);
+    }
+  }
+
+  async #tryToConnect(timeoutMs: number): Promise<boolean> {
     const { clock, connect, changeOf, onNote } = this.#options;
     this.#failures = Math.min(this.#failures + 1, 16); // until a request is answered
     const serial = ++this.#serial;
     try {
-      const connection = await connect(serial, { timeoutMs, signal: this.#disposed.signal });
+      const connection = await connect(serial, { timeoutMs, signal: this.#hangUp.signal });
       const change = changeOf(connection.session) ?? (await this.#findChange(connection));
+      if (this.#disposed.signal.aborted) {
+        connection.start();
+        await connection.close();
+        return false;
+      }
       if (this.#isOver || change !== undefined) {
         connection.drop(new ConnectionLostError(change ?? "it was closed"));
         if (change !== undefined && !this.#isOver) this.#becomeChanged(change);

@@ -48,6 +48,7 @@ export async function openPool(options: OpenPoolOptions): Promise<ConnectionPool
           const connection = new ClientConnection({ wire, session, clock, requestTimeoutMs, serial });
           const problem = problemWith(session, first, isReadOnly);
           if (problem !== undefined) {
+            connection.start(); // or it would not hear of its own end
             await connection.close();
             throw new HandshakeError(problem);
           }

@@ -3,7 +3,7 @@
 import { describe, expect, test } from "vitest";
 import { ChangedError, DeviceError, LostWritesError } from "../../../src/base/errors.ts";
 import { NbdDevice, type NbdDeviceOptions } from "../../../src/nbd/client/nbd-device.ts";
-import { Command, TransmissionFlag } from "../../../src/nbd/protocol.ts";
+import { Command, Option, TransmissionFlag } from "../../../src/nbd/protocol.ts";
 import { dataBytes, FakeNbdServer, type FakePeer } from "../../support/fake-nbd-server.ts";
 import { until } from "../../support/nbd-server.ts";
 import { QuickClock } from "../../support/quick-clock.ts";
@@ -627,6 +627,44 @@ describe("NbdDevice, disposed of,", () => {
     await expect(opened.device.read(0, Buffer.alloc(10))).rejects.toMatchObject({ errno: "EBADF" });
     expect(opened.clock.sleeping).toBe(0);
     expect(opened.notes).toEqual([]);
+  });
+
+  test("lets connections that are being made be made, and takes leave on them", async () => {
+    const held: FakePeer[] = [];
+    let release: () => void = () => {};
+    const released = new Promise<void>((resolve) => {
+      release = resolve;
+    });
+    await using server = await FakeNbdServer.start({
+      onOption: async (option, _data, peer) => {
+        if (option !== Option.go || server.connections === 1) return false;
+        held.push(peer);
+        await released;
+        return false;
+      },
+    });
+    const opened = await open(server, { clock: new QuickClock(100) });
+    await until(() => held.length === 3);
+    const disposed = opened[Symbol.asyncDispose]();
+    await turns();
+    expect(held.map(({ socket }) => socket.destroyed)).toEqual([false, false, false]);
+    release();
+    await disposed;
+    await until(() => server.peers.size === 0);
+  });
+
+  test("does not wait for connections that are not made", async () => {
+    await using server = await FakeNbdServer.start();
+    server.options.onOption = (option) => option === Option.go && server.connections > 1; // and says nothing
+    const clock = new QuickClock(100);
+    const opened = await open(server, { clock });
+    await until(() => server.connections === 4);
+    const disposed = opened[Symbol.asyncDispose]();
+    await turns();
+    await clock.expire(250);
+    await disposed;
+    await until(() => server.peers.size === 0);
+    expect(clock.sleeping).toBe(0);
   });
 
   test("ends what is under way, and whoever waits", async () => {
