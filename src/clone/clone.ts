@@ -18,6 +18,7 @@ import {
   refuseAnotherDisk,
   refuseDifferentSamples,
   refuseForeignData,
+  sampleRanges,
   settledState,
   trustInDestination,
 } from "./destination-state.ts";
@@ -35,6 +36,7 @@ import {
 } from "./open-devices.ts";
 import { isStillThere, type MetadataAccess, type OpenedMetadata, openMetadata } from "./open-metadata.ts";
 import { recordedLocation } from "./recorded-location.ts";
+import { SampledDevice } from "./sampled-device.ts";
 
 /** How a clone is opened. */
 export interface OpenRequest {
@@ -67,6 +69,8 @@ export interface AttachedSource extends OpenedSource {
 export interface AttachedDestination extends OpenedDestination {
   /** The clone's bytes and no others, in whole sectors. */
   view: BlockDevice;
+  /** What it is known by when its connection was lost and made anew. Beneath the view. */
+  sampled?: SampledDevice;
 }
 
 type DestinationAccess = "read-write" | "read-only";
@@ -261,7 +265,13 @@ export class Clone implements AsyncDisposable {
     if (opened.file !== undefined) await this.#lockDestination(opened.file, access);
     this.#refuseSmall(opened.device, "destination");
     await this.#checkDestination(opened, request.destination !== undefined);
-    return { ...opened, view: destinationView(opened.device, this.exactSize) };
+    const { remote } = opened;
+    if (remote?.verifyBy === undefined || access === "read-only") {
+      return { ...opened, view: destinationView(opened.device, this.exactSize) };
+    }
+    const sampled = new SampledDevice(remote);
+    remote.verifyBy((probe) => sampled.difference(probe));
+    return { ...opened, sampled, view: destinationView(sampled, this.exactSize) };
   }
 
   /** Of what is remote only the metadata is locked: nobody else's is about it. */
@@ -335,6 +345,7 @@ export class Clone implements AsyncDisposable {
         this.#findings.acceptedChange = new Date().toISOString();
       }
     }
+    await destination.sampled?.remember(sampleRanges(this));
     await this.unsettle(trust === "touched" ? { touched: true } : {});
   }
 

@@ -91,6 +91,14 @@ export async function refuseAnotherDisk(clone: Clone, destination: OpenedDestina
   );
 }
 
+/** Hydrated regions that stand for all of them, as bytes of the clone. */
+export function sampleRanges(clone: Clone): { offset: number; length: number }[] {
+  return [...sampleRegions(clone, DIGESTS)].map((region) => {
+    const { offset, length } = clone.geometry.bytesOf({ start: region, end: region + 1 });
+    return { offset, length: Math.min(length, clone.exactSize - offset) };
+  });
+}
+
 /** What is known of a destination before it is looked at. */
 export type DestinationTrust =
   /** Nobody but us has changed it, or there is nothing to compare with. */
