@@ -1,8 +1,14 @@
 /** `[ COMMAND … ]` as one text: a JSON list, since its words may hold anything. */
+import { basename } from "node:path";
 
 /** The words of `[ COMMAND … ]` as one text, which `parseLocation` understands. */
 export function commandText(words: readonly string[]): string {
   return JSON.stringify(words);
+}
+
+/** A command for people: its words but the first may hold anything. */
+export function displayCommand([program = "", ...rest]: readonly string[]): string {
+  return `[ ${basename(program)}${rest.length === 0 ? "" : " …"} ]`;
 }
 
 /** The words of such a text; undefined for any other. A file whose name is such a list is named with `./` before it. */

@@ -16,6 +16,7 @@ import type { RemoteOptions } from "../device/remote-device.ts";
 import { pathOfDescriptor } from "../device/unnamed-socket.ts";
 import { NbdDevice } from "../nbd/client/nbd-device.ts";
 import { ChildDevice, type ChildDeviceParts } from "./child-device.ts";
+import { displayCommand } from "./command-text.ts";
 import { type ImageNode, imageFormat, localImage } from "./image-graph.ts";
 import { parseJsonImage, refuseCredentials } from "./image-location.ts";
 import { FIRST_HEADER_BYTES, readReferences, refuseReferences } from "./image-references.ts";
@@ -117,7 +118,7 @@ async function openByQemu(
 async function openCommand(words: readonly string[], options: RemoteOptions): Promise<ChildDevice> {
   const [program = ""] = words;
   if (program === "") throw new UsageError("Cannot open [ ]: it names no command");
-  return await start({ name: `[ ${program} … ]`, words }, options);
+  return await start({ name: displayCommand(words), words }, options);
 }
 
 /**

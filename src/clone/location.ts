@@ -4,7 +4,7 @@ import { fileURLToPath, pathToFileURL } from "node:url";
 import { UsageError } from "../base/errors.ts";
 import { safeUrl } from "../device/http/safe-url.ts";
 import { formatNbdUri, type NbdAddress, parseNbdUri } from "../nbd/client/nbd-uri.ts";
-import { commandWords } from "./command-text.ts";
+import { commandWords, displayCommand } from "./command-text.ts";
 import { refuseCredentials } from "./image-location.ts";
 
 /** A file or block device, by absolute path. Symbolic links stay: `/dev/disk/by-id/…` outlives `/dev/sdb`. */
@@ -87,8 +87,9 @@ function httpLocation(text: string): Location {
       hint: "Name the whole URL again with --source.",
     });
   }
-  const { username, password, hostname } = new URL(text);
-  if (hostname === "") throw new UsageError(`Cannot open "${shown}": it names no host`);
+  // The WHATWG's URL drops slashes without a host between them, and takes the path for one.
+  if (!/^https?:\/\/[^/\\?#\s]/i.test(text)) throw new UsageError(`Cannot open "${shown}": it names no host`);
+  const { username, password } = new URL(text);
   if (username === "" && password === "") return { kind: "http", url: text };
   throw new UsageError(`Cannot open "${shown}": a URL with a password would be seen by others`, {
     hint: "A netrc file holds it by host, or --header-file names a file with the headers to send.",
@@ -132,6 +133,7 @@ export function isReopenable(location: Location): boolean {
 
 /** A location for people: a file's as its plain path. */
 export function displayName(location: Location): string {
+  if (location.kind === "command" && location.words !== undefined) return displayCommand(location.words);
   return location.kind === "file" ? location.path : displayUri(uriOf(location));
 }
 

@@ -127,7 +127,7 @@ describe("openImage() of a command", () => {
     );
     expect((await failure(other)).message).toMatch(/^Cannot open "\[ .* … \]": .*NBD/);
     expect((await failure(["no-such-command-here"])).message).toBe(
-      'Cannot open "[ no-such-command-here … ]": no-such-command-here is not installed',
+      'Cannot open "[ no-such-command-here ]": no-such-command-here is not installed',
     );
   });
 

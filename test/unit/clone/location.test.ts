@@ -48,6 +48,10 @@ describe("parseLocation()", () => {
     ["s3://bucket", "s3://BUCKET/KEY is needed"],
     ["s3:///key", "s3://BUCKET/KEY is needed"],
     ["http://", "it is no URL"],
+    ["http:///x", "it names no host"],
+    ["HTTPS:////x", "it names no host"],
+    ["http://\t/x", "it names no host"],
+    ["http://\\x", "it names no host"],
     ["file://host/x", "File URL host"],
     ["nbd://host/x?colour=red", "colour"],
   ])("refuses %s, saying why", ([text, why]) => {
@@ -124,6 +128,7 @@ describe("The URI of a location", () => {
     const location = parseLocation(commandText(["/usr/bin/nbdkit", "ssh", "password=hunter2"]));
     expect(uriOf(location)).toBe("command:nbdkit");
     expect(displayName(location)).toBe("[ nbdkit … ]");
+    expect(displayName(parseLocation(commandText(["/bin/false"])))).toBe("[ false ]");
     expect(isReopenable(location)).toBe(false);
     expect(parseLocation(uriOf(location))).toEqual({ kind: "command", program: "nbdkit", words: undefined });
   });
