@@ -326,6 +326,9 @@ export class Clone implements AsyncDisposable {
     const [source, destination] = [this.#source, this.#destination];
     assert(destination !== undefined, "the destination must be attached before");
     assert(source !== undefined || this.isComplete, "the source must be attached before");
+    // What it shows may be in the cache of a server that can lose it, of a run that never came to flush it: from here on it is
+    // believed, and what is lost of it later is nothing that this run has written, so nobody would tell.
+    if (destination.remote !== undefined) await destination.view.flush();
     await this.refuseAnotherDisk(destination, request);
     const trust = await this.trustIn(destination);
     if (trust === "empty") await refuseForeignData(destination);

@@ -131,8 +131,6 @@ export async function hydrateClone(
       if (change !== undefined) throw change;
     },
   });
-  // What it shows may be in the cache of a server that can lose it, unless it is flushed before it is looked at.
-  if (destination.remote !== undefined) await commits.flush();
   const known = clone.descriptor?.unreadable.ranges ?? [];
   const order = request.order && orderOf(request.order, geometry, (warning) => clone.warn(warning));
   const hints = new HintQueue(order);

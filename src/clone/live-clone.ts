@@ -89,10 +89,7 @@ export class LiveClone {
     if (source !== undefined && request.extents) await settleSource(source);
     await clone.beginWriting(request);
     if (!request.readOnly) await clone.updateDescriptor({ served: true });
-    const live = new LiveClone(clone, { source, destination }, request);
-    // What it shows may be in the cache of a server that can lose it, unless it is flushed before it is looked at.
-    if (destination.remote !== undefined) await live.commit();
-    return live;
+    return new LiveClone(clone, { source, destination }, request);
   }
 
   /** Begins to hydrate, unless that is to wait, and to commit. */

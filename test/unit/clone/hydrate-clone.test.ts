@@ -4,6 +4,8 @@ import { join } from "node:path";
 import { describe, expect, test, vi } from "vitest";
 import { Clone } from "../../../src/clone/clone.ts";
 import { hydrateClone } from "../../../src/clone/hydrate-clone.ts";
+import { Command } from "../../../src/nbd/protocol.ts";
+import { FakeNbdServer } from "../../support/fake-nbd-server.ts";
 import { type Faults, FaultyDevice } from "../../support/faulty-device.ts";
 import { holds, randomFile } from "../../support/files.ts";
 import { scratchDirectory } from "../../support/scratch.ts";
@@ -115,4 +117,21 @@ describe("hydrateClone() that fails", () => {
     vi.spyOn(clone, "settle").mockRejectedValue(new Error("the descriptor cannot be written"));
     await expect(hydrateClone(clone, HYDRATE, { signal: NEVER })).rejects.toMatchObject({ errno: "ENOSPC" });
   });
+});
+
+test("hydrateClone() flushes a destination on a server before it looks at anything of it", async () => {
+  await using place = await scratchDirectory();
+  const source = join(place.path, "disk.img");
+  const bytes = await randomFile(source, SIZE);
+  await using server = await FakeNbdServer.start({ size: SIZE });
+  const uri = `nbd+unix:///${server.options.exports[0] ?? ""}?socket=${server.path}`;
+  const metadata = join(place.path, "meta.clone");
+  await create(source, uri, { metadata });
+  await hydrate(metadata, { limit: REGION_SIZE });
+  server.log.length = 0;
+  await hydrate(metadata);
+  expect(server.log[0]).toMatch(new RegExp(`^${Command.flush} `));
+  const copy = Buffer.alloc(SIZE);
+  await server.disk.read(0, copy);
+  expect(Buffer.compare(copy, bytes)).toBe(0);
 });
