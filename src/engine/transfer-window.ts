@@ -58,6 +58,8 @@ const FULL = 0.7;
 /** Rounds whose best is the bandwidth; none is shorter than this, ms. */
 const ROUNDS = 10;
 const SHORTEST_ROUND_MS = 10;
+/** But for startup, where nothing is kept of a round that was too short to tell: the pieces are small until it is over. */
+const SHORTEST_STARTUP_ROUND_MS = 4;
 const PROBE_EVERY_MS = 10_000;
 /** The first one comes earlier, but not before a short copy is over: one request has told the delay until then. */
 const PROBE_FIRST_MS = 2000;
@@ -204,7 +206,7 @@ export class TransferWindow implements CopyAllowance, ReadWindow {
         this.#samples.push(Math.max(ms / 2, ms - bytes / this.#best));
         this.#leastProbeMs = Math.min(this.#leastProbeMs, ms);
       }
-      if (round === this.#round && now - this.#roundBeganAt >= SHORTEST_ROUND_MS) this.#endRound(now, ms);
+      if (round === this.#round && now - this.#roundBeganAt >= this.#shortestRoundMs) this.#endRound(now, ms);
     }
     if (this.#state === "drain" && this.#inFlight <= this.length) this.#state = "probe";
     this.#gate.admit();
@@ -218,6 +220,10 @@ export class TransferWindow implements CopyAllowance, ReadWindow {
   #addArea(now: number): void {
     this.#area += this.#inFlight * (now - this.#areaAt);
     this.#areaAt = now;
+  }
+
+  get #shortestRoundMs(): number {
+    return this.#state === "startup" ? SHORTEST_STARTUP_ROUND_MS : SHORTEST_ROUND_MS;
   }
 
   #beginRound(now: number): void {
@@ -244,13 +250,21 @@ export class TransferWindow implements CopyAllowance, ReadWindow {
   }
 
   #grow(now: number, bandwidth: number, isFull: boolean, requestMs: number): void {
-    if (!isFull) return;
     const best = this.#best;
-    this.#note(bandwidth);
     if (this.#delayMs === undefined) {
       this.#delayMs = requestMs; // the first ever: it found nothing before it, and says nothing about what came behind it
+      if (isFull) this.#note(bandwidth);
       return;
     }
+    if (!isFull) {
+      // Small pieces may keep everybody too busy to fill the window; what came nevertheless asks for no less.
+      if (bandwidth <= best) return;
+      this.#note(bandwidth);
+      const most = Math.min(MOST_LENGTH, STARTUP_GROWTH * this.#length);
+      this.#length = Math.max(this.#length, Math.min(most, this.#target));
+      return;
+    }
+    this.#note(bandwidth);
     const queues = requestMs > 1.5 * this.#delayMs + SLACK_MS;
     const isMost = this.#length >= MOST_LENGTH;
     // Of the first window nothing is known that it could be compared with.

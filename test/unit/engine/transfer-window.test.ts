@@ -49,7 +49,7 @@ class ServerDevice extends FilterDevice {
   }
 }
 
-function setUp(link: Link, server = { requestsAtOnce: Infinity, quick: Infinity, requestMs: 0 }) {
+function setUp(link: Link, server = { requestsAtOnce: Infinity, quick: Infinity, requestMs: 0 }, { writeMs = 0 } = {}) {
   const clock = new VirtualClock();
   const nothing = new EmptyDevice(new MemoryDevice({ name: "source", size: MIB }));
   const far = new LinkDevice(nothing, clock, link, seededRandom(1));
@@ -72,6 +72,7 @@ function setUp(link: Link, server = { requestsAtOnce: Infinity, quick: Infinity,
       await source.read(0, bytes(length));
       entered -= length;
       window.leave(length);
+      if (writeMs > 0) await clock.sleep(writeMs);
       for (const resolve of idle.splice(0)) resolve();
     }
   };
@@ -127,6 +128,13 @@ describe("TransferWindow", () => {
     const { stop, watch } = setUp({ bytesPerSecond: 1000 * MBIT, roundTripMs: 50 });
     await watch(500);
     expect((await watch(500)).share).toBeGreaterThan(0.9);
+    await stop();
+  });
+
+  test("is not kept small by writes that do not let it be filled", async () => {
+    const { clock, window, stop } = setUp({ bytesPerSecond: 2e9, roundTripMs: 0.2 }, undefined, { writeMs: 4 });
+    await clock.sleep(80);
+    expect([window.length, window.pieceLength]).toEqual([16 * MIB, 2 * MIB]);
     await stop();
   });
 
