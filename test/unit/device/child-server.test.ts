@@ -36,6 +36,12 @@ function start(options: Partial<ChildServerOptions> & { words: readonly string[]
   }));
 }
 
+/** A clock by which the pauses before a program is started again are over at once, and no other time is. */
+const WITHOUT_PAUSES: Clock = {
+  ...systemClock,
+  sleep: (ms, signal) => systemClock.sleep([100, 200, 400].includes(ms) ? 1 : ms, signal),
+};
+
 async function failure(options: Partial<ChildServerOptions> & { words: readonly string[] }): Promise<CloneError> {
   const error = await start(options).then(
     () => expect.fail("it was opened"),
@@ -184,7 +190,11 @@ describe("ChildServer.start()", () => {
 describe("ChildServer", () => {
   test("starts a program again that was killed; the socket stays where it was", async () => {
     const notes: string[] = [];
-    const { server, opened } = await start({ words: GREETER, onNote: (line) => notes.push(line) });
+    const { server, opened } = await start({
+      words: GREETER,
+      onNote: (line) => notes.push(line),
+      clock: WITHOUT_PAUSES,
+    });
     await using _ = server;
     for (let kill = 0; kill < 3; kill++) {
       const before = server.pid as number;
@@ -225,7 +235,7 @@ describe("ChildServer", () => {
       const difference = "it has changed";
       if (isOther) throw new ChangedError(`Cannot read "disk" any more: ${difference}`, { difference });
     };
-    const { server, opened } = await start({ words: GREETER, check });
+    const { server, opened } = await start({ words: GREETER, check, clock: WITHOUT_PAUSES });
     await using _ = server;
     isOther = true;
     process.kill(server.pid as number, "SIGKILL");
