@@ -216,6 +216,8 @@ export class Clone implements AsyncDisposable {
         format: pinned?.format ?? "raw", // the kernel knows no other
         isFormatGiven: this.#option("sourceFormat") !== undefined,
         headerFile: request.headerFile,
+        // A server may have learnt to tell tags since: they say nothing of what was there before.
+        sample: pinned?.fingerprint.sample !== undefined,
       }),
     );
     this.#sourceOwner = opened;

@@ -123,7 +123,8 @@ function fileFingerprint(identity: FileIdentity): Fingerprint {
 
 /**
  * The first way in which a thing differs from what was pinned, as the end of a sentence about it, or undefined where it
- * does not. Only what both know is compared.
+ * does not. Only what both know is compared; but something of what a remote source was known by must be among that, or nobody
+ * could tell that it has changed.
  */
 export function differenceFrom(pinned: Fingerprint, now: Fingerprint): string | undefined {
   if (differ(pinned.kind, now.kind)) return `it is a ${describeKind(now)} now and was a ${describeKind(pinned)}`;
@@ -144,7 +145,18 @@ export function differenceFrom(pinned: Fingerprint, now: Fingerprint): string | 
     return `it was last modified at ${now.lastModified}, not at ${pinned.lastModified}`;
   }
   if (samplesDiffer(pinned.sample, now.sample)) return OTHER_CONTENT;
-  return undefined;
+  return isRecognisable(pinned, now) ? undefined : `its server no longer tells its ${describeTag(pinned)}`;
+}
+
+/** Files and block devices always tell what they are known by. */
+function isRecognisable(pinned: Fingerprint, now: Fingerprint): boolean {
+  if (pinned.kind === "file" || pinned.kind === "block") return true;
+  const keys = (["etag", "lastModified", "sample"] as const).filter((key) => pinned[key] !== undefined);
+  return keys.length === 0 || keys.some((key) => now[key] !== undefined);
+}
+
+function describeTag({ etag }: Fingerprint): string {
+  return etag === undefined ? "time of last change" : "entity tag";
 }
 
 function differ<T>(a: T | undefined, b: T | undefined): boolean {

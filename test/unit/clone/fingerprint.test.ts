@@ -130,6 +130,28 @@ describe("A remote source", () => {
     await expect(source.read(0, new Uint8Array(512))).rejects.toThrow("its content is another");
   });
 
+  test("whose server no longer tells a tag is not taken for the same, unless another one tells", async () => {
+    const pinned = { kind: "http", size: SIZE, etag: '"a"', lastModified: "then" };
+    const untagged = await remoteSourceFingerprint(new RemoteMemory({ kind: "http" }));
+    expect(differenceFrom(pinned, untagged)).toBe("its server no longer tells its entity tag");
+    expect(differenceFrom({ kind: "http", size: SIZE, lastModified: "then" }, untagged)).toBe(
+      "its server no longer tells its time of last change",
+    );
+    expect(differenceFrom(pinned, { kind: "http", size: SIZE, lastModified: "then" })).toBeUndefined();
+    expect(differenceFrom(pinned, { kind: "http", size: SIZE, etag: '"a"' })).toBeUndefined();
+  });
+
+  test("that was known by samples is compared by them also once its server tells tags", async () => {
+    const device = new RemoteMemory({ kind: "http" });
+    const pinned = await remoteSourceFingerprint(device);
+    device.identity = { ...device.identity, etag: '"a"' };
+    expect(differenceFrom(pinned, await remoteSourceFingerprint(device, { sample: true }))).toBeUndefined();
+    await device.write(0, Buffer.alloc(65536, 8));
+    const now = await remoteSourceFingerprint(device, { sample: true });
+    expect(now.etag).toBe('"a"');
+    expect(differenceFrom(pinned, now)).toBe("its content is another");
+  });
+
   test("of another size is another one, whatever else is known", async () => {
     const pinned = await remoteSourceFingerprint(new RemoteMemory());
     expect(differenceFrom(pinned, { kind: "nbd", size: 1 })).toMatch(/its size is 1 bytes now/);
