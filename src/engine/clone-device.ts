@@ -232,7 +232,13 @@ export class CloneDevice implements ServedDevice {
     checkRange(this, offset, buffer.length);
     this.#onTouch?.(offset, buffer.length);
     await this.#counted(() =>
-      this.#measured(() => this.#steady(() => (this.#live?.reader ?? this.#destination).read(offset, buffer))),
+      this.#measured(() =>
+        this.#steady((onDestination) => {
+          if (this.#live !== undefined) return this.#live.reader.read(offset, buffer, onDestination);
+          onDestination();
+          return this.#destination.read(offset, buffer);
+        }),
+      ),
     );
     this.#stats.reads++;
     this.#stats.readBytes += buffer.length;
@@ -295,7 +301,10 @@ export class CloneDevice implements ServedDevice {
     checkRange(this, offset, length);
     if (length === 0) return [];
     return await this.#counted(() =>
-      this.#steady(() => (this.#live?.status ?? this.#destination).extents(offset, length)),
+      this.#steady((onDestination) => {
+        onDestination();
+        return (this.#live?.status ?? this.#destination).extents(offset, length);
+      }),
     );
   }
 
@@ -432,13 +441,22 @@ export class CloneDevice implements ServedDevice {
     });
   }
 
-  /** What a look at the destination finds, made again where the destination was away, or lost something, meanwhile. */
-  async #steady<T>(look: () => Promise<T>): Promise<T> {
+  /**
+   * What a look finds, made again where the destination, of which it tells then, was away, or lost something, meanwhile. The
+   * source's bytes are right whatever the destination loses: bits that are taken back make more of them the truth.
+   */
+  async #steady<T>(look: (onDestination: () => void) => Promise<T>): Promise<T> {
     for (let attempt = 1; ; attempt++) {
       const { losses } = this.#commits;
-      const found = await look();
-      if (this.#commits.inDoubt) await this.#commits.settle();
+      let looked = false;
+      const found = await look(() => {
+        looked = true;
+      });
+      if (!looked) return found;
+      const away = this.#commits.inDoubt ? await this.#commits.settle() : undefined;
       if (this.#commits.losses === losses) return found;
+      // Where it is away what was taken back is the source's now; what is not will have to wait for it again.
+      if (away !== undefined && attempt > 1) throw away;
       if (attempt < MOST_ATTEMPTS) continue;
       throw new DeviceError(`Cannot read from "${this.name}": it is lost and found again and again (EIO)`, {
         errno: "EIO",

@@ -175,14 +175,20 @@ export class CommitPipeline {
 
   /**
    * Waits for the destination to be back, and ends the doubt, as a flush does: resolves when what it has lost is taken back.
-   * `losses` tells then whether there was anything.
+   * `losses` tells then whether there was anything. Resolves to why the destination cannot be reached, where it cannot.
    */
-  async settle(): Promise<void> {
-    if (this.#failure === undefined) return await this.flush().catch(() => {}); // what follows from it is done
+  async settle(): Promise<DeviceError | undefined> {
+    if (this.#failure === undefined) {
+      return await this.flush().then(
+        () => undefined,
+        (error) => (error instanceof DeviceError && error.away ? error : undefined), // what follows from it is done
+      );
+    }
     // Nobody flushes any more. What clients wrote is lost with the rest, and was given up when it failed.
     const { name } = this.#parts.destination;
     const error = new LostWritesError(`Cannot trust what was written to "${name}": its connection was lost meanwhile`);
     if (this.inDoubt) this.#loseAll(error);
+    return undefined;
   }
 
   /**

@@ -89,18 +89,24 @@ export class RegionReader {
     return true;
   }
 
-  /** Fills `buffer`. @throws {DeviceError} of either device, or with ETIMEDOUT where the source does not answer */
-  read(offset: number, buffer: Uint8Array): Promise<void> {
+  /**
+   * Fills `buffer`; tells `onDestination` where any of it is the destination's, before that is asked.
+   * @throws {DeviceError} of either device, or with ETIMEDOUT where the source does not answer
+   */
+  read(offset: number, buffer: Uint8Array, onDestination: () => void): Promise<void> {
     const { geometry, regions, destination } = this.#parts;
     const start = Math.floor(offset / geometry.regionSize);
     const end = Math.ceil((offset + buffer.length) / geometry.regionSize);
     if (regions.isHydrated(start, end)) {
       this.#lookAhead(offset, offset + buffer.length, { begins: false });
+      onDestination();
       return destination.read(offset, buffer);
     }
-    const done = runParts(this.#split(offset, buffer), WIDTH, (part) =>
-      part.fromSource ? this.#readSource(part) : destination.read(part.offset, part.buffer),
-    );
+    const done = runParts(this.#split(offset, buffer), WIDTH, (part) => {
+      if (part.fromSource) return this.#readSource(part);
+      onDestination();
+      return destination.read(part.offset, part.buffer);
+    });
     this.#lookAhead(offset, offset + buffer.length); // behind what is waited for
     return done;
   }

@@ -298,6 +298,33 @@ describe("CloneDevice, over a connection that breaks", () => {
     expect([drawing(h), h.commits.losses, h.commits.failure]).toEqual(["................", 1, undefined]);
   });
 
+  test("reads what only the source has at once, though the destination is away and in doubt", async () => {
+    const h = await overLink();
+    await h.copy(4);
+    h.link.options = { ...h.link.options, outageMs: 1e9, patienceMs: 60_000, random: () => 0.5 };
+    h.link.break();
+    expect(h.commits.isUnsteady).toBe(true);
+    const read = await bytesAt(h.device, 5 * REGION, 3 * REGION);
+    expect(Buffer.compare(read, SOURCE.subarray(5 * REGION, 8 * REGION))).toBe(0);
+    expect([h.clock.now(), h.commits.losses]).toEqual([0, 0]);
+  });
+
+  test("is asked twice at most, for what only it can tell, while it cannot be reached", async () => {
+    const link = { losses: 0, isAway: true };
+    const h = await setUp({ link });
+    await h.copy(4);
+    await h.commits.commit();
+    const away = (): DeviceError => new DeviceError('Cannot flush "disk"', { errno: "ECONNREFUSED" });
+    const awayForGood = away();
+    h.disk.flushes = [away(), awayForGood, away(), away()];
+    link.losses++;
+    await expect(h.device.extents(0, SIZE)).rejects.toBe(awayForGood);
+    expect([h.disk.flushes.length, h.commits.failure]).toEqual([2, undefined]);
+    h.disk.flushes = [away()];
+    // Once is not too often: what is taken back meanwhile is found elsewhere.
+    expect((await h.device.extents(0, SIZE)).length).toBeGreaterThan(0);
+  });
+
   test("reads again what was under way when it happened", async () => {
     const h = await overLink();
     await h.copy(4);
