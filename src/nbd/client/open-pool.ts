@@ -14,7 +14,7 @@ import { type NegotiatedExport, offers } from "./negotiation.ts";
 import type { StrayChanges } from "./stray-changes.ts";
 
 /** Requests of a device are never larger, bytes: no server has to take more. */
-export const PIECE_BYTES = 1024 * 1024;
+export const PIECE_BYTES = 2 * 1024 * 1024;
 
 /** What an export is opened with. */
 export interface OpenPoolOptions {

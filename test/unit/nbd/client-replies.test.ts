@@ -506,7 +506,7 @@ describe("NbdDevice", () => {
     await using device = await open(server, { access: "read-write" });
     const { socket } = [...server.peers][0] as FakePeer;
     // The server answers all of a write from the first of its headers, and reads the rest later.
-    const pieces = 16;
+    const pieces = 2 ** 24 / device.mostAtOnce;
     socket.removeAllListeners("data");
     socket.once("data", (bytes: Buffer) => {
       socket.pause();
@@ -517,7 +517,7 @@ describe("NbdDevice", () => {
     });
     socket.resume();
     let done = false;
-    const written = device.write(0, Buffer.alloc(pieces * 2 ** 20, 1)).then(() => {
+    const written = device.write(0, Buffer.alloc(pieces * device.mostAtOnce, 1)).then(() => {
       done = true;
     });
     await until(() => socket.bytesWritten > 0 && socket.writableLength === 0);
@@ -533,7 +533,7 @@ describe("NbdDevice", () => {
     await using device = await open(server, { access: "read-write" });
     const { socket } = [...server.peers][0] as FakePeer;
     // The server answers all of a write from the first of its headers, and reads the rest later.
-    const pieces = 16;
+    const pieces = 2 ** 24 / device.mostAtOnce;
     socket.removeAllListeners("data");
     socket.once("data", (bytes: Buffer) => {
       socket.pause();
@@ -543,7 +543,7 @@ describe("NbdDevice", () => {
       }
     });
     socket.resume();
-    const written = device.write(0, Buffer.alloc(pieces * 2 ** 20, 1)).catch((error) => error);
+    const written = device.write(0, Buffer.alloc(pieces * device.mostAtOnce, 1)).catch((error) => error);
     await until(() => socket.bytesWritten > 0 && socket.writableLength === 0);
     for (let turn = 0; turn < 50; turn++) await new Promise((resolve) => setImmediate(resolve));
     socket.destroy();
