@@ -51,13 +51,13 @@ export class SampledDevice extends FilterDevice {
     this.#random = random;
   }
 
-  /** Remembers what is there now, at the beginning of each range. The next flush makes it durable. @throws {DeviceError} */
+  /** Remembers the beginning of each range, as it is now, flushed before and not changed since. @throws {DeviceError} */
   async remember(ranges: readonly { offset: number; length: number }[]): Promise<void> {
     await Promise.all(
       ranges.map(async ({ offset, length }) => {
         const bytes = new Uint8Array(Math.min(SAMPLE_BYTES, length));
         await this.inner.read(offset, bytes);
-        this.#samples.add(sampleOf(offset, bytes));
+        this.#samples.add({ ...sampleOf(offset, bytes), durable: true });
       }),
     );
   }
