@@ -11,6 +11,8 @@
  *                  │                 └─ failed ──────────────► gone ┐ whoever joined it asks for itself, and
  *                  └──release(), without a run()─────────────► gone ┘ meets an error of its own
  *
+ *     Fetch.drop()     ──► it waits for nobody's bytes any more: who gave up must not cost memory when they come after all
+ *
  * It is sound because a source does not change while it is cloned: its bytes are right whenever they were read. Whether
  * they are still what is wanted (the region may be another's by now) is decided before, by whoever asks, as it is for bytes
  * that come from the source itself.
@@ -101,11 +103,26 @@ export class Fetch {
   async run(ask: Ask): Promise<void> {
     const parts = [
       ...this.#own.map((part) => this.#ask(part, ask)),
-      ...this.#joined.filter(({ state }) => state !== "here").map((part) => this.#wait(part, ask)),
+      ...this.#joined
+        .filter(({ state }) => state === "waiting" || state === "failed")
+        .map((part) => this.#wait(part, ask)),
     ];
     if (parts.length <= 1) return await parts[0];
     const failed = (await Promise.allSettled(parts)).find((result) => result.status === "rejected");
     if (failed !== undefined) throw failed.reason;
+  }
+
+  /**
+   * Nobody wants its bytes any more, though it may run: what it waits for from others does not come to it. `run()` resolves, with
+   * bytes that mean nothing, as soon as what it asks for itself has ended.
+   */
+  drop(): void {
+    for (const part of this.#joined) {
+      if (part.state !== "waiting") continue;
+      part.from.joiners.delete(part);
+      part.state = "dropped";
+      part.settle?.();
+    }
   }
 
   /** Nobody finds its bytes here any more. Any number of times, but not while it runs. */
@@ -191,7 +208,7 @@ interface JoinedPart {
   readonly end: number;
   readonly from: OwnPart;
   readonly joiner: Fetch;
-  state: "waiting" | "here" | "failed";
+  state: "waiting" | "here" | "failed" | "dropped";
   /** Wakes the one who waits for it. */
   settle: (() => void) | undefined;
 }

@@ -4,8 +4,9 @@
  *     read ──► queue ──► slot ──► the device ──► private buffer ──► the client's buffer, if it still waits
  *       │        │                     │ ▲
  *       │        │                     └─┘ a passing error: tried again, after a short pause
- *       │        └── time is up ───────┴──► ETIMEDOUT to the client. In the queue it is forgotten; at the device it keeps
- *       │                                   its slot and its buffer until the device answers, which may be never
+ *       │        └── time is up ───────┴──► ETIMEDOUT to the client. In the queue it is forgotten, and where somebody else asks
+ *       │                                   for all of it; at the device it keeps its slot and its buffer until the device
+ *       │                                   answers, which may be never
  *       └── somebody else has the bytes, or waits for them (`ReadsInFlight`): they come from there, without a slot
  *
  * The time is that of the source's silence: at the device it runs from there on, and in the queue from the last answer that
@@ -242,6 +243,10 @@ export class SourceReader {
       read.reject(error);
       return;
     }
+    if (isForgotten(read)) {
+      this.#abandon(fetch); // nobody has answered: who waits in the queue waits no longer for that
+      return;
+    }
     const { bytes } = fetch;
     read.buffer?.set(bytes.subarray(skip, skip + read.buffer.length));
     this.#end(read);
@@ -293,7 +298,7 @@ export class SourceReader {
     if (this.#queue.delete(read)) {
       this.#abandon(read.fetch);
       read.onEnd?.(undefined);
-    }
+    } else if (isForgotten(read)) read.fetch.drop(); // there is no slot that bounds how many of these there are
     if (read.lastError === undefined && !read.speculative) this.#stats.timeouts++;
     read.reject(read.lastError ?? this.timeoutError(read.range));
   }
@@ -322,6 +327,11 @@ export class SourceReader {
       this.#abandon(fetch);
     }
   }
+}
+
+/** Whether nobody has a use for the bytes of a read, which has asked for none itself. */
+function isForgotten({ buffer, onEnd, ownBytes }: PendingRead): boolean {
+  return buffer === undefined && onEnd === undefined && ownBytes === 0;
 }
 
 /** A read that has not ended. */

@@ -42,6 +42,44 @@ describe("SourceReader", () => {
     expect(stats.sourceReadBytes).toBe(12_288);
   });
 
+  test("keeps no memory for those who gave up waiting for what others have asked for", async () => {
+    let taken = 0;
+    class CountedReads extends ReadsInFlight {
+      override fetch(range: { offset: number; length: number }, memory: () => Uint8Array) {
+        return super.fetch(range, () => {
+          taken++;
+          return memory();
+        });
+      }
+    }
+    const { clock, held, stats } = setUp();
+    const reads = new CountedReads();
+    const reader = new SourceReader({ source: held, clock, timeoutMs: 30_000, depth: 2, stats, reads });
+    const read = (offset: number, length: number, buffer = Buffer.alloc(length)) =>
+      reader.read({ range: { offset, length }, skip: 0, buffer }).then(
+        () => buffer,
+        (error) => error,
+      );
+    held.hold("read");
+    const hanging = [read(0, 4096), read(4096, 4096)];
+    for (let round = 0; round < 10; round++) {
+      const joined = Array.from({ length: 10 }, () => read(0, 8192));
+      for (const error of await Promise.all(joined)) expect(error).toMatchObject({ errno: "ETIMEDOUT" });
+    }
+    for (const error of await Promise.all(hanging)) expect(error).toMatchObject({ errno: "ETIMEDOUT" });
+    expect([taken, stats.timeouts]).toEqual([2, 102]);
+    // One has come, and then its reader gives up on the other.
+    const late = read(0, 8192);
+    held.waiting.shift()?.letGo();
+    expect(await late).toMatchObject({ errno: "ETIMEDOUT" });
+    const patient = read(0, 8192);
+    held.release("read");
+    expect(Buffer.compare((await patient) as Buffer, CONTENT.subarray(0, 8192))).toBe(0);
+    await whenIdle();
+    expect(taken).toBe(4);
+    expect(Buffer.compare((await read(4096, 4096)) as Buffer, CONTENT.subarray(4096, 8192))).toBe(0);
+  });
+
   test("reads so many at once, the others in the order they came", async () => {
     const { held, read } = setUp({ depth: 2, timeoutMs: Infinity });
     held.hold("read");
