@@ -29,22 +29,30 @@ export class Terminal {
 
   /** A line about what is going on; not with --quiet. */
   note(line: string): void {
-    if (!this.#verbosity.quiet) process.stderr.write(`${line}\n`);
+    if (!this.#verbosity.quiet) writeLine(line);
   }
 
   /** A line that only --verbose asks for. */
   detail(line: string): void {
-    if (this.#verbosity.verbose) process.stderr.write(`${this.err.dim(line)}\n`);
+    if (this.#verbosity.verbose) writeLine(this.err.dim(line));
   }
 
   /** Something that deserves attention but stops nothing. */
   warn(line: string): void {
-    process.stderr.write(`${this.err.yellow("clone: Warning:")} ${line}\n`);
+    writeLine(`${this.err.yellow("clone: Warning:")} ${line}`);
   }
 
   /** Why the command failed, in one line, and below it what can be done. */
   error(message: string, hint?: string): void {
-    process.stderr.write(`${this.err.red("clone:")} ${message}\n`);
-    if (hint !== undefined) process.stderr.write(`${hint}\n`);
+    writeLine(`${this.err.red("clone:")} ${message}`);
+    if (hint !== undefined) writeLine(hint);
   }
+}
+
+/** Back to the start of a terminal's line, and nothing left on it (ECMA-48, EL). */
+const CLEAR_LINE = "\r\x1b[2K";
+
+/** In place of a progress bar, which is drawn again below. */
+function writeLine(line: string): void {
+  process.stderr.write(`${process.stderr.isTTY ? CLEAR_LINE : ""}${line}\n`);
 }
