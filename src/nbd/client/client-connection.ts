@@ -197,8 +197,8 @@ export class ClientConnection {
         this.drop(new ConnectionLostError(`the server did not answer for ${seconds} s`, { errno: "ETIMEDOUT" }));
         break;
       }
-      // Signs are looked for a few times in the while: none may be older than a quarter of it.
-      await this.#clock.sleep(Math.min(dueAt - now, this.#requestTimeoutMs / 4), this.#ended.signal);
+      // Signs are looked for some times in the while: none may be older than a sixteenth of it.
+      await this.#clock.sleep(Math.min(dueAt - now, this.#requestTimeoutMs / 16), this.#ended.signal);
     }
     this.#watching = false;
   }
