@@ -5,6 +5,7 @@
 import { RateMeter } from "../base/rate-meter.ts";
 import { formatDuration, formatSize } from "../base/units.ts";
 import type { ProgressStyle } from "./progress-style.ts";
+import { barIsShown } from "./status-line.ts";
 
 /** A moment of a long command. Sizes are bytes. */
 export interface ProgressSample {
@@ -124,9 +125,13 @@ async function barDisplay(label: string): Promise<Display> {
       if (started) bar.update(sample.done, payload);
       else bar.start(sample.total, sample.done, payload);
       started = true;
+      barIsShown(process.stderr.isTTY);
       if (final) bar.render();
     },
-    end: () => bar.stop(),
+    end() {
+      barIsShown(false);
+      bar.stop();
+    },
   };
 }
 

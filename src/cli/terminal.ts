@@ -1,5 +1,6 @@
 /** Where text goes and how it looks there: results to standard output, everything else to standard error. */
 import { Chalk, type ChalkInstance, supportsColor, supportsColorStderr } from "chalk";
+import { writeLine } from "./status-line.ts";
 
 /** What the global options ask of the output. */
 export interface Verbosity {
@@ -47,12 +48,4 @@ export class Terminal {
     writeLine(`${this.err.red("clone:")} ${message}`);
     if (hint !== undefined) writeLine(hint);
   }
-}
-
-/** Back to the start of a terminal's line, and nothing left on it (ECMA-48, EL). */
-const CLEAR_LINE = "\r\x1b[2K";
-
-/** In place of a progress bar, which is drawn again below. */
-function writeLine(line: string): void {
-  process.stderr.write(`${process.stderr.isTTY ? CLEAR_LINE : ""}${line}\n`);
 }
