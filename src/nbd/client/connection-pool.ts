@@ -17,6 +17,7 @@ import type { ClientConnection } from "./client-connection.ts";
 import { ConnectionLostError } from "./handshake-error.ts";
 import type { PieceRange } from "./in-pieces.ts";
 import type { NegotiatedExport } from "./negotiation.ts";
+import { ViolationCount } from "./violation-count.ts";
 
 /** Pauses between calls: the first, and the longest; each is spread at random by half. ms. */
 const FIRST_PAUSE_MS = 100;
@@ -27,8 +28,6 @@ const LAST_HOPE_MS = 4000;
 const FURTHER_TIMEOUT_MS = 5000;
 /** Further connections that are being made at the end are waited for so long: a server complains of who leaves in the middle. ms. */
 const LEAVING_MS = 250;
-/** A server that breaks the protocol so often in `reconnectTimeoutMs` is not called for as long. */
-const MOST_VIOLATIONS = 5;
 /** An outage is not told where the last one was told less than so long ago, ms; one that lasts is told in the end. */
 const NOTE_PAUSE_MS = 60_000;
 
@@ -80,10 +79,7 @@ export class ConnectionPool {
   #attemptedAt = Number.NEGATIVE_INFINITY;
   #lastError: Error = new ConnectionLostError("it was not called yet");
   #failures = 0;
-  /** When connections were lost because the server broke the protocol, the last few, ms by the clock. */
-  readonly #violations: number[] = [];
-  /** Violations of connections up to this one are counted: those that there were at the same time count once. */
-  #countedSerial = -1;
+  readonly #violations: ViolationCount;
   /** Until then the server is not called, ms by the clock. */
   #brokenUntil = Number.NEGATIVE_INFINITY;
   /** When an outage was told, ms by the clock. */
@@ -103,6 +99,7 @@ export class ConnectionPool {
 
   private constructor(options: ConnectionPoolOptions, first: ClientConnection) {
     this.#options = options;
+    this.#violations = new ViolationCount(options.reconnectTimeoutMs);
     this.#session = first.session;
     this.#most = options.mostOf(first.session);
     this.#add(first);
@@ -225,16 +222,10 @@ export class ConnectionPool {
     return this.#options.clock.now() < this.#brokenUntil;
   }
 
-  /** Takes note of a violation of the protocol. */
+  /** Takes note of a violation of the protocol, where a connection was lost by one. */
   #breaksTooOften(serial: number, error: ConnectionLostError): boolean {
-    if (!(error.cause instanceof ProtocolError) || serial <= this.#countedSerial) return false;
-    this.#countedSerial = this.#serial;
-    const now = this.#options.clock.now();
-    this.#violations.push(now);
-    if (this.#violations.length > MOST_VIOLATIONS) this.#violations.shift();
-    const [oldest] = this.#violations;
-    if (this.#violations.length < MOST_VIOLATIONS || oldest === undefined) return false;
-    return now - oldest <= this.#options.reconnectTimeoutMs;
+    if (!(error.cause instanceof ProtocolError)) return false;
+    return this.#violations.add(this.#options.clock.now(), { serial, lastSerial: this.#serial });
   }
 
   /** Has nothing to do with the server for a while. */

@@ -9,6 +9,7 @@ import { RangeLock } from "../../../src/nbd/client/range-lock.ts";
 import { RequestWindow } from "../../../src/nbd/client/request-window.ts";
 import { serverWords } from "../../../src/nbd/client/server-words.ts";
 import { StatusBudget } from "../../../src/nbd/client/status-budget.ts";
+import { ViolationCount } from "../../../src/nbd/client/violation-count.ts";
 import { ProtocolError } from "../../../src/nbd/protocol-error.ts";
 
 describe("Coverage", () => {
@@ -232,6 +233,28 @@ describe("StatusBudget", () => {
     expect(budget.isSpent).toBe(false);
     budget.spend({ asked: 512 * MIB, told: 100 * MIB, descriptors: 1 });
     expect(budget.isSpent).toBe(true);
+  });
+});
+
+describe("ViolationCount", () => {
+  const only = (serial: number) => ({ serial, lastSerial: serial });
+
+  test("says when there were five in its time", () => {
+    const count = new ViolationCount(1000);
+    expect([0, 250, 500, 750, 1001, 1250].map((now, serial) => count.add(now, only(serial)))).toEqual([
+      ...[false, false, false, false, false],
+      true,
+    ]);
+  });
+
+  test("counts those of connections that there were at the same time once", () => {
+    const count = new ViolationCount(1000);
+    for (let round = 0; round < 5; round++) {
+      const answers = [0, 1, 2, 3].map((index) =>
+        count.add(round, { serial: round * 4 + index, lastSerial: round * 4 + 3 }),
+      );
+      expect(answers).toEqual([round === 4, false, false, false]);
+    }
   });
 });
 
