@@ -5,6 +5,7 @@ import { FilterDevice } from "../../../src/device/filters/filter-device.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { SourceReadError } from "../../../src/engine/region-copier.ts";
 import { FaultyDevice } from "../../support/faulty-device.ts";
+import { HeldDevice } from "../../support/held-device.ts";
 import { committedRegions, formattedStore, type HydrationOptions, makeHydration } from "../../support/hydration.ts";
 import { imageHash, imageOf } from "../../support/image.ts";
 import { deviceOf, noise } from "../../support/layout.ts";
@@ -527,6 +528,32 @@ describe("Hydrator", () => {
       expect(await h.run()).toMatchObject({ end: "partial", unreadable: [{ start: 20, end: 21 }] });
       expect(h.source.alone(20)).toHaveLength(1);
       expect(h.metadata.committedCount).toBe(REGIONS - 1);
+    });
+
+    test("does not tell of a loss again that has been dealt with while a part of the copy still hung", async () => {
+      const lost = new LostWritesError("lost");
+      let writes = 0;
+      const disk = new (class extends FilterDevice {
+        override async write(offset: number, data: Uint8Array): Promise<void> {
+          if (++writes === 1) throw lost;
+          await super.write(offset, data);
+        }
+        override tryWrite(): boolean {
+          return false;
+        }
+      })(new MemoryDevice({ name: "disk", size: SIZE }));
+      const source = new HeldDevice(new MemoryDevice({ size: SIZE, content: CONTENT }));
+      source.hold("read");
+      const h = await makeHydration({ source, destination: disk, pieceLength: REGION, settings: { batchSize: 4 } });
+      const running = h.run();
+      while (source.waiting.length < 2) await whenIdle();
+      source.waiting.shift()?.letGo();
+      while (writes === 0) await whenIdle();
+      h.commits.lose(lost); // as a flush has told
+      h.commits.noteChange(); // a client's, which came after
+      source.release("read");
+      expect((await running).end).toBe("complete");
+      expect([h.commits.failure, h.commits.losses]).toEqual([undefined, 1]);
     });
 
     test("ends with what it says where it cannot be reached any more, and what was flushed is committed", async () => {
