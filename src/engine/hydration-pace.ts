@@ -75,7 +75,11 @@ export class HydrationPace {
   /** The threshold in use, regions. */
   get threshold(): number {
     const copies = Math.min(this.#parts.copiesInFlight, this.#parts.allowance?.depth ?? Infinity);
-    return this.#settings.threshold ?? this.batchSize * copies;
+    if (this.#settings.threshold !== null) return this.#settings.threshold;
+    const { copier, geometry } = this.#parts;
+    // Where regions are longer than pieces, as many pieces as fill these: more would be cut too small before the way is known.
+    const regions = this.batchSize + Math.ceil((copies * copier.preferredLength) / geometry.regionSize);
+    return Math.min(this.batchSize * copies, regions);
   }
 
   /** Changes what is given, at once; running copies are unaffected. */
