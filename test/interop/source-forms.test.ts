@@ -146,6 +146,17 @@ const FORMS: Form[] = [
     serve: (cwd, image) => overNbd(cwd, "--filter=error", "file", image, "error-pread-rate=5%"),
   },
   {
+    name: "nbdkit with a slow line",
+    programs: ["nbdkit"],
+    serve: (cwd, image) => overNbd(cwd, "--filter=rate", "file", image, "rate=200M"),
+  },
+  {
+    name: "nbdkit that tries again by itself",
+    programs: ["nbdkit"],
+    serve: (cwd, image) =>
+      overNbd(cwd, "--filter=retry", "--filter=error", "file", image, "retry-delay=0", "error-pread-rate=5%"),
+  },
+  {
     name: "nbdkit that lets in one at a time",
     programs: ["nbdkit"],
     serve: (cwd, image) => overNbd(cwd, "--filter=limit", "file", image, "limit=1"),
