@@ -154,7 +154,7 @@ const FORMS: Form[] = [
     name: "nbdkit that tries again by itself",
     programs: ["nbdkit"],
     serve: (cwd, image) =>
-      overNbd(cwd, "--filter=retry", "--filter=error", "file", image, "retry-delay=0", "error-pread-rate=5%"),
+      overNbd(cwd, "--filter=retry", "--filter=error", "file", image, "retry-delay=1", "error-pread-rate=2%"),
   },
   {
     name: "nbdkit that lets in one at a time",
