@@ -256,7 +256,7 @@ describe("clone serve refuses", () => {
       /^clone: Cannot use --export: a name has at most 4096 bytes$/m,
     ],
     [["--socket", "s", "--tls-verify-peer"], 2, /^clone: Cannot use --tls-verify-peer/m],
-    [["--socket", "s", "--tls-certificates", "certs"], 1, /server-cert\.pem": no such file/],
+    [["--socket", "s", "--tls-certificates", "certs"], 1, /server-(cert|key)\.pem": no such file/],
     [["--socket", "s", "--tls-psk", "base.img"], 2, /^clone: Cannot use the keys in "base\.img": line 1/m],
     [["--socket", "s", "--pidfile", "nowhere/pid"], 1, /^clone: Cannot write the pid file "nowhere\/pid": ENOENT$/m],
     [["--socket", "s", "--hydrate-on-read", "maybe"], 2, /hydrate-on-read/],
