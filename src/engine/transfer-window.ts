@@ -12,7 +12,7 @@
  * are. But what answers here is a server rather than a link: its times vary by more than queues do, so the median counts and
  * not the minimum, and 25 ms of work may always wait there, which nobody notices and which spares processors small requests.
  *
- *     startup ── four times as much every other round, until no more comes of it ──► steady, or a queue shows ──► drain
+ *     startup ── eight times as much every other round, until no more comes of it ──► steady, or a queue shows ──► drain
  *     steady  ── after 2 s, then every 10 s, or where the bandwidth falls by half ──► drain
  *     drain   ── half as much, until no more than that is on its way ──► probe
  *     probe   ── a round of requests that find no queue: their times are the delay ──► steady
@@ -50,8 +50,8 @@ const FEWEST_PIECES = 2;
 const GAIN = 1.25;
 /** Work that may wait at the source, ms. */
 const SLACK_MS = 25;
-const STARTUP_GROWTH = 4;
-/** More than this must come of a window four times as long, or the way is full. */
+const STARTUP_GROWTH = 8;
+/** More than this must come of a window that many times as long, or the way is full. */
 const STARTUP_GAIN = 1.25;
 /** The part of the window that must be on its way for a round to be full. */
 const FULL = 0.7;
