@@ -1,7 +1,6 @@
 /** Certificates and keys from files, in the layout that qemu, nbdkit and libnbd share. */
-import { readFile } from "node:fs/promises";
 import { join } from "node:path";
-import { CloneError, errnoOf } from "../base/errors.ts";
+import { readCredentialFile } from "../device/credential-file.ts";
 import { parsePskFile } from "../nbd/psk-file.ts";
 
 /** A server's certificate and key, and the authority that its clients are checked against; PEM texts. */
@@ -17,11 +16,11 @@ export interface ServerCertificates {
  */
 export async function readServerCertificates(directory: string): Promise<ServerCertificates> {
   const [certificate, key, authority] = await Promise.all([
-    readSecret(join(directory, "server-cert.pem")),
-    readSecret(join(directory, "server-key.pem")),
-    readSecret(join(directory, "ca-cert.pem"), { optional: true }),
+    readCredentialFile(join(directory, "server-cert.pem")),
+    readCredentialFile(join(directory, "server-key.pem")),
+    readCredentialFile(join(directory, "ca-cert.pem"), { optional: true }),
   ]);
-  return { certificate: certificate as string, key: key as string, authority };
+  return { certificate, key, authority };
 }
 
 /**
@@ -30,16 +29,5 @@ export async function readServerCertificates(directory: string): Promise<ServerC
  * @throws {UsageError} where it is something else
  */
 export async function readPresharedKeys(path: string): Promise<Map<string, Uint8Array>> {
-  return parsePskFile((await readSecret(path)) as string, path);
-}
-
-async function readSecret(path: string, { optional = false } = {}): Promise<string | undefined> {
-  try {
-    return await readFile(path, "utf8");
-  } catch (error) {
-    const errno = errnoOf(error);
-    if (optional && errno === "ENOENT") return undefined;
-    const why = errno === "ENOENT" ? "no such file (ENOENT)" : errno;
-    throw new CloneError("failed", `Cannot read "${path}": ${why}`, { cause: error });
-  }
+  return parsePskFile(await readCredentialFile(path), path);
 }
