@@ -3,7 +3,7 @@ import { basename, resolve } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { UsageError } from "../base/errors.ts";
 import { safeUrl } from "../device/http/safe-url.ts";
-import { formatNbdUri, type NbdAddress, parseNbdUri } from "../nbd/client/nbd-uri.ts";
+import { formatNbdUri, isNbdUri, type NbdAddress, parseNbdUri } from "../nbd/client/nbd-uri.ts";
 import { commandWords, displayCommand } from "./command-text.ts";
 import { refuseCredentials } from "./image-location.ts";
 
@@ -27,7 +27,6 @@ export type Location =
 
 /** Schemes that qemu takes without `//`; any other text before a colon is a file's name. */
 const BARE_SCHEMES = ["rbd", "ssh", "iscsi", "nbd", "json", "command"];
-const NBD_SCHEMES = ["nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock"];
 
 /** Protocols of qemu's block drivers (qemu-block-drivers(7)) besides those that are read without it. */
 const QEMU_SCHEMES = [
@@ -49,7 +48,7 @@ export function parseLocation(text: string): Location {
     return { kind: "file", path: resolve(text) };
   }
   if (scheme === "file") return fileLocation(text);
-  if (NBD_SCHEMES.includes(scheme)) return { kind: "nbd", address: parseNbdUri(text) };
+  if (isNbdUri(text)) return { kind: "nbd", address: parseNbdUri(text) };
   if (scheme === "http" || scheme === "https") return httpLocation(text);
   if (scheme === "s3") return s3Location(text);
   if (scheme === "command") return { kind: "command", program: text.slice(whole.length), words: undefined };

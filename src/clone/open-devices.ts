@@ -68,14 +68,14 @@ export async function openSource(location: Location, options: SourceOptions = {}
 }
 
 async function openAs(location: Location, options: SourceOptions): Promise<OpenedSource> {
+  if (options.headerFile !== undefined && location.kind !== "http") {
+    throw new UsageError(`Cannot send headers to "${displayName(location)}": --header-file is for web servers`);
+  }
   const uri = uriOf(location);
   if (location.kind === "qemu") {
     const format = options.format ?? "raw"; // never guessed: what its user writes into it is not to choose the driver
     const image = await openImage({ kind: "qemu", filename: location.filename, format }, options);
     return await ending(image, async () => openedRemote(await pin(image, options), { uri, format }));
-  }
-  if (options.headerFile !== undefined && location.kind !== "http") {
-    throw new UsageError(`Cannot send headers to "${displayName(location)}": --header-file is for web servers`);
   }
   const { format = "raw" } = options;
   if (location.kind === "file") {

@@ -11,6 +11,8 @@ const BAD: [args: string[], message: RegExp, hint?: RegExp][] = [
     (size): [string[], RegExp] => [["create", "disk.img", "new.img", `--region-size=${size}`], /--region-size.*"/],
   ),
   [["create", "disk.img", "new.img", "--region-size", "-1"], /--region-size.*"-1"/],
+  [["create", "disk.img", "new.img", "--header-file", "disk.img"], /headers.*--header-file is for web servers/],
+  [["create", "rbd:pool/image", "new.img", "--header-file", "disk.img"], /headers.*--header-file is for web servers/],
   [["create", "disk.img", "new.img", "--source-format", "no such"], /--source-format.*no such/],
   ...["-1", "-1M", "abc", "", "1.5M", "10Q", "100M/h"].map((rate): [string[], RegExp] => [
     ["hydrate", "copy.img", `--rate=${rate}`],
