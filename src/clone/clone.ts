@@ -341,14 +341,8 @@ export class Clone implements AsyncDisposable {
     }
     const accepted = this.#findings.acceptedChange ?? this.descriptor?.acceptedChange;
     if ((trust === "compare" || trust === "touched") && accepted === undefined) {
-      try {
-        if (source === undefined) this.warnNotCompared(destination);
-        else await refuseDifferentSamples(this, source.view, destination.view);
-      } catch (error) {
-        if (!(error instanceof CloneError) || error instanceof DeviceError || !request.acceptChangedSource) throw error;
-        this.#onWarning(error.message);
-        this.#findings.acceptedChange = new Date().toISOString();
-      }
+      if (source === undefined) this.warnNotCompared(destination);
+      else await this.#unlessAccepted(request, () => refuseDifferentSamples(this, source.view, destination.view));
     }
     await destination.sampled?.remember(sampleRanges(this));
     await this.unsettle(trust === "touched" ? { touched: true } : {});
@@ -356,10 +350,15 @@ export class Clone implements AsyncDisposable {
 
   /** @throws {CloneError} where a disk without an identity is not as it was left, unless that is accepted */
   async refuseAnotherDisk(destination: OpenedDestination, request: DeviceRequest): Promise<void> {
+    await this.#unlessAccepted(request, () => refuseAnotherDisk(this, destination));
+  }
+
+  /** Makes a check whose refusal is only said aloud, and recorded, where the user accepts what has changed. */
+  async #unlessAccepted({ acceptChangedSource }: DeviceRequest, check: () => Promise<void>): Promise<void> {
     try {
-      await refuseAnotherDisk(this, destination);
+      await check();
     } catch (error) {
-      if (!(error instanceof CloneError) || error instanceof DeviceError || !request.acceptChangedSource) throw error;
+      if (!(error instanceof CloneError) || error instanceof DeviceError || !acceptChangedSource) throw error;
       this.#onWarning(error.message);
       this.#findings.acceptedChange = new Date().toISOString();
     }

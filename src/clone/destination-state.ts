@@ -15,7 +15,6 @@
  * Nothing can be told where others have a right to change it: after clients wrote to it, or the kernel went on with it (the
  * superblock is another one). After a changed source was accepted, samples tell nothing either.
  */
-import { createHash } from "node:crypto";
 import * as fs from "node:fs";
 import { promisify } from "node:util";
 import { CloneError, DeviceError, errnoOf } from "../base/errors.ts";
@@ -26,6 +25,7 @@ import { statDescriptor } from "../device/file-identity.ts";
 import { runParts } from "../engine/run-parts.ts";
 import type { SettledState } from "../metadata/descriptor.ts";
 import type { Clone } from "./clone.ts";
+import { digestOf } from "./fingerprint.ts";
 import { findData, type OpenedDestination } from "./open-devices.ts";
 
 /** Hydrated regions that are compared, evenly spread, first and last included; and bytes of each. */
@@ -66,7 +66,7 @@ async function sampleDigests(clone: Clone, destination: BlockDevice): Promise<st
     const end = Math.min(offset + length, clone.exactSize);
     const bytes = new Uint8Array(Math.min(end - offset, SAMPLE_BYTES));
     await destination.read(offset, bytes);
-    digests[index] = createHash("sha256").update(bytes).digest("hex").slice(0, 16);
+    digests[index] = digestOf(bytes);
   });
   return digests.join(" ");
 }

@@ -205,13 +205,18 @@ async function sampleDigest(device: Sampled, offset: number, length: number): Pr
   for (let attempt = 1; ; attempt++) {
     try {
       await device.read(offset, buffer);
-      return createHash("sha256").update(buffer).digest("hex").slice(0, DIGEST_LENGTH);
+      return digestOf(buffer);
     } catch (error) {
       // A device that cannot be reached has told nothing of itself.
       if (!(error instanceof DeviceError) || error.away) throw error;
       if (error instanceof ChangedError || attempt === SAMPLE_ATTEMPTS) return UNREADABLE;
     }
   }
+}
+
+/** The digest of a sample, as it is kept. */
+export function digestOf(bytes: Uint8Array): string {
+  return createHash("sha256").update(bytes).digest("hex").slice(0, DIGEST_LENGTH);
 }
 
 /** Whether samples that could be read both times differ. */
