@@ -4,10 +4,10 @@
 //
 // The campaign is every file test/NAME/*.campaign.ts, run once in each of as many shards as there are processors (or
 // --shards N). Each shard takes its share of what is asked for, and adds its figures (test/support/campaign.ts), whose sums
-// are the last line. The seed is printed first; --seed takes it back.
+// are the last line (added to the file CAMPAIGN_SUMMARY, too, where that is set). The seed is printed first; --seed takes it back.
 import { spawn } from "node:child_process";
 import { randomInt } from "node:crypto";
-import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { appendFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { availableParallelism, tmpdir } from "node:os";
 import { join } from "node:path";
 import { parseArgs } from "node:util";
@@ -56,7 +56,9 @@ child.on("close", (code) => {
   }
   const told = Object.entries(sums).map(([what, count]) => `${count.toLocaleString("en")} ${what}`);
   const seconds = Math.round((Date.now() - began) / 1000);
-  if (told.length > 0) console.log(`${name}: ${told.join(", ")} (seed ${options.seed}, ${seconds} s)`);
+  const line = `${name}: ${told.join(", ") || "no figures"} (seed ${options.seed}, ${seconds} s)`;
+  console.log(line);
+  if (process.env.CAMPAIGN_SUMMARY) appendFileSync(process.env.CAMPAIGN_SUMMARY, `${line}\n`);
   process.exitCode = code === 0 && told.length > 0 ? 0 : 1;
 });
 
