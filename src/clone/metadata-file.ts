@@ -13,9 +13,9 @@ import type { FileDevice } from "../device/file-device.ts";
 import { refuseInUse } from "../device/in-use.ts";
 import { acquireLock } from "../device/lock.ts";
 import { UnnamedFile } from "../device/unnamed-file.ts";
-import { CloneMetadata } from "../metadata/clone-metadata.ts";
-import { DESCRIPTOR_BYTES, type Descriptor, DescriptorStore } from "../metadata/descriptor.ts";
+import { DESCRIPTOR_BYTES, type Descriptor } from "../metadata/descriptor.ts";
 import { describeContent } from "../metadata/foreign-content.ts";
+import { writeFormatted } from "../metadata/format-image.ts";
 import { metadataByteLength, minimumBlockCount, recommendedBlockCount } from "../metadata/metadata-size.ts";
 import { hasSuperblockMagic } from "../metadata/superblock.ts";
 import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
@@ -158,15 +158,8 @@ export async function createMetadataOnDevice(device: FileDevice, content: NewMet
   await formatDevice(device, blockCount, content);
 }
 
-async function formatDevice(
-  device: FileDevice,
-  blockCount: number,
-  { geometry, descriptor }: NewMetadata,
-): Promise<void> {
-  // The descriptor first: from the moment the superblock is there, the metadata is complete.
-  const descriptors = await DescriptorStore.format(device, { geometry, blockCount });
-  await descriptors.write(descriptor);
-  await CloneMetadata.create(device, { geometry, blockCount });
+async function formatDevice(device: FileDevice, blockCount: number, content: NewMetadata): Promise<void> {
+  await writeFormatted(device, { ...content, blockCount, bits: null });
 }
 
 /**

@@ -20,17 +20,17 @@
  * disk, and it starts again with step 1.
  */
 import assert from "node:assert";
-import { MetadataError, UsageError } from "../base/errors.ts";
+import { MetadataError } from "../base/errors.ts";
 import type { Geometry, Region, RegionRange } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import type { BitsetLayout } from "../persistent-data/bitset.ts";
-import { createBitset, readBitsetLayout, readBitsetWords, setBits } from "../persistent-data/bitset.ts";
+import { readBitsetLayout, readBitsetWords, setBits } from "../persistent-data/bitset.ts";
 import { BlockManager } from "../persistent-data/block-manager.ts";
-import { BTreeNode } from "../persistent-data/btree-node.ts";
 import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
-import { MAX_METADATA_BLOCKS, SpaceMap } from "../persistent-data/space-map.ts";
+import { SpaceMap } from "../persistent-data/space-map.ts";
 import { type BlockSource, TransactionManager } from "../persistent-data/transaction-manager.ts";
 import { DirtyRegions } from "./dirty-regions.ts";
+import { formatBlocks } from "./format-image.ts";
 import { metadataByteLength, minimumBlockCount } from "./metadata-size.ts";
 import { RegionBitmap } from "./region-bitmap.ts";
 import { encodeSuperblock, readSuperblock, type Superblock } from "./superblock.ts";
@@ -93,30 +93,7 @@ export class CloneMetadata implements AsyncDisposable {
     device: BlockDevice,
     { geometry, blockCount }: { geometry: Geometry; blockCount: number },
   ): Promise<void> {
-    const minimum = minimumBlockCount(geometry.regionCount);
-    const refuse = (why: string): never => {
-      throw new UsageError(`Cannot create clone metadata of ${blockCount} blocks on "${device.name}": ${why}`);
-    };
-    if (!Number.isInteger(blockCount)) throw new RangeError(`block count ${blockCount} is not an integer`);
-    if (blockCount < minimum) refuse(`${geometry.regionCount} regions need ${minimum}`);
-    if (blockCount > MAX_METADATA_BLOCKS) refuse(`the format has room for ${MAX_METADATA_BLOCKS}`);
-    if (metadataByteLength(blockCount) > device.size) refuse(`it has ${Math.floor(device.size / BLOCK_SIZE)}`);
-
-    const first = new Uint8Array(BLOCK_SIZE);
-    await device.read(0, first);
-    if (first.some((byte) => byte !== 0)) {
-      await device.write(0, first.fill(0));
-      await device.flush();
-    }
-
-    const spaceMap = SpaceMap.format(blockCount, device.name);
-    const blocks = new BlockManager(device, { blockCount });
-    const transaction = new TransactionManager(blocks, spaceMap);
-    const refCounts = BTreeNode.format(new Uint8Array(BLOCK_SIZE), { leaf: true, valueSize: 4 });
-    await blocks.write(spaceMap.root.refCountRoot, "node", refCounts.bytes);
-    const bitsetRoot = await createBitset(transaction, geometry.regionCount);
-    await transaction.preCommit();
-    await transaction.commit(encodeSuperblock({ geometry, spaceMap: spaceMap.root, bitsetRoot }));
+    await formatBlocks(device, { geometry, blockCount, bits: null });
   }
 
   /**

@@ -113,6 +113,17 @@ export class RegionBitmap {
     return popcount(this.#words.subarray(at, at + words.length));
   }
 
+  /**
+   * The opposite of `load`: copies the words of the regions from `firstRegion` on, a multiple of 64, into `bytes`, whole
+   * 64-bit words.
+   */
+  store(firstRegion: Region, bytes: Uint8Array): void {
+    assert(firstRegion % 64 === 0 && bytes.length % 8 === 0 && firstRegion + bytes.length * 8 < this.size + 64);
+    const at = firstRegion / 32;
+    const words = this.#words.subarray(at, at + bytes.length / 4);
+    bytes.set(new Uint8Array(words.buffer, words.byteOffset, words.byteLength));
+  }
+
   #next(from: Region, end: Region, skip: number): Region {
     if (!(from >= 0 && end <= this.size)) this.#refuse(from, end);
     if (from >= end) return end;

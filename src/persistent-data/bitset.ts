@@ -105,20 +105,27 @@ export async function readBitsetWords(
   );
 }
 
-/** Creates a bitset of `bitCount` zero bits as `dm_bitset_empty` and `dm_bitset_resize` do, and returns its root. */
-export async function createBitset(transaction: TransactionManager, bitCount: number): Promise<number> {
+/**
+ * Creates a bitset of `bitCount` bits as `dm_bitset_empty` and `dm_bitset_resize` do, and returns its root. `fill` is given
+ * the words of each array block, ascending, as zeroed bytes, with the index of the first bit they hold; what it puts there
+ * must be zero from `bitCount` on.
+ *
+ * @throws {DeviceError}
+ */
+export async function createBitset(
+  transaction: TransactionManager,
+  bitCount: number,
+  fill: (firstBit: number, words: Uint8Array) => void,
+): Promise<number> {
   const tree = new WritableBTree(transaction);
   const wordCount = wordCountOf(bitCount);
-  const full = createArrayBlock(WORDS_PER_ARRAY_BLOCK);
   let root = tree.createEmpty();
   for (let key = 0; key < arrayBlockCountOf(wordCount); key++) {
     const entries = wordsInArrayBlock(key, wordCount);
+    const bytes = createArrayBlock(entries);
+    fill(key * BITS_PER_ARRAY_BLOCK, arrayWords(bytes, entries));
     const block = transaction.spaceMap.allocate();
-    await transaction.blocks.write(
-      block,
-      "array",
-      entries === WORDS_PER_ARRAY_BLOCK ? full : createArrayBlock(entries),
-    );
+    await transaction.blocks.write(block, "array", bytes);
     root = await tree.insert(root, key, block);
   }
   return root;
