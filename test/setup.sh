@@ -6,7 +6,7 @@ set -eu
 
 packages="bash busybox-static btrfs-progs cpio curl e2fsprogs fio fuse3 gnutls-bin groff kmod libnbd-bin libvirt-clients
 libvirt0 libxml2-utils linux-image-amd64 man-db mount nbd-client nbd-server nbdkit nginx-light openssl procps qemu-system-common qemu-system-x86
-qemu-utils systemd util-linux xfsprogs xz-utils"
+qemu-utils strace systemd util-linux xfsprogs xz-utils"
 
 # shellcheck disable=SC2086 # a list of words
 exec sh "$(dirname "$0")/install.sh" test:setup $packages

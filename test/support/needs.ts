@@ -28,6 +28,7 @@ const PACKAGES = {
   "qemu-nbd": "qemu-utils",
   "qemu-storage-daemon": "qemu-system-common",
   "qemu-system-x86_64": "qemu-system-x86",
+  strace: "strace",
   "systemd-analyze": "systemd",
   "systemd-socket-activate": "systemd",
   "virt-xml-validate": "libvirt-clients",

@@ -1,0 +1,61 @@
+// Every command is killed at each call by which it changes anything on a disk: before that call, and so after the one before.
+// Nothing half-made may be seen then, and the same command, given again, ends well. strace finds the calls and kills there.
+// By default a sample of the points is taken, another one for each seed; `--points 0` takes all of them.
+import { afterAll, expect, test } from "vitest";
+import { missingPrograms } from "../support/needs.ts";
+import { seededRandom } from "../support/random.ts";
+import { scratchDirectory, withReason } from "../support/scratch.ts";
+import { killCampaign, Tally } from "./kill-campaign.ts";
+import { KILLED_COMMANDS, type KilledCommand } from "./killed-commands.ts";
+import { type CallPoint, findCallPoints, runUntil } from "./system-call-trace.ts";
+
+const campaign = killCampaign();
+const tally = new Tally();
+const missing = missingPrograms(["strace"]);
+
+afterAll(() => campaign.report(tally.figures()));
+
+test.skipIf(missing !== undefined)(
+  withReason("whatever call a command is killed at, nothing half-made is left, and the next one ends well", missing),
+  async () => {
+    const all: { command: KilledCommand; point: CallPoint }[] = [];
+    for (const command of KILLED_COMMANDS) {
+      await using place = await scratchDirectory();
+      await command.prepare(place.path);
+      for (const point of await findCallPoints(command.args, place.path)) all.push({ command, point });
+    }
+    for (const { command, point } of mine(all)) {
+      const what = `clone ${command.args.join(" ")}, killed at ${point.call} ${point.nth}`;
+      try {
+        await killedAt(command, point);
+      } catch (error) {
+        throw new Error(`${what}: ${(error as Error).message}`, { cause: error });
+      }
+    }
+  },
+);
+
+async function killedAt(command: KilledCommand, point: CallPoint): Promise<void> {
+  await using place = await scratchDirectory();
+  const cwd = place.path;
+  const bytes = await command.prepare(cwd);
+  const { code, signal, stderr } = await runUntil(point, command.args, cwd);
+  // Calls whose number depends on the time may not have been made as often.
+  if (signal === null) expect(code, stderr).toBe(0);
+  else tally.add("kills at system calls");
+  await command.settle(cwd, bytes);
+}
+
+/** This shard's part of the points: all of them, or as many as were asked for, drawn by the seed. */
+function mine<T>(all: readonly T[]): T[] {
+  const wanted = campaign.option("points");
+  const part = all.filter((_, index) => index % campaign.shards === campaign.shard);
+  if (wanted === 0) return part;
+  const random = seededRandom(campaign.seed);
+  const left = [...part];
+  const drawn: T[] = [];
+  while (left.length > 0 && drawn.length < campaign.share("points")) {
+    drawn.push(...left.splice(random.integer(0, left.length - 1), 1));
+  }
+  return drawn;
+}
