@@ -33,7 +33,7 @@ export interface FormatContent {
   geometry: Geometry;
   /** Blocks that the space map is to manage (`nr_blocks`). */
   blockCount: number;
-  /** The hydrated regions, none where it is null; may have room for more regions than there are, but not hold them. */
+  /** The hydrated regions; null for none. */
   bits: RegionBitmap | null;
 }
 
@@ -91,7 +91,7 @@ async function destroySuperblock(device: BlockDevice): Promise<void> {
 
 async function writeBlocks(device: BlockDevice, { geometry, blockCount, bits }: FormatContent): Promise<void> {
   const { regionCount } = geometry;
-  assert(bits === null || (bits.size >= regionCount && bits.nextSet(regionCount) === bits.size), "bits beyond the end");
+  assert(bits === null || bits.size === regionCount);
   const spaceMap = SpaceMap.format(blockCount, device.name);
   const blocks = new BlockManager(device, { blockCount });
   const transaction = new TransactionManager(blocks, spaceMap);

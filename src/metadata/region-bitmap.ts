@@ -70,6 +70,14 @@ export class RegionBitmap {
     this.#words.fill(0);
   }
 
+  /** The same set, of regions up to `size` - 1, this one's being no less; none that is left out may be in the set. */
+  narrowedTo(size: number): RegionBitmap {
+    assert(size <= this.size);
+    const narrow = new RegionBitmap(size);
+    narrow.#words.set(this.#words.subarray(0, narrow.#words.length));
+    return narrow;
+  }
+
   /** How many regions are in the set. */
   count(): number {
     return popcount(this.#words);

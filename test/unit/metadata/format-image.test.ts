@@ -72,7 +72,7 @@ describe("writeFormatted()", () => {
       [5_000_000, 6_000_000],
       [regions - 1, regions],
     ];
-    await writeFormatted(filled, { geometry, blockCount, bits: bitmapOf(2 ** 31, ranges), descriptor: null });
+    await writeFormatted(filled, { geometry, blockCount, bits: bitmapOf(regions, ranges), descriptor: null });
 
     const metadata = await CloneMetadata.open(filled);
     expect([...metadata.hydratedRanges()].map(({ start, end }) => [start, end])).toEqual(ranges);
