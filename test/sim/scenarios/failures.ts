@@ -1,0 +1,224 @@
+/** What goes wrong after an error, at an end, and when nobody looks. */
+import { CloneError, MetadataError } from "../../../src/base/errors.ts";
+import { Geometry } from "../../../src/base/geometry.ts";
+import { FilterDevice } from "../../../src/device/filters/filter-device.ts";
+import { MemoryDevice } from "../../../src/device/memory-device.ts";
+import { Governor } from "../../../src/engine/governor.ts";
+import { LatencyHistogram } from "../../../src/engine/latency-histogram.ts";
+import { PeriodicCommits } from "../../../src/engine/periodic-commits.ts";
+import { Throttle } from "../../../src/engine/throttle.ts";
+import { checkMetadata } from "../../../src/metadata/check.ts";
+import { CloneMetadata } from "../../../src/metadata/clone-metadata.ts";
+import { minimumBlockCount } from "../../../src/metadata/metadata-size.ts";
+import { SpaceMap } from "../../../src/persistent-data/space-map.ts";
+import { bytesAt, makeClone } from "../../support/clone-device.ts";
+import { CountingSource } from "../../support/counting-source.ts";
+import { FaultyDevice } from "../../support/faulty-device.ts";
+import { makeOnlineHydration } from "../../support/hydration.ts";
+import { imageOf } from "../../support/image.ts";
+import { noise } from "../../support/layout.ts";
+import { LoggingDevice } from "../../support/logging-device.ts";
+import { MetadataImage } from "../../support/metadata-image.ts";
+import { VirtualClock, whenIdle } from "../../support/virtual-clock.ts";
+
+const REGION = 4096;
+const MIB = 2 ** 20;
+
+/** 14.2, 2: commits that change everything, on the fewest blocks that metadata is made with. */
+export async function leastSpace(): Promise<string[]> {
+  const wrong: string[] = [];
+  for (const regions of [16, 32_577, 400_000]) {
+    const geometry = new Geometry({ size: regions * REGION, regionSize: REGION });
+    const blockCount = minimumBlockCount(regions);
+    const store = new MemoryDevice({ name: "metadata", size: blockCount * 4096 });
+    await CloneMetadata.create(store, { geometry, blockCount });
+    const metadata = await CloneMetadata.open(store);
+    try {
+      // Every array block in every commit.
+      for (let region = 0; region < 6; region++) {
+        for (let at = region; at < regions; at += 32_576) metadata.markHydrated({ start: at, end: at + 1 });
+        metadata.preCommit();
+        await metadata.commit();
+      }
+    } catch (error) {
+      wrong.push(`${regions} regions on ${blockCount} blocks: ${(error as Error).message}`);
+    }
+    if ((await checkMetadata(store)).verdict !== "clean") wrong.push(`${regions} regions: the metadata is not clean`);
+  }
+  return wrong;
+}
+
+/** Blocks are handed out until none is left: all that are free, wherever the search begins and the last bitmap ends. */
+export async function searchForFreeBlocks(): Promise<string[]> {
+  const wrong: string[] = [];
+  for (const blockCount of [37, 16_321, 16_339]) {
+    for (const used of [0, 1, 2, 3, 5]) {
+      const map = SpaceMap.format(blockCount, "metadata");
+      map.markCommitted();
+      const first = Array.from({ length: used }, () => map.allocate());
+      map.markCommitted();
+      for (const block of first) map.free(block);
+      map.markCommitted();
+      const free = Array.from({ length: blockCount }, (_, block) => block).filter((block) => map.count(block) === 0);
+      const handedOut = new Set<number>();
+      try {
+        for (;;) handedOut.add(map.allocate());
+      } catch (error) {
+        if (!(error instanceof CloneError)) throw error;
+      }
+      // The bitmaps themselves move, and take and leave a block each.
+      if (handedOut.size < free.length - 2 * Math.ceil(blockCount / 16_320)) {
+        wrong.push(`of ${free.length} free blocks of ${blockCount} only ${handedOut.size} are found`);
+      }
+    }
+  }
+  return wrong;
+}
+
+/** A node that says it has more entries than there is room for is refused before any of them is looked at. */
+export async function tooManyEntries(): Promise<string[]> {
+  const geometry = new Geometry({ size: 16 * REGION, regionSize: REGION });
+  const store = new MemoryDevice({ name: "metadata", size: 32 * 4096 });
+  await CloneMetadata.create(store, { geometry, blockCount: 32 });
+  const image = new MetadataImage(await imageOf(store));
+  image.set32(4, 16, 300);
+  image.seal(4, "node");
+  const damaged = new MemoryDevice({ name: "metadata", size: image.bytes.length, content: image.bytes });
+  const error = await CloneMetadata.open(damaged).catch((thrown: unknown) => thrown as Error);
+  if (error instanceof MetadataError && /300 entries/.test(error.message)) return [];
+  return [`300 entries in a node are met by ${error instanceof Error ? error.name : "nothing"}`];
+}
+
+/** 14.2, 3: everything is hydrated, and the commit that would say so is under way, then fails. */
+export async function completeOnDiskOnly(): Promise<string[]> {
+  const wrong: string[] = [];
+  const disk = new MemoryDevice({ name: "destination", size: 4 * REGION, content: noise(4 * REGION, 2) });
+  let seen = false;
+  class Failing extends FilterDevice {
+    override async flush(): Promise<void> {
+      seen = clone.commits.complete || clone.device.becomeLinear();
+      throw new CloneError("failed", "Cannot flush: EIO");
+    }
+  }
+  const clone = await makeClone({ size: 4 * REGION, destination: new Failing(disk) });
+  await clone.device.write(0, Buffer.alloc(4 * REGION, 0x77));
+  await clone.device.flush().catch(() => {});
+  if (seen) wrong.push("the clone is called complete before its last bits are on disk");
+  if (clone.commits.complete) wrong.push("the clone is called complete though its last bits were never committed");
+  return wrong;
+}
+
+/** 14.2, 8: a write was answered, and then the commit failed. */
+export async function readsAfterAFailedCommit(): Promise<string[]> {
+  const disk = new MemoryDevice({ name: "destination", size: 4 * REGION, content: noise(4 * REGION, 2) });
+  const clone = await makeClone({ size: 4 * REGION, destination: new FaultyDevice(disk, { failFlush: [0] }) });
+  const written = Buffer.alloc(REGION, 0x77);
+  await clone.device.write(REGION, written);
+  await clone.device.flush().catch(() => {});
+  const wrong: string[] = [];
+  if (clone.commits.failure === undefined) wrong.push("the clone has not failed");
+  const seen = await bytesAt(clone.device, REGION, REGION);
+  if (!seen.equals(written)) wrong.push("a write that was answered disappears while the clone is served");
+  const again = await clone.device.flush().then(
+    () => "succeeds",
+    () => "fails",
+  );
+  if (again !== "fails") wrong.push("a flush succeeds after a lost write");
+  return wrong;
+}
+
+/** 14.1, removal: closed while its timer, a commit and a copy are pending, nothing of it runs any more. */
+export async function nothingAfterTheEnd(): Promise<string[]> {
+  const clock = new VirtualClock();
+  const log: string[] = [];
+  const disk = new MemoryDevice({ name: "destination", size: 16 * REGION, content: noise(16 * REGION, 2) });
+  const destination = new LoggingDevice(disk, "disk", log);
+  const clone = await makeClone({ clock, destination });
+  const periodic = new PeriodicCommits({ commits: clone.commits, clock, onFailure: () => {} });
+  periodic.start();
+  await clone.device.write(0, Buffer.alloc(REGION, 0x77));
+  await clock.sleep(1500);
+  await clone.device.write(REGION, Buffer.alloc(REGION, 0x77));
+  await clone.device.drain();
+  await periodic.stop();
+  const before = log.length;
+  await clock.sleep(60_000);
+  const after = log.slice(before);
+  return after.length === 0 ? [] : [`after its end: ${after.join(", ")}`];
+}
+
+/** 14.2, 4: clients ask without a pause, and are slower beside copies. Hydration gets on all the same. */
+export async function steadyClients(): Promise<string[]> {
+  const clock = new VirtualClock();
+  const throttle = new Throttle(clock, null);
+  const meter = { pressure: new LatencyHistogram(), measuring: false, quietMs: 0 };
+  let moved = 0;
+  const governor = new Governor({ clock, meter, throttle, moved: () => moved, rate: null, minRate: MIB });
+  const end = new AbortController();
+  const clients = async (): Promise<void> => {
+    for (let before = 0; !end.signal.aborted; before = moved) {
+      await clock.sleep(20);
+      meter.quietMs = 0;
+      // A hundred times slower beside the smallest copy.
+      if (meter.measuring) meter.pressure.record(moved > before ? 100 : 1, 100);
+    }
+  };
+  const copies = async (): Promise<void> => {
+    while (!end.signal.aborted) {
+      const bytes = Math.min(governor.pieceLength, MIB);
+      await throttle.take(bytes, end.signal);
+      await clock.sleep(1);
+      moved += bytes;
+    }
+  };
+  governor.start();
+  const running = [clients(), copies()];
+  const seconds = 300;
+  await clock.sleep(10_000);
+  const from = moved;
+  await clock.sleep(seconds * 1000);
+  const rate = (moved - from) / seconds;
+  end.abort();
+  await governor.stop();
+  await Promise.all(running);
+  return rate >= 0.9 * MIB ? [] : [`hydration starves: ${Math.round(rate)} bytes/s of the ${MIB} that are its own`];
+}
+
+/** 14.2, 5: one region can never be read. It is tried a few times, not for ever. */
+export async function oneBadRegion(): Promise<string[]> {
+  const clock = new VirtualClock();
+  const memory = new MemoryDevice({ name: "source", size: 64 * REGION, content: noise(64 * REGION, 1) });
+  let tries = 0;
+  const source = new FaultyDevice(memory, {
+    failRead: ({ offset, length }) => {
+      const isBad = offset <= 7 * REGION && offset + length > 7 * REGION;
+      if (isBad) tries++;
+      return isBad;
+    },
+  });
+  const h = await makeOnlineHydration({ clock, source });
+  const running = h.run();
+  await clock.sleep(600_000);
+  const wrong: string[] = [];
+  if (h.regions.hydratedCount !== 63) wrong.push(`${h.regions.hydratedCount} of the 63 good regions are hydrated`);
+  if (tries > 40) wrong.push(`the bad region was tried ${tries} times in ten minutes`);
+  if (h.hydrator.unreadableCount !== 1) wrong.push("the bad region is not listed");
+  h.stop.abort();
+  await running;
+  return wrong;
+}
+
+/** 14.2, 9: what was read once is not asked of the source again. */
+export async function readTwice(): Promise<string[]> {
+  const memory = new MemoryDevice({ name: "source", size: 8 * REGION, content: noise(8 * REGION, 1) });
+  const source = new CountingSource(memory);
+  const clone = await makeClone({ size: 8 * REGION, source, hydrateOnRead: "always" });
+  const expected = await imageOf(memory);
+  for (let time = 0; time < 3; time++) {
+    const seen = await bytesAt(clone.device, 2 * REGION, 3 * REGION);
+    if (!seen.equals(expected.subarray(2 * REGION, 5 * REGION))) return ["what is read is not the source's"];
+    await clone.device.drain();
+    await whenIdle();
+  }
+  return source.most === 1 ? [] : [`the source is asked ${source.most} times for what was read once`];
+}

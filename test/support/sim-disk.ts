@@ -1,0 +1,256 @@
+/**
+ * Disks with a volatile write cache in one machine, and the log of what happened to them, from which every state that a
+ * power cut may leave is derived afterwards (`sim-crash.ts`).
+ *
+ *     asked ── pause ── applied ── pause ── [rest applied] ── pause ── answered        a write, zero, discard
+ *                          │                     │                        │
+ *     log                change               change                  (durable, if FUA)
+ *
+ *     asked ── pause ── durable: what had been answered when the flush was asked for ── pause ── answered
+ *
+ * Pauses are drawn from the seed, so requests overlap in any way and end in any order. A flush is as weak as a device may make it:
+ * a write that was still under way when it was asked for may be lost after it.
+ */
+import type { BlockDevice, Extent, ZeroOptions } from "../../src/device/block-device.ts";
+import { ioError } from "../../src/device/io-error.ts";
+import { checkRange } from "../../src/device/range-check.ts";
+import { pagesOf, SECTOR, type SparseImage } from "./sim-image.ts";
+import type { VirtualClock } from "./virtual-clock.ts";
+
+const ZEROS = Buffer.alloc(4096);
+
+/** Sectors of a disk that were given new content in one instant. */
+export interface DiskChange {
+  readonly kind: "change";
+  readonly at: number;
+  readonly disk: SimulatedDisk;
+  readonly verb: "write" | "zero" | "discard";
+  readonly firstSector: number;
+  /** Of whole sectors, as they are from this moment on. */
+  readonly data: Buffer;
+  /** When the request that it is of was answered with success, or Infinity. */
+  answeredAt: number;
+}
+
+/** Changes that are on the medium from this moment on. */
+export interface DiskDurable {
+  readonly kind: "durable";
+  readonly at: number;
+  readonly disk: SimulatedDisk;
+  /** When the flush, or the FUA write, was asked for. */
+  readonly askedAt: number;
+  readonly flush: boolean;
+  readonly changes: readonly DiskChange[];
+}
+
+/** Something else that happened: for assertions about the order of things, and for people. */
+export interface Note {
+  readonly kind: "note";
+  readonly at: number;
+  readonly what: string;
+  /** Regions that were marked hydrated in memory at this moment. */
+  readonly marked?: { start: number; end: number };
+  /** A client was answered: from here on more is promised. */
+  readonly answer?: boolean;
+}
+
+export type SimulationEvent = DiskChange | DiskDurable | Note;
+
+/** What happened, in order; `at` are moments of one counter that everything in the machine shares. */
+export class SimulationLog {
+  readonly events: SimulationEvent[] = [];
+  #now = 1;
+
+  /** A moment of its own. */
+  moment(): number {
+    return this.#now++;
+  }
+
+  note(what: string, details: Pick<Note, "marked" | "answer"> = {}): void {
+    this.events.push({ kind: "note", at: this.moment(), what, ...details });
+  }
+}
+
+/** How a disk behaves. Chances from 0 to 1; ms. */
+export interface DiskHabits {
+  /** The longest pause within a request. */
+  latencyMs: number;
+  /** That a request that could be served at once is. */
+  immediate?: number;
+  failWrite?: number;
+  failFlush?: number;
+  /** A flush is answered and makes nothing durable; so is FUA. */
+  lies?: boolean;
+}
+
+/** One disk. */
+export class SimulatedDisk implements BlockDevice {
+  readonly name: string;
+  readonly size: number;
+  readonly readOnly = false;
+  readonly blockSize = SECTOR;
+  /** What was there before anything happened, durably. */
+  readonly born: SparseImage;
+  /** What a read finds. */
+  readonly seen: SparseImage;
+  /** May be changed at any time. */
+  habits: DiskHabits;
+  readonly #log: SimulationLog;
+  readonly #clock: VirtualClock;
+  readonly #random: () => number;
+  /** Not durable yet. */
+  #cached: DiskChange[] = [];
+
+  constructor(
+    content: SparseImage,
+    parts: {
+      name: string;
+      size?: number;
+      log: SimulationLog;
+      clock: VirtualClock;
+      random: () => number;
+      habits: DiskHabits;
+    },
+  ) {
+    this.name = parts.name;
+    this.size = parts.size ?? content.size;
+    this.born = content.copy();
+    this.seen = content.copy();
+    this.habits = parts.habits;
+    this.#log = parts.log;
+    this.#clock = parts.clock;
+    this.#random = parts.random;
+  }
+
+  async read(offset: number, buffer: Uint8Array): Promise<void> {
+    checkRange(this, offset, buffer.length);
+    await this.#pause();
+    const bytes = Buffer.alloc(buffer.length);
+    this.seen.read(offset, bytes);
+    await this.#pause();
+    buffer.set(bytes);
+  }
+
+  tryRead(offset: number, buffer: Uint8Array): boolean {
+    checkRange(this, offset, buffer.length);
+    if (!this.#happens(this.habits.immediate)) return false;
+    this.seen.read(offset, buffer);
+    return true;
+  }
+
+  async write(offset: number, data: Uint8Array, { fua = false }: { fua?: boolean } = {}): Promise<void> {
+    checkRange(this, offset, data.length);
+    await this.#inParts("write", offset, data.length, fua, (from, to) => [
+      this.#apply("write", from, data.subarray(from - offset, to - offset)),
+    ]);
+  }
+
+  tryWrite(offset: number, data: Uint8Array): boolean {
+    checkRange(this, offset, data.length);
+    if (!this.#happens(this.habits.immediate)) return false;
+    this.#apply("write", offset, data).answeredAt = this.#log.moment();
+    return true;
+  }
+
+  async zero(offset: number, length: number, { fua = false }: ZeroOptions = {}): Promise<void> {
+    checkRange(this, offset, length);
+    await this.#inParts("zero", offset, length, fua, (from, to) => this.#applyZeros("zero", from, to));
+  }
+
+  async canZeroFast(): Promise<boolean> {
+    return true;
+  }
+
+  /** As a sparse file does: whole pages are gone, and read as zeros. */
+  async discard(offset: number, length: number): Promise<void> {
+    checkRange(this, offset, length);
+    await this.#inParts("discard", offset, length, false, (from, to) => this.#applyZeros("discard", from, to));
+  }
+
+  async flush(): Promise<void> {
+    const askedAt = this.#log.moment();
+    await this.#pause();
+    if (this.#happens(this.habits.failFlush)) {
+      this.#log.note(`${this.name}: a flush fails`);
+      throw ioError({ verb: "flush", name: this.name, errno: "EIO" });
+    }
+    this.#makeDurable(askedAt, true, (change) => change.answeredAt < askedAt);
+    await this.#pause();
+  }
+
+  async extents(offset: number, length: number): Promise<Extent[]> {
+    checkRange(this, offset, length);
+    await this.#pause();
+    const extents = length === 0 ? [] : this.seen.extents(offset, length);
+    await this.#pause();
+    return extents;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {}
+
+  /** A request in two halves, cut where sectors end, each applied in one instant. */
+  async #inParts(
+    verb: DiskChange["verb"],
+    offset: number,
+    length: number,
+    fua: boolean,
+    apply: (from: number, to: number) => DiskChange[],
+  ): Promise<void> {
+    const askedAt = this.#log.moment();
+    const end = offset + length;
+    const cut = Math.ceil((offset + this.#random() * 1.3 * length) / SECTOR) * SECTOR;
+    const middle = Math.min(end, Math.max(offset, cut));
+    const fails = this.#happens(this.habits.failWrite);
+    const changes: DiskChange[] = [];
+    await this.#pause();
+    if (middle > offset) changes.push(...apply(offset, middle));
+    if (fails) {
+      this.#log.note(`${this.name}: a ${verb} of ${length} bytes at ${offset} fails`);
+      throw ioError({ verb, name: this.name, offset, length, errno: "ENOSPC" });
+    }
+    if (middle < end) {
+      await this.#pause();
+      changes.push(...apply(middle, end));
+    }
+    await this.#pause();
+    const answeredAt = this.#log.moment();
+    for (const change of changes) change.answeredAt = answeredAt;
+    if (fua) this.#makeDurable(askedAt, false, (change) => changes.includes(change));
+  }
+
+  #applyZeros(verb: DiskChange["verb"], from: number, to: number): DiskChange[] {
+    // What has never been written is zeros, on the medium too.
+    return pagesOf(this.seen, from, to - from).map(({ start, end }) =>
+      this.#apply(verb, start, ZEROS.subarray(0, end - start)),
+    );
+  }
+
+  #apply(verb: DiskChange["verb"], offset: number, data: Uint8Array): DiskChange {
+    this.seen.write(offset, data);
+    const firstSector = Math.floor(offset / SECTOR);
+    const sectors = Math.ceil((offset + data.length) / SECTOR) - firstSector;
+    const whole = Buffer.alloc(sectors * SECTOR);
+    this.seen.read(firstSector * SECTOR, whole);
+    const at = this.#log.moment();
+    const change: DiskChange = { kind: "change", at, disk: this, verb, firstSector, data: whole, answeredAt: Infinity };
+    this.#log.events.push(change);
+    this.#cached.push(change);
+    return change;
+  }
+
+  #makeDurable(askedAt: number, flush: boolean, isCovered: (change: DiskChange) => boolean): void {
+    const changes = this.habits.lies ? [] : this.#cached.filter(isCovered);
+    const covered = new Set(changes);
+    this.#cached = this.#cached.filter((change) => !covered.has(change));
+    this.#log.events.push({ kind: "durable", at: this.#log.moment(), disk: this, askedAt, flush, changes });
+  }
+
+  #happens(chance = 0): boolean {
+    return chance > 0 && this.#random() < chance;
+  }
+
+  async #pause(): Promise<void> {
+    const { latencyMs } = this.habits;
+    if (latencyMs > 0) await this.#clock.sleep(Math.floor(this.#random() * (latencyMs + 1)));
+  }
+}
