@@ -1,0 +1,161 @@
+// Each kind of damage is done to an image built by the test's own hand, whose bits are known. What is proved must come out
+// as it was; what is not must be refused, and never be called hydrated.
+import { expect, test } from "vitest";
+import { MemoryDevice } from "../../../src/device/memory-device.ts";
+import { checkMetadata } from "../../../src/metadata/check.ts";
+import { type PlannedRepair, planRepair, type RepairRequest, writeRepaired } from "../../../src/metadata/repair.ts";
+import { imageBytes } from "../../../src/metadata/repair-descriptor.ts";
+import { kernelFixtures, readFixtureImage } from "../../support/kernel-fixtures.ts";
+import {
+  buildMetadata,
+  flipBit,
+  MetadataImage,
+  REGIONS,
+  recount,
+  twoLevelImage,
+} from "../../support/metadata-image.ts";
+
+const plan = (image: MetadataImage, request?: RepairRequest) =>
+  planRepair(new MemoryDevice({ size: image.bytes.length, content: image.bytes, readOnly: true }), request);
+
+async function written(planned: PlannedRepair): Promise<MetadataImage> {
+  const size = imageBytes(planned.blockCount, planned.descriptor);
+  const device = new MemoryDevice({ size });
+  await writeRepaired(planned, device);
+  const report = await checkMetadata(device);
+  expect(report.fatal.concat(report.warnings)).toEqual([]);
+  const bytes = Buffer.alloc(size);
+  await device.read(0, bytes);
+  return new MetadataImage(bytes);
+}
+
+async function repaired(image: MetadataImage, request?: RepairRequest): Promise<MetadataImage> {
+  const planned = await plan(image, request);
+  if (!planned.ok) throw new Error(`refused: ${planned.reason}`);
+  return await written(planned);
+}
+
+const truth: [number, number][] = [
+  [0, 5],
+  [32570, 32600],
+  [REGIONS - 1, REGIONS],
+];
+
+/** Damage from which everything can be made anew. `twoLevelImage()` says which block is what. */
+const cheap: [string, (image: MetadataImage) => void][] = [
+  ["nothing", () => {}],
+  ["a wrong number of allocated blocks", (image) => image.edit(0, "superblock", () => image.set64(0, 52, 31))],
+  [
+    "flags, uuid and spare bytes",
+    (image) => image.edit(0, "superblock", (block) => block.fill(1, 16, 32).fill(2, 300)),
+  ],
+  ["an unreadable index block", (image) => flipBit(image, 1)],
+  ["an unreadable bitmap block", (image) => flipBit(image, 3)],
+  ["an unreadable leaf of reference counts", (image) => flipBit(image, 2)],
+  ["a live block that is counted free", (image) => image.setCount(7, 0)],
+  ["a leaked block", (image) => image.setCount(30, 1)],
+  [
+    "a leaked block that is counted right",
+    (image) => {
+      image.setCount(30, 1);
+      recount(image);
+    },
+  ],
+  ["a count of 3 without an entry", (image) => image.setCount(8, 3)],
+  ["a hint that hides free blocks", (image) => image.edit(1, "index", () => image.set32(1, 28, 50))],
+  ["no free blocks according to the index", (image) => image.edit(1, "index", () => image.set32(1, 24, 0))],
+  [
+    "bits beyond the last region",
+    (image) => image.edit(9, "array", (block) => block.writeUInt8(0xff, 24 + 8 * 508 + 7)),
+  ],
+  ["an index that names no bitmap", (image) => image.edit(1, "index", () => image.set64(1, 16, 2 ** 40))],
+];
+
+test.for(cheap)("planRepair() rebuilds all bits exactly after %s", async ([, strike]) => {
+  const image = twoLevelImage();
+  strike(image);
+  expect((await repaired(image)).hydratedRanges()).toEqual(truth);
+});
+
+test("planRepair() finds the array blocks of an unreadable leaf by the space map and keeps what they agree on", async () => {
+  const image = twoLevelImage();
+  flipBit(image, 12); // key 4 alone: the last one
+  expect((await repaired(image)).hydratedRanges()).toEqual(truth);
+});
+
+test("planRepair() leaves unknown what the array blocks of an unreadable leaf do not agree on", async () => {
+  const image = twoLevelImage();
+  flipBit(image, 10); // keys 0 and 1
+  const planned = await plan(image);
+  expect(planned.ok).toBe(false);
+  const unknown = planned.unknown;
+  for (const { end } of unknown) expect(end).toBeLessThanOrEqual(2 * 32576);
+  const bits = (await repaired(image, { assume: "unhydrated" })).hydratedRanges();
+  // One has the bits 0 to 4 and 32570 to 32575, the other 0 to 23: whichever is whose, both have 0 to 4.
+  expect(bits).toEqual([
+    [0, 5],
+    [32576, 32581],
+    [REGIONS - 1, REGIONS],
+  ]);
+});
+
+test("planRepair() follows an unreadable root to the leaves that the space map calls in use", async () => {
+  const image = twoLevelImage();
+  flipBit(image, 4);
+  expect((await repaired(image)).hydratedRanges()).toEqual(truth);
+});
+
+test("planRepair() calls no region of an unreadable array block hydrated, and names them all", async () => {
+  const image = twoLevelImage();
+  flipBit(image, 5);
+  const planned = await plan(image);
+  expect(planned).toMatchObject({ ok: false, unknown: [{ start: 0, end: 32576 }] });
+  expect((await repaired(image, { assume: "unhydrated" })).hydratedRanges()).toEqual([
+    [32576, 32600],
+    [REGIONS - 1, REGIONS],
+  ]);
+  expect((await repaired(image, { assume: "hydrated" })).hydratedRanges()[0]).toEqual([0, 32600]);
+});
+
+test("planRepair() calls hydrated what a comparison found equal, and nothing else of the unknown", async () => {
+  const image = twoLevelImage();
+  flipBit(image, 5);
+  const compare = async () => [{ start: 3, end: 4 }];
+  const planned = await plan(image, { compare });
+  expect(planned).toMatchObject({ ok: false, compared: [{ start: 3, end: 4 }] });
+  expect((await repaired(image, { compare, assume: "unhydrated" })).hydratedRanges()).toEqual([
+    [3, 4],
+    [32576, 32600],
+    [REGIONS - 1, REGIONS],
+  ]);
+});
+
+test("planRepair() believes neither of two keys that name the same array block", async () => {
+  const image = twoLevelImage();
+  image.edit(10, "node", () => image.set64(10, 2056, 5)); // key 1 names the block of key 0
+  const planned = await plan(image);
+  expect(planned).toMatchObject({ ok: false, unknown: [{ start: 0, end: 2 * 32576 }] });
+});
+
+test("planRepair() believes no array block of another length than its key's", async () => {
+  const image = twoLevelImage();
+  image.edit(9, "array", (block) => block.writeUInt32LE(509 - 1, 8));
+  expect(await plan(image)).toMatchObject({ ok: false, unknown: [{ start: 4 * 32576, end: REGIONS }] });
+});
+
+test.for(kernelFixtures)("planRepair() and writeRepaired() keep the bits of the kernel's %s", async (name) => {
+  const image = new MetadataImage(readFixtureImage(name));
+  const before = image.hydratedRanges();
+  const after = await repaired(image);
+  expect(after.hydratedRanges()).toEqual(before);
+  if (before.length > 0) return;
+  expect(Buffer.compare(after.bytes, image.bytes.subarray(0, after.bytes.length))).toBe(0);
+});
+
+test("writeRepaired() lays the bits out as a fresh format of the same size has them", async () => {
+  const sizes = { regionSectors: 8, targetSectors: 8 * 100_000, blockCount: 64 };
+  const image = buildMetadata({ ...sizes, hydrated: [[5, 70_000]] });
+  image.setCount(8, 0);
+  const expected = buildMetadata({ ...sizes, hydrated: [[5, 70_000]] });
+  expect(Buffer.compare((await repaired(image)).bytes, expected.bytes)).toBe(0);
+});
