@@ -45,7 +45,7 @@ export function parseLocation(text: string): Location {
   const [whole, name, slashes] = /^([a-z][a-z0-9+.-]*):(\/\/)?/i.exec(text) ?? [];
   const scheme = name?.toLowerCase();
   if (whole === undefined || scheme === undefined || (slashes === undefined && !BARE_SCHEMES.includes(scheme))) {
-    return { kind: "file", path: resolve(text) };
+    return { kind: "file", path: resolve(withoutNul(text, text)) };
   }
   if (scheme === "file") return fileLocation(text);
   if (isNbdUri(text)) return { kind: "nbd", address: parseNbdUri(text) };
@@ -71,11 +71,29 @@ export function parsePath(text: string): string {
 }
 
 function fileLocation(text: string): Location {
+  const path = pathOfUri(text);
+  if (path instanceof Error) throw new UsageError(`Cannot open "${text}": ${path.message}`, { cause: path });
+  return { kind: "file", path: resolve(withoutNul(path, text)) };
+}
+
+/** Whatever the last character is: the WHATWG's URL drops control characters at its end before they are encoded. */
+function fileUri(path: string): string {
+  return pathToFileURL(`${path}.`).href.slice(0, -1);
+}
+
+/** The path that a `file:` URI names, or why it names none: one that metadata records may be anything. */
+function pathOfUri(uri: string): string | Error {
   try {
-    return { kind: "file", path: fileURLToPath(text) };
+    return fileURLToPath(uri);
   } catch (error) {
-    throw new UsageError(`Cannot open "${text}": ${(error as Error).message}`, { cause: error });
+    return error as Error;
   }
+}
+
+/** No file has such a name: to Node.js it is a mistake of the program. */
+function withoutNul(path: string, text: string): string {
+  if (!path.includes("\0")) return path;
+  throw new UsageError(`Cannot open "${text.replaceAll("\0", "�")}": the name of a file holds no NUL`);
 }
 
 function httpLocation(text: string): Location {
@@ -106,7 +124,7 @@ function s3Location(text: string): Location {
 export function uriOf(location: Location): string {
   switch (location.kind) {
     case "file":
-      return pathToFileURL(location.path).href;
+      return fileUri(location.path);
     case "nbd":
       return formatNbdUri(location.address);
     case "http":
@@ -136,9 +154,12 @@ export function displayName(location: Location): string {
   return location.kind === "file" ? location.path : displayUri(uriOf(location));
 }
 
-/** A URI for people: a file's as its plain path. */
+/** A URI for people: a file's as its plain path. One that metadata records may be anything, and is then shown as it is. */
 export function displayUri(uri: string): string {
-  if (uri.startsWith("file://")) return fileURLToPath(uri);
+  if (uri.startsWith("file://")) {
+    const path = pathOfUri(uri);
+    return path instanceof Error ? uri : path;
+  }
   return uri.startsWith("command:") ? `[ ${uri.slice("command:".length)} … ]` : uri;
 }
 

@@ -101,7 +101,7 @@ describe("The URI of a location", () => {
   test("of any path opens the same file again", () => {
     fc.assert(
       fc.property(fc.string({ minLength: 1, unit: "binary" }), (name) => {
-        const path = `/${name.replaceAll("\0", "").replaceAll("/", "_")}x`;
+        const path = `/x${name.replaceAll("\0", "").replaceAll("/", "_")}`;
         const location = parseLocation(path);
         expect(location).toEqual({ kind: "file", path });
         expect(parseLocation(uriOf(location))).toEqual(location);
@@ -109,6 +109,20 @@ describe("The URI of a location", () => {
       }),
     );
   });
+
+  test("of a file whose name ends in a control character names that file (fuzz, seed 6, message 654)", () => {
+    const path = "/var/lib/imag\v";
+    expect(uriOf({ kind: "file", path })).toBe("file:///var/lib/imag%0B");
+    expect(parseLocation("file:///var/lib/imag%0B")).toEqual({ kind: "file", path });
+  });
+
+  test.for(["file://host/disk.img", "file:///disk%zz.img", "file:///a%2Fb"])(
+    "that names no file, as metadata of others may record it, is shown as it is: %s (fuzz, seed 5)",
+    (uri) => {
+      expect(displayUri(uri)).toBe(uri);
+      expect(() => parseLocation(uri)).toThrow(UsageError);
+    },
+  );
 
   test("of a presigned URL has no signature, and says that it cannot be opened again", () => {
     const text = "https://host/x.img?X-Amz-Signature=deadbeef&X-Amz-Credential=AKIA";
@@ -132,6 +146,10 @@ describe("The URI of a location", () => {
     expect(isReopenable(location)).toBe(false);
     expect(parseLocation(uriOf(location))).toEqual({ kind: "command", program: "nbdkit", words: undefined });
   });
+});
+
+test.for(["a\0b", "file:///a%00b"])("a file whose name holds a NUL is refused: %j (fuzz, seed 5)", (text) => {
+  expect(() => parseLocation(text)).toThrow(/Cannot open ".*": the name of a file holds no NUL/);
 });
 
 test("parsePath() takes paths alone", () => {
