@@ -2,7 +2,7 @@
  * Opens the control socket of a clone that this process has locked. The lock is what makes it safe to take the place of a
  * leftover: nobody else can have the clone open, so a socket that nobody answers is one that a killed process has left.
  *
- *     1. bind under a name of our own in the same directory, for this user alone
+ *     1. bind under another name in the same directory, for this user alone; what a killed process has left there goes first
  *     2. rename onto the socket's name: a leftover goes and ours appears in one step
  *     3. at the end remove the name, if it still is of our socket
  *
@@ -10,17 +10,16 @@
  * by then.
  */
 import assert from "node:assert";
-import { randomBytes } from "node:crypto";
 import { lstatSync, renameSync } from "node:fs";
 import { lstat, mkdir, realpath, unlink } from "node:fs/promises";
-import { dirname, join } from "node:path";
+import { dirname } from "node:path";
 import { CloneError, errnoOf } from "../base/errors.ts";
-import { controlPaths, fitsSocket } from "../control/control-path.ts";
+import { bindingPath, controlPaths } from "../control/control-path.ts";
 import type { ControlServer } from "../control/control-server.ts";
 import type { ControlTarget } from "../control/control-target.ts";
 import { isSameFile } from "../device/file-identity.ts";
 import type { Clone } from "./clone.ts";
-import { lookAtSocket } from "./socket-path.ts";
+import { lookAtSocket, removeLeftover } from "./socket-path.ts";
 
 /** Permissions that let others put something in our place. */
 const WRITABLE_BY_OTHERS = 0o022;
@@ -63,8 +62,8 @@ export async function openLiveSocket(
 }
 
 async function bind(server: ControlServer, path: string): Promise<LiveSocket> {
-  const own = join(dirname(path), `.${randomBytes(3).toString("hex")}`);
-  if (!fitsSocket(own)) throw new CloneError("failed", "the directory's path is too long");
+  const own = bindingPath(path);
+  await removeLeftover(own);
   await server.listen(own, () => renameSync(own, path));
   const bound = lstatSync(path, { bigint: true });
   const close = async (): Promise<void> => {

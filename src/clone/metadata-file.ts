@@ -7,7 +7,7 @@ import { lstat, open, realpath, stat, unlink } from "node:fs/promises";
 import { DeviceError, errnoOf, UsageError } from "../base/errors.ts";
 import type { Geometry } from "../base/geometry.ts";
 import { formatSize } from "../base/units.ts";
-import { besideMetadata, fitsSocket } from "../control/control-path.ts";
+import { besideMetadata, bindingPath, fitsSocket } from "../control/control-path.ts";
 import { syncDirectoryOf } from "../device/directory.ts";
 import type { FileDevice } from "../device/file-device.ts";
 import { refuseInUse } from "../device/in-use.ts";
@@ -169,7 +169,9 @@ async function formatDevice(device: FileDevice, blockCount: number, content: New
 export async function removeMetadata(path: string): Promise<void> {
   const real = await realpath(path);
   const socket = besideMetadata(real);
-  if (fitsSocket(socket) && (await lookAtSocket(socket)) === "leftover") await removeIfThere(socket);
+  for (const name of [socket, bindingPath(socket)].filter(fitsSocket)) {
+    if ((await lookAtSocket(name)) === "leftover") await removeIfThere(name);
+  }
   for (const name of new Set([real, path])) {
     await removeIfThere(name);
     await syncDirectoryOf(name);

@@ -1,5 +1,5 @@
 /** Whether a socket's path is free: sockets stay behind when a process is killed, and bind(2) refuses a path that is taken. */
-import { lstat } from "node:fs/promises";
+import { lstat, unlink } from "node:fs/promises";
 import { connect } from "node:net";
 import { errnoOf } from "../base/errors.ts";
 
@@ -18,6 +18,14 @@ export async function lookAtSocket(path: string): Promise<"free" | "leftover" | 
   if (stats === undefined) return "free";
   if (!stats.isSocket()) return "other";
   return (await isAnswered(path)) ? "answered" : "leftover";
+}
+
+/** Removes a socket that nobody answers; leaves everything else. Rejects where it cannot be removed. */
+export async function removeLeftover(path: string): Promise<void> {
+  if ((await lookAtSocket(path)) !== "leftover") return;
+  await unlink(path).catch((error: unknown) => {
+    if (errnoOf(error) !== "ENOENT") throw error;
+  });
 }
 
 /** Whether anybody listens at a socket. */

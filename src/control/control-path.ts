@@ -54,6 +54,14 @@ export function controlPaths(metadata: ControlledMetadata, where: RuntimeDirecto
   return [...new Set(paths)].filter(fitsSocket);
 }
 
+/**
+ * Where a socket is bound before it takes its place at `path`: beside it, no longer than it, and always the same, so that what a
+ * killed process leaves there is found by the next.
+ */
+export function bindingPath(path: string): string {
+  return `${path.slice(0, -1)}~`;
+}
+
 /** Whether a socket can have this path. */
 export function fitsSocket(path: string): boolean {
   return Buffer.byteLength(path) <= LONGEST_SOCKET_PATH;
