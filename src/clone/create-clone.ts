@@ -1,5 +1,6 @@
 /** `clone create`: checks source and destination, writes the metadata, copies nothing. */
 import { randomUUID } from "node:crypto";
+import { stat } from "node:fs/promises";
 import { BusyError, UsageError } from "../base/errors.ts";
 import { Geometry, MAX_REGION_COUNT, SECTOR_SIZE } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
@@ -80,7 +81,8 @@ export async function createClone(request: CreateRequest): Promise<CreatedClone>
   refuseLongName(source);
   await refuseUnfinishedSource(source);
   const geometry = geometryOf(source, request.regionSize);
-  await using made = await NewDestination.open(destinationLocation, source.device.size, remoteOptions);
+  const options = { ...remoteOptions, mode: await modeOf(sourceLocation) };
+  await using made = await NewDestination.open(destinationLocation, source.device.size, options);
   const destination = made.opened;
   refuseLongName(destination);
   const warnings = [...(await warningsOfSource(source)), ...warningsOfDestination(destination)];
@@ -105,6 +107,11 @@ export async function createClone(request: CreateRequest): Promise<CreatedClone>
   const names = { source: displayName(sourceLocation), destination: displayName(destinationLocation) };
   const reminders = unkept(sourceLocation, headerFile);
   return { metadata, ...names, format: source.format, geometry, exactSize, warnings, reminders };
+}
+
+/** The permissions of a file or block device; undefined of what is elsewhere. */
+async function modeOf(location: Location): Promise<number | undefined> {
+  return location.kind === "file" ? (await stat(location.path)).mode : undefined;
 }
 
 /** @throws {UsageError} where metadata has no room for a name */

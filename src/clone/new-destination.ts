@@ -8,6 +8,16 @@ import { exists, removeIfThere } from "./metadata-file.ts";
 import { ending, type OpenedDestination, openDestination } from "./open-devices.ts";
 import { isStillThere } from "./open-metadata.ts";
 
+/** Permissions of a new file: as many as umask leaves; and those without which it could not be worked with. */
+const EVERYBODY = 0o666;
+const OWNER = 0o600;
+
+/** How a destination is opened, or made. */
+export interface NewDestinationOptions extends RemoteOptions {
+  /** The permissions of the source, where that is a file or block device. */
+  mode?: number | undefined;
+}
+
 /** An open, locked destination. Disposing of it closes it, and removes it where it was made and is not to be kept. */
 export class NewDestination implements AsyncDisposable {
   readonly opened: OpenedDestination;
@@ -24,12 +34,19 @@ export class NewDestination implements AsyncDisposable {
   }
 
   /**
-   * Opens the destination, or makes it: a sparse file of `size` bytes, its name durable.
+   * Opens the destination, or makes it: a sparse file of `size` bytes, its name durable, that nobody may read who may not read
+   * the source.
    * @throws {BusyError} where another process uses it
    * @throws {DeviceError} where it can be neither opened nor made
    */
-  static async open(location: Location, size: number, options: RemoteOptions = {}): Promise<NewDestination> {
-    if (location.kind === "file" && !(await exists(location.path))) return await NewDestination.#make(location, size);
+  static async open(
+    location: Location,
+    size: number,
+    { mode, ...options }: NewDestinationOptions = {},
+  ): Promise<NewDestination> {
+    if (location.kind === "file" && !(await exists(location.path))) {
+      return await NewDestination.#make(location, { size, mode });
+    }
     const opened = await openDestination(location, { ...options, access: "read-write" });
     return await ending(opened, async () => {
       const { file } = opened;
@@ -42,9 +59,12 @@ export class NewDestination implements AsyncDisposable {
     });
   }
 
-  static async #make(location: FileLocation, size: number): Promise<NewDestination> {
+  static async #make(
+    location: FileLocation,
+    { size, mode = EVERYBODY }: { size: number; mode?: number | undefined },
+  ): Promise<NewDestination> {
     const { path } = location;
-    const unnamed = await UnnamedFile.create(path);
+    const unnamed = await UnnamedFile.create(path, { mode: (mode & EVERYBODY) | OWNER }); // permissions, no offset or size
     return await ending(unnamed, async () => {
       const file = unnamed.device;
       await file.resize(size);
