@@ -126,10 +126,16 @@ export class BlockReader {
    */
   async each(blocks: ArrayLike<number>, visit: (block: Block | string, index: number) => void): Promise<void> {
     const runs = this.#runs(blocks);
-    const buffers = [new Uint8Array(READ_BLOCKS * BLOCK_SIZE), new Uint8Array(READ_BLOCKS * BLOCK_SIZE)] as const;
+    // No larger than what is read: most metadata is small, and campaigns check a million times.
+    const buffers = [new Uint8Array(0), new Uint8Array(0)];
     let turn = 0;
     const start = (run: Run) => {
-      const piece = buffers[turn++ % 2 === 0 ? 0 : 1].subarray(0, (run.end - run.start) * BLOCK_SIZE);
+      const length = (run.end - run.start) * BLOCK_SIZE;
+      const which = turn++ % 2;
+      const kept = buffers[which];
+      const buffer = kept !== undefined && kept.length >= length ? kept : new Uint8Array(length);
+      buffers[which] = buffer;
+      const piece = buffer.subarray(0, length);
       return { run, piece, error: this.#load(run.start, piece) };
     };
     let next = runs.next();

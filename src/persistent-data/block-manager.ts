@@ -76,10 +76,15 @@ export class BlockManager {
     for (const block of blocks) this.#checkRange(block);
     const order = sortedPositions(blocks);
     const groups = groupReads(blocks, order);
+    const largest = groups.reduce((most, { from, to }) => {
+      const span = (blocks[order[to - 1] as number] as number) + 1 - (blocks[order[from] as number] as number);
+      return Math.max(most, span * BLOCK_SIZE);
+    }, 0);
     let next = 0;
 
     const worker = async (): Promise<void> => {
-      const buffer = this.#readBuffers.pop() ?? new Uint8Array(RUN_BLOCKS * BLOCK_SIZE);
+      const kept = this.#readBuffers.pop();
+      const buffer = kept !== undefined && kept.length >= largest ? kept : new Uint8Array(largest);
       for (let group = groups[next++]; group !== undefined; group = groups[next++]) {
         signal?.throwIfAborted();
         const start = blocks[order[group.from] as number] as number;
