@@ -53,6 +53,11 @@ const COMMANDS: CommandEntry[] = [
     load: async () => (await import("./commands/dump.ts")).dumpCommand,
   },
   {
+    signature: "restore",
+    description: "Make metadata from what dump has printed",
+    load: async () => (await import("./commands/restore.ts")).restoreCommand,
+  },
+  {
     signature: "verify <clone>",
     description: "Compare the destination with the source, hydrated regions only",
     load: async () => (await import("./commands/verify.ts")).verifyCommand,

@@ -38,18 +38,19 @@ export class UnnamedFile implements AsyncDisposable {
 
   /**
    * Begins the file that will be `path`, empty.
+   * @param mode its permissions, of which umask takes some
    * @throws {DeviceError} where none can be made there
    */
-  static async create(path: string): Promise<UnnamedFile> {
+  static async create(path: string, { mode = 0o666 }: { mode?: number } = {}): Promise<UnnamedFile> {
     const options = { access: "read-write", direct: "off", knownAs: path } as const;
     const flags = fs.constants.O_RDWR + fs.constants.O_DIRECTORY + TMPFILE;
-    const handle = await fs.open(dirname(path), flags, 0o666).catch((error: unknown) => {
+    const handle = await fs.open(dirname(path), flags, mode).catch((error: unknown) => {
       if (NO_TMPFILE.includes(systemErrno(error) ?? "")) return undefined;
       return refuseOpening("create", path, error);
     });
     if (handle === undefined) {
-      const provisional = `${path}.${randomBytes(6).toString("hex")}.part`;
-      const device = await FileDevice.open(provisional, { ...options, create: { size: 0 } });
+      const provisional = provisionalName(path);
+      const device = await FileDevice.open(provisional, { ...options, create: { size: 0, mode } });
       return new UnnamedFile(path, device, provisional);
     }
     try {
@@ -82,6 +83,26 @@ export class UnnamedFile implements AsyncDisposable {
     return true;
   }
 
+  /**
+   * Gives it the name of the file that stands there, which is gone then: at every moment it is the one or the other that has
+   * the name. Its content must have been flushed before. Mode and owner are the caller's part.
+   * @throws {DeviceError} where that cannot be done, or was not made durable
+   */
+  async replace(): Promise<void> {
+    try {
+      if (this.#provisional === undefined) {
+        const provisional = provisionalName(this.#path);
+        linkDescriptor(this.device.fd, provisional);
+        this.#provisional = provisional;
+      }
+      await fs.rename(this.#provisional, this.#path);
+    } catch (error) {
+      return refuseOpening("create", this.#path, error);
+    }
+    this.#provisional = undefined;
+    await syncDirectoryOf(this.#path);
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#removeProvisional();
     await this.device[Symbol.asyncDispose]();
@@ -92,6 +113,11 @@ export class UnnamedFile implements AsyncDisposable {
     this.#provisional = undefined;
     if (provisional !== undefined) await fs.unlink(provisional).catch(alreadyGone);
   }
+}
+
+/** Where it stands until it has its own name; beside that, and nobody's. */
+function provisionalName(path: string): string {
+  return `${path}.${randomBytes(6).toString("hex")}.part`;
 }
 
 /** Link where there are hard links; else reserve the name with an empty file, which only the rename replaces. */

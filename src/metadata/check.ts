@@ -32,7 +32,7 @@ interface Findings {
  */
 export async function checkMetadata(
   device: BlockDevice,
-  { signal }: { signal?: AbortSignal } = {},
+  { signal }: { signal?: AbortSignal | undefined } = {},
 ): Promise<CheckReport> {
   const findings = { fatal: new FindingList(), warnings: new FindingList() };
   const reader = new BlockReader(device, signal);

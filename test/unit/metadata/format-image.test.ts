@@ -12,6 +12,7 @@ import { writeFormatted } from "../../../src/metadata/format-image.ts";
 import { minimumBlockCount } from "../../../src/metadata/metadata-size.ts";
 import { RegionBitmap } from "../../../src/metadata/region-bitmap.ts";
 import { imageOf } from "../../support/image.ts";
+import { kernelFixtures, readFixtureTruth } from "../../support/kernel-fixtures.ts";
 import { buildMetadata, type MetadataImage } from "../../support/metadata-image.ts";
 import { Power, PowerLossDevice, PowerLost, seededRandom } from "../../support/power-loss-device.ts";
 
@@ -84,6 +85,27 @@ describe("writeFormatted()", () => {
       if (a.readUInt32LE(at + 4) === 509) continue;
       expect(Buffer.compare(a.subarray(at, at + 4096), b.subarray(at, at + 4096)), `block ${block}`).toBe(0);
     }
+  });
+
+  test.for(kernelFixtures)("makes of the regions that %s has hydrated what the kernel would open", async (name) => {
+    const { target_size, region_size, hydrated, nr_hydrated } = readFixtureTruth(name);
+    const geometry = new Geometry({ size: target_size * 512, regionSize: region_size * 512 });
+    const blockCount = minimumBlockCount(geometry.regionCount);
+    const device = new MemoryDevice({ size: blockCount * 4096 });
+    const ranges = hydrated.map(([first, last]): [number, number] => [first, last + 1]);
+    const bits = bitmapOf(geometry.regionCount, ranges);
+    await writeFormatted(device, { geometry, blockCount, bits, descriptor: null });
+    const { verdict, facts } = await checkMetadata(device);
+    expect(verdict).toBe("clean");
+    expect(facts?.hydratedRegions).toBe(nr_hydrated);
+    if (geometry.regionCount > 200 * 32576) return; // the other hand builds no trees as the kernel's
+    const expected = buildMetadata({
+      regionSectors: region_size,
+      targetSectors: target_size,
+      blockCount,
+      hydrated: ranges,
+    });
+    expect(Buffer.compare(await imageOf(device), expected.bytes)).toBe(0);
   });
 
   test("writes the descriptor, and wipes that of an earlier clone where there is none", async () => {

@@ -1,0 +1,174 @@
+/**
+ * `clone restore`: a dump becomes metadata again. All of the dump is read and held valid before anything is written.
+ *
+ *     nothing there           a new file, which appears whole or not at all
+ *     a file                  only with --force, and only metadata, sound or not: replaced by a new file in one step
+ *     a block device          blank, or with --force one that holds metadata; its superblock is zeroed first and written last
+ *
+ * Whatever stands there is locked before the dump is read, and a clone in use is refused.
+ */
+import { createReadStream } from "node:fs";
+import * as fs from "node:fs/promises";
+import { addAbortSignal, type Readable } from "node:stream";
+import { DeviceError, errnoOf, UsageError } from "../base/errors.ts";
+import type { Geometry } from "../base/geometry.ts";
+import { formatSize } from "../base/units.ts";
+import { FileDevice } from "../device/file-device.ts";
+import { refuseInUse } from "../device/in-use.ts";
+import { acquireLock } from "../device/lock.ts";
+import { UnnamedFile } from "../device/unnamed-file.ts";
+import { DESCRIPTOR_BYTES } from "../metadata/descriptor.ts";
+import { writeFormatted } from "../metadata/format-image.ts";
+import { metadataByteLength, minimumBlockCount, recommendedBlockCount } from "../metadata/metadata-size.ts";
+import { type RestoredDump, readDump } from "../metadata/restore-dump.ts";
+import { probeSuperblock } from "../metadata/superblock.ts";
+import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
+import { MAX_METADATA_BLOCKS } from "../persistent-data/space-map.ts";
+import { parsePath } from "./location.ts";
+import { exists } from "./metadata-file.ts";
+import { isStillThere } from "./open-metadata.ts";
+
+/** What to restore, and to where. */
+export interface RestoreRequest {
+  /** Path of the dump, or `-` for standard input. */
+  input: string;
+  /** Path of the metadata. */
+  output: string;
+  /** Whether metadata that stands there is replaced. */
+  force: boolean;
+  signal?: AbortSignal | undefined;
+}
+
+/** The metadata that was made. */
+export interface RestoredMetadata {
+  path: string;
+  geometry: Geometry;
+  hydratedRegions: number;
+  /** Whether the dump named source and destination. */
+  hasDescriptor: boolean;
+}
+
+/**
+ * Makes metadata from a dump. If it throws, a file is as it was; a block device that it had begun to write holds no clone.
+ *
+ * @throws {MetadataError} where the input is no dump
+ * @throws {UsageError} where the output holds something that may not be replaced, or is too small
+ * @throws {BusyError} where it is in use
+ * @throws {DeviceError} where something cannot be read or written
+ */
+export async function restoreMetadata({ input, output, force, signal }: RestoreRequest): Promise<RestoredMetadata> {
+  const path = parsePath(output);
+  const read = (): Promise<RestoredDump> => readInput(input, signal);
+  const dump = (await exists(path)) ? await restoreOver(path, read, force) : await restoreToNewFile(path, read);
+  const { geometry, bits, descriptor } = dump;
+  return { path, geometry, hydratedRegions: bits.count(), hasDescriptor: descriptor !== null };
+}
+
+async function restoreToNewFile(path: string, read: () => Promise<RestoredDump>): Promise<RestoredDump> {
+  await using file = await UnnamedFile.create(path);
+  const dump = await read();
+  await fill(file, dump);
+  if (!(await file.publish())) throw new UsageError(`Cannot restore to "${path}": a file has appeared there meanwhile`);
+  return dump;
+}
+
+async function restoreOver(path: string, read: () => Promise<RestoredDump>, force: boolean): Promise<RestoredDump> {
+  await using device = await FileDevice.open(path, { access: "read-write", direct: "off" });
+  await refuseInUse(device, "write");
+  await using _lock = await acquireLock(device);
+  if (!(await isStillThere(device))) throw new UsageError(`Cannot restore to "${path}": it was replaced just now`);
+  await refuseContent(device, force);
+  const dump = await read();
+  if (device.kind === "block") await writeToDevice(device, dump);
+  else await replaceFile(device, dump);
+  return dump;
+}
+
+/** @throws {UsageError} where what stands there is not to be replaced */
+async function refuseContent(device: FileDevice, force: boolean): Promise<void> {
+  const { path, kind, size } = device;
+  if (size === 0 && force) return;
+  const probe = await probeSuperblock(device);
+  if (probe.verdict === "foreign") {
+    const what = probe.content ?? "data that is not clone metadata";
+    throw new UsageError(`Cannot restore to "${path}": it holds ${what}`, {
+      hint: "Name a file that does not exist yet.",
+    });
+  }
+  const isBlank = probe.verdict === "unformatted" && !probe.orphans;
+  if (force || (isBlank && kind === "block")) return;
+  const what = size === 0 ? "an empty file" : isBlank ? "a file" : "a clone's metadata";
+  throw new UsageError(`Cannot restore to "${path}": ${what} stands there already`, {
+    hint: "--force replaces it. What it knows and the dump does not is then lost.",
+  });
+}
+
+/** New metadata, sized as that of a new clone, in a file that has no name yet. */
+async function fill({ device }: UnnamedFile, dump: RestoredDump): Promise<void> {
+  const blockCount = recommendedBlockCount(dump.geometry.regionCount);
+  const size = metadataByteLength(blockCount) + DESCRIPTOR_BYTES;
+  await device.resize(size);
+  await device.allocate(0, size);
+  await writeFormatted(device, { ...dump, blockCount });
+}
+
+/** At every moment there is the old file or the new one under the name. */
+async function replaceFile(old: FileDevice, dump: RestoredDump): Promise<void> {
+  const path = await fs.realpath(old.path); // a symbolic link stays one
+  const { mode } = await fs.stat(path);
+  await using file = await UnnamedFile.create(path, { mode: mode % 0o1000 }); // never open to more than the old one
+  await fill(file, dump);
+  await takeAfter(file.device, old);
+  await file.replace();
+}
+
+/** Whoever could use the old file can use the new one. */
+async function takeAfter(device: FileDevice, old: FileDevice): Promise<void> {
+  const { path } = old;
+  // By descriptor: the new file has no name to be changed by.
+  const own = `/proc/self/fd/${device.fd}`;
+  try {
+    const [was, is] = [await fs.stat(`/proc/self/fd/${old.fd}`), await fs.stat(own)];
+    if (was.uid !== is.uid || was.gid !== is.gid) await fs.chown(own, was.uid, was.gid);
+    await fs.chmod(own, was.mode % 0o10000);
+  } catch (cause) {
+    const errno = errnoOf(cause);
+    throw new DeviceError(`Cannot replace "${path}": its owner or mode cannot be given to the new file: ${errno}`, {
+      errno,
+      cause,
+    });
+  }
+}
+
+async function writeToDevice(device: FileDevice, dump: RestoredDump): Promise<void> {
+  const { geometry, descriptor } = dump;
+  // Without a descriptor it is what the kernel's own format makes of the device.
+  const trailer = descriptor === null ? 0 : DESCRIPTOR_BYTES;
+  const blockCount = Math.min(MAX_METADATA_BLOCKS, Math.floor((device.size - trailer) / BLOCK_SIZE));
+  const needed = minimumBlockCount(geometry.regionCount);
+  if (blockCount < needed) {
+    const bytes = metadataByteLength(needed) + trailer;
+    throw new UsageError(
+      `Cannot restore to "${device.name}": it has ${formatSize(device.size)} and ${bytes} bytes are needed`,
+    );
+  }
+  await writeFormatted(device, { ...dump, blockCount });
+}
+
+async function readInput(input: string, signal: AbortSignal | undefined): Promise<RestoredDump> {
+  const name = input === "-" ? "standard input" : input;
+  const stream: Readable =
+    input === "-" ? process.stdin : createReadStream(parsePath(input), { highWaterMark: 2 ** 16 });
+  if (signal !== undefined) addAbortSignal(signal, stream);
+  try {
+    return await readDump(stream, name);
+  } catch (error) {
+    signal?.throwIfAborted();
+    const errno = errnoOf(error);
+    if (errno === undefined || error instanceof DeviceError) throw error;
+    const why = errno === "ENOENT" ? "no such file" : errno;
+    throw new DeviceError(`Cannot read the dump "${name}": ${why}`, { errno, cause: error });
+  } finally {
+    stream.destroy();
+  }
+}

@@ -1,0 +1,170 @@
+// Clones in each state are dumped and restored by the real program: the dump of the result is the same bytes, the checker finds
+// nothing, and the clone goes on. Then everything that must be refused, with nothing changed.
+import { spawn } from "node:child_process";
+import { chmod, readFile, stat, symlink, truncate, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { text } from "node:stream/consumers";
+import { describe, expect, test } from "vitest";
+import { randomFile, snapshot } from "../support/files.ts";
+import { readFixtureImage } from "../support/kernel-fixtures.ts";
+import { CLONE, clone, cloneOk, expectFailure } from "../support/run-clone.ts";
+import { noLoopDevices, scratchDirectory, scratchLoopDevice, withReason } from "../support/scratch.ts";
+
+const SIZE = 16 * 65536;
+
+/** A clone half of which is hydrated, and its dump. */
+async function halfHydrated(cwd: string): Promise<string> {
+  await randomFile(join(cwd, "disk.img"), SIZE);
+  await cloneOk(["create", "disk.img", "copy.img"], { cwd });
+  await cloneOk(["hydrate", "copy.img", "--limit", "512K", "--threshold", "1", "--batch-size", "1"], { cwd });
+  return await dumpTo(cwd, "copy.img", "dump.json");
+}
+
+async function dumpTo(cwd: string, metadata: string, file: string, ...options: string[]): Promise<string> {
+  const stdout = await cloneOk(["dump", metadata, ...options], { cwd });
+  await writeFile(join(cwd, file), stdout);
+  return stdout;
+}
+
+describe("clone restore", () => {
+  test("makes metadata whose dump is the same, which is clean, and with which the clone goes on", async () => {
+    await using directory = await scratchDirectory();
+    const cwd = directory.path;
+    const dump = await halfHydrated(cwd);
+    const stdout = await cloneOk(["restore", "--input", "dump.json", "--output", "new.clone"], { cwd });
+    expect(stdout).toBe(
+      "Restored new.clone: 1.00 MiB in 16 regions of 64K, 8 hydrated\n".replace("new.clone", join(cwd, "new.clone")),
+    );
+    expect(await cloneOk(["dump", "new.clone"], { cwd })).toBe(dump);
+    expect(await cloneOk(["check", "new.clone"], { cwd })).toMatch(/clean, 8 of 16 regions/);
+    await cloneOk(["hydrate", "new.clone"], { cwd });
+    await cloneOk(["verify", "new.clone"], { cwd });
+    expect(Buffer.compare(await readFile(join(cwd, "disk.img")), await readFile(join(cwd, "copy.img")))).toBe(0);
+  });
+
+  test("reads standard input, also what dump --json prints, and keeps what finalize has recorded", async () => {
+    await using directory = await scratchDirectory();
+    const cwd = directory.path;
+    await halfHydrated(cwd);
+    await cloneOk(["hydrate", "copy.img"], { cwd });
+    await cloneOk(["finalize", "copy.img", "--keep-metadata"], { cwd });
+    const dump = await dumpTo(cwd, "copy.img", "dump.json", "--json");
+    const child = spawn(process.execPath, [CLONE, "restore", "--input", "-", "--output", "new.clone"], { cwd });
+    child.stdin.end(dump);
+    const [printed] = await Promise.all([text(child.stdout), text(child.stderr)]);
+    expect(printed).toMatch(/16 hydrated\n$/);
+    expect(await cloneOk(["dump", "new.clone", "--json"], { cwd })).toBe(dump);
+    expect(await cloneOk(["status", "new.clone", "--json"], { cwd })).toContain('"state":"finalized"');
+  });
+
+  test("restores what the kernel has left, and says that no devices are named", async () => {
+    await using directory = await scratchDirectory();
+    const cwd = directory.path;
+    await writeFile(join(cwd, "kernel.meta"), readFixtureImage("mid-1g-4k"));
+    const dump = await dumpTo(cwd, "kernel.meta", "dump.json");
+    const { stderr } = await clone(["restore", "--input", "dump.json", "--output", "new.meta"], { cwd });
+    expect(stderr).toMatch(/names no devices/);
+    expect(await cloneOk(["dump", "new.meta"], { cwd })).toBe(dump);
+  });
+
+  test("replaces metadata with --force only, in one step, mode and symbolic link kept", async () => {
+    await using directory = await scratchDirectory();
+    const cwd = directory.path;
+    const dump = await halfHydrated(cwd);
+    await cloneOk(["hydrate", "copy.img"], { cwd });
+    await chmod(join(cwd, "copy.img.clone"), 0o640);
+    await symlink("copy.img.clone", join(cwd, "link.clone"));
+    const before = await snapshot(cwd);
+    const args = ["restore", "--input", "dump.json", "--output", "link.clone"];
+    expectFailure(await clone(args, { cwd }), 2, /a clone's metadata stands there already/, /^--force replaces it/);
+    expect(await snapshot(cwd)).toEqual(before);
+    await cloneOk([...args, "--force"], { cwd });
+    expect(await cloneOk(["dump", "copy.img.clone"], { cwd })).toBe(dump);
+    expect((await stat(join(cwd, "copy.img.clone"))).mode % 0o1000).toBe(0o640);
+    expect(Object.keys(await snapshot(cwd)).sort()).toEqual(Object.keys(before).sort());
+  });
+
+  test("replaces damaged metadata with --force, and an empty file", async () => {
+    await using directory = await scratchDirectory();
+    const cwd = directory.path;
+    const dump = await halfHydrated(cwd);
+    await truncate(join(cwd, "copy.img.clone"), 20_000);
+    await writeFile(join(cwd, "empty"), "");
+    for (const output of ["copy.img.clone", "empty"]) {
+      const args = ["restore", "--input", "dump.json", "--output", output];
+      expectFailure(await clone(args, { cwd }), 2, /stands there already/);
+      await cloneOk([...args, "--force"], { cwd });
+      expect(await cloneOk(["dump", output], { cwd })).toBe(dump);
+    }
+  });
+
+  test("refuses what is not metadata to replace, and input that is no dump, and leaves everything as it was", async () => {
+    await using directory = await scratchDirectory();
+    const cwd = directory.path;
+    const dump = await halfHydrated(cwd);
+    await writeFile(join(cwd, "cut.json"), dump.slice(0, -20));
+    await writeFile(join(cwd, "edited.json"), dump.replace("[0, 8]", "[0, 8], [7, 9]"));
+    const before = await snapshot(cwd);
+    const refused = async (input: string, output: string, code: number, message: RegExp) =>
+      expectFailure(await clone(["restore", "--input", input, "--output", output, "--force"], { cwd }), code, message);
+    await refused("dump.json", "disk.img", 2, /it holds data that is not clone metadata/);
+    await refused("dump.json", "dump.json", 2, /it holds text/);
+    await refused("dump.json", ".", 2, /it is a directory/);
+    await refused("dump.json", "missing/new.clone", 1, /no such directory/);
+    await refused("missing.json", "new.clone", 1, /Cannot read the dump "missing.json": no such file/);
+    await refused(".", "new.clone", 1, /EISDIR/);
+    await refused("cut.json", "new.clone", 3, /"cut.json": it ends too early/);
+    await refused("edited.json", "copy.img.clone", 3, /\[7, 9\] begins before the one before it ends, at 8/);
+    await refused("disk.img", "new.clone", 3, /it is no JSON/);
+    await refused("copy.img.clone", "new.clone", 3, /it is metadata itself/);
+    expect(await snapshot(cwd)).toEqual(before);
+  });
+
+  test("refuses metadata that another process uses, with or without --force", async () => {
+    await using directory = await scratchDirectory();
+    const cwd = directory.path;
+    await halfHydrated(cwd);
+    const server = spawn(
+      process.execPath,
+      [CLONE, "serve", "copy.img", "--socket", "s", "--no-hydrate", "--run", "cat"],
+      {
+        cwd,
+        stdio: ["pipe", "ignore", "inherit"],
+      },
+    );
+    try {
+      // It is served as soon as it says so.
+      let state = "";
+      while (!state.includes('"server":{')) state = (await clone(["status", "copy.img", "--json"], { cwd })).stdout;
+      const args = ["restore", "--input", "dump.json", "--output", "copy.img.clone"];
+      expectFailure(await clone(args, { cwd }), 4, /in use/);
+      expectFailure(await clone([...args, "--force"], { cwd }), 4, /in use/);
+    } finally {
+      const ended = new Promise((resolve) => server.once("exit", resolve));
+      server.stdin?.end();
+      await ended;
+    }
+  });
+
+  test.skipIf(noLoopDevices !== undefined)(
+    withReason("fills a blank block device, and a used one with --force", noLoopDevices),
+    async () => {
+      await using directory = await scratchDirectory();
+      await using device = await scratchLoopDevice(2 ** 20);
+      await using small = await scratchLoopDevice(65536);
+      const cwd = directory.path;
+      const dump = await halfHydrated(cwd);
+      const args = ["restore", "--input", "dump.json", "--output"];
+      await cloneOk([...args, device.path], { cwd });
+      expect(await cloneOk(["dump", device.path], { cwd })).toBe(dump);
+      expectFailure(await clone([...args, device.path], { cwd }), 2, /a clone's metadata stands there/);
+      // A superblock that was wiped leaves the rest of a clone behind.
+      const file = await readFile(device.path);
+      await writeFile(device.path, file.fill(0, 0, 4096), { flag: "r+" });
+      expectFailure(await clone([...args, device.path], { cwd }), 2, /a clone's metadata stands there/);
+      await cloneOk([...args, device.path, "--force"], { cwd });
+      expect(await cloneOk(["check", device.path], { cwd })).toMatch(/: clean/);
+      expectFailure(await clone([...args, small.path], { cwd }), 2, /bytes are needed/);
+    },
+  );
+});
