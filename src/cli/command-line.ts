@@ -200,7 +200,7 @@ async function report(error: unknown, context: CliContext | undefined, args: str
   }
   const { message, hint } = await explain(error, args);
   terminal.error(message, hint);
-  if (process.env.DEBUG === "clone" && error instanceof Error) process.stderr.write(`${inspectError(error)}\n`);
+  if (process.env.DEBUG === "clone" && error instanceof Error) terminal.trace(inspectError(error));
   return exitCodeOf(error);
 }
 

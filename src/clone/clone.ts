@@ -23,8 +23,9 @@ import {
   trustInDestination,
 } from "./destination-state.ts";
 import { destinationFingerprint, differenceFrom } from "./fingerprint.ts";
-import { displayUri, parseLocation, parsePath } from "./location.ts";
+import { displayUri, type Location, parseLocation, parsePath, recordedPath } from "./location.ts";
 import { defaultMetadataPath, exists, holdsMetadata, metadataName } from "./metadata-file.ts";
+import { refuseStrangersWord, warningOfWriters } from "./metadata-owner.ts";
 import {
   destinationView,
   type OpenedDestination,
@@ -133,6 +134,8 @@ export class Clone implements AsyncDisposable {
       opened.push(metadata);
       const place = { geometry: metadata.geometry, blockCount: metadata.totalBlocks };
       const descriptors = await DescriptorStore.open(device, place);
+      const warning = access === "exclusive" ? await warningOfWriters(device) : undefined;
+      if (warning !== undefined) onWarning(warning);
       for (const warning of metadata.warnings) onWarning(warning);
       for (const warning of descriptors.warnings) onWarning(`The descriptor of "${device.path}": ${warning}`);
       const remoteOptions = { signal, onDetail, onNote: onWarning };
@@ -206,10 +209,7 @@ export class Clone implements AsyncDisposable {
 
   async #openSource(request: DeviceRequest): Promise<AttachedSource> {
     const pinned = this.descriptor?.source;
-    const location =
-      request.source === undefined
-        ? await recordedLocation(this.#uri("source", pinned?.uri), "source")
-        : parseLocation(request.source);
+    const location = request.source === undefined ? await this.#recorded("source") : parseLocation(request.source);
     const opened = this.#own(
       await openSource(location, {
         ...this.#remoteOptions,
@@ -253,10 +253,7 @@ export class Clone implements AsyncDisposable {
 
   async #openDestination(request: DeviceRequest, access: DestinationAccess): Promise<AttachedDestination> {
     const named = request.destination ?? this.#named;
-    const location =
-      named === undefined
-        ? await recordedLocation(this.#uri("destination", this.descriptor?.destination.uri), "destination")
-        : parseLocation(named);
+    const location = named === undefined ? await this.#recorded("destination") : parseLocation(named);
     if (location.kind === "file" && !(await exists(location.path))) {
       throw new CloneError("failed", `Cannot open "${location.path}": no such file (ENOENT)`, {
         hint: "Where it was moved, name it with --destination.",
@@ -299,12 +296,12 @@ export class Clone implements AsyncDisposable {
       if (uri !== pinned.uri) this.#findings.destination = { ...pinned, uri, size: device.size };
       return;
     }
-    const before = displayUri(pinned.uri);
-    const isStanding = pinned.uri.startsWith("file:") && file?.path !== before && (await exists(before));
+    const path = recordedPath(pinned.uri);
+    const isStanding = path !== undefined && file?.path !== path && (await exists(path));
     if (!named || isStanding) {
       throw new CloneError(
         "failed",
-        `Cannot use "${device.name}" as the destination: the clone belongs to "${before}", and ${difference}`,
+        `Cannot use "${device.name}" as the destination: the clone belongs to "${displayUri(pinned.uri)}", and ${difference}`,
         {
           hint: named
             ? "Where that one was moved or restored here, remove the other first."
@@ -427,8 +424,13 @@ export class Clone implements AsyncDisposable {
     return typeof value === "string" ? value : undefined;
   }
 
-  #uri(which: "source" | "destination", uri: string | undefined): string {
-    if (uri !== undefined) return uri;
+  /** Where the metadata says that a device is. @throws {CloneError} where it does not, or is not to be believed */
+  async #recorded(which: "source" | "destination"): Promise<Location> {
+    const uri = this.descriptor?.[which].uri;
+    if (uri !== undefined) {
+      await refuseStrangersWord(this.metadataDevice, which);
+      return await recordedLocation(uri, which);
+    }
     throw new UsageError(`Cannot open the ${which} of "${this.path}": its metadata does not say where that is`, {
       hint: `Metadata made by the kernel names no devices: give --${which}.`,
     });

@@ -1,9 +1,10 @@
 /** `clone copy`: what of create, hydrate and finalize is still to be done. */
-import { UsageError } from "../base/errors.ts";
+import { CloneError, UsageError } from "../base/errors.ts";
 import { Clone, type OpenRequest } from "./clone.ts";
 import { type CreatedClone, type CreateRequest, createClone, DEFAULT_REGION_SIZE } from "./create-clone.ts";
 import { displayName, displayUri, type Location, parseLocation, parsePath, uriOf } from "./location.ts";
 import { defaultMetadataPath, exists, holdsMetadata, isBlockDevice } from "./metadata-file.ts";
+import { strangerOwning } from "./metadata-owner.ts";
 
 /** What to copy, and how. */
 export interface CopyRequest extends Omit<CreateRequest, "regionSize"> {
@@ -42,7 +43,10 @@ export async function startCopy(
       });
   const clone = await Clone.open({ name: metadata, access: "exclusive", signal, onWarning, onDetail });
   try {
-    if (created === null) refuseAnother(clone, request);
+    if (created === null) {
+      await refuseStranger(clone);
+      refuseAnother(clone, request);
+    }
     return { clone, created };
   } catch (error) {
     await clone[Symbol.asyncDispose]();
@@ -55,6 +59,15 @@ async function metadataOf({ metadata }: CopyRequest, destination: Location): Pro
   if (destination.kind === "file") return await defaultMetadataPath(destination.path);
   throw new UsageError(`Cannot copy to "${displayName(destination)}": a URI needs --metadata FILE`, {
     hint: "It is removed again when the copy is whole.",
+  });
+}
+
+/** Nobody has named the metadata: who has put it there must not choose what counts as copied. @throws {CloneError} */
+async function refuseStranger({ path, metadataDevice }: Clone): Promise<void> {
+  const stranger = await strangerOwning(metadataDevice);
+  if (stranger === undefined) return;
+  throw new CloneError("failed", `Cannot go on with "${path}": it belongs to another user (uid ${stranger})`, {
+    hint: "Copy to another place, or name the metadata yourself: `clone hydrate`, with --source and --destination.",
   });
 }
 

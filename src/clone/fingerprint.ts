@@ -123,10 +123,11 @@ function fileFingerprint(identity: FileIdentity): Fingerprint {
 
 /**
  * The first way in which a thing differs from what was pinned, as the end of a sentence about it, or undefined where it
- * does not. Only what both know is compared; but something of what a remote source was known by must be among that, or nobody
- * could tell that it has changed.
+ * does not. What a file or block device is known by must all be pinned, and something of what a remote source is known by: or
+ * nobody could tell that it has changed, and metadata made up by a stranger would fit whatever it names.
  */
 export function differenceFrom(pinned: Fingerprint, now: Fingerprint): string | undefined {
+  if (isVague(pinned, now)) return "the metadata does not say enough to know it again";
   if (differ(pinned.kind, now.kind)) return `it is a ${describeKind(now)} now and was a ${describeKind(pinned)}`;
   if (differ(pinned.size, now.size)) return `its size is ${now.size} bytes now and was ${pinned.size}`;
   if (differ(pinned.inode, now.inode)) return `it is another file (inode ${now.inode}, not ${pinned.inode})`;
@@ -148,10 +149,24 @@ export function differenceFrom(pinned: Fingerprint, now: Fingerprint): string | 
   return isRecognisable(pinned, now) ? undefined : `its server no longer tells its ${describeTag(pinned)}`;
 }
 
+const OF_REMOTE = ["etag", "lastModified", "sample"] as const;
+
+/** Whether what a thing is known by was not pinned. */
+function isVague(pinned: Fingerprint, now: Fingerprint): boolean {
+  const isLocal = now.kind === "file" || now.kind === "block";
+  if (!isLocal) return hasAny(now, OF_REMOTE) && !hasAny(pinned, OF_REMOTE);
+  const kinds = ["kind", "inode", "birthtimeNs", "mtimeNs", "serial", "sample"] as const;
+  return kinds.some((key) => now[key] !== undefined && pinned[key] === undefined);
+}
+
+function hasAny(fingerprint: Fingerprint, keys: readonly (keyof Fingerprint)[]): boolean {
+  return keys.some((key) => fingerprint[key] !== undefined);
+}
+
 /** Files and block devices always tell what they are known by. */
 function isRecognisable(pinned: Fingerprint, now: Fingerprint): boolean {
   if (pinned.kind === "file" || pinned.kind === "block") return true;
-  const keys = (["etag", "lastModified", "sample"] as const).filter((key) => pinned[key] !== undefined);
+  const keys = OF_REMOTE.filter((key) => pinned[key] !== undefined);
   return keys.length === 0 || keys.some((key) => now[key] !== undefined);
 }
 

@@ -105,5 +105,22 @@ async function makeFree(path: string): Promise<void> {
   });
   if (found === "answered") throw new BusyError(`Cannot listen on "${path}": another server answers there`);
   if (found === "other") throw new CloneError("failed", `Cannot listen on "${path}": something else stands there`);
-  if (found === "leftover") await unlink(path);
+  if (found === "leftover") await removeLeftover(path);
+}
+
+/** @throws {CloneError} where it is another user's, in a directory like /tmp */
+async function removeLeftover(path: string): Promise<void> {
+  try {
+    await unlink(path);
+  } catch (error) {
+    const errno = errnoOf(error);
+    if (errno === "ENOENT") return;
+    throw new CloneError(
+      "failed",
+      `Cannot listen on "${path}": the socket that stands there cannot be removed (${errno})`,
+      {
+        cause: error,
+      },
+    );
+  }
 }

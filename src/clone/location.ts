@@ -2,6 +2,7 @@
 import { basename, resolve } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { UsageError } from "../base/errors.ts";
+import { printable } from "../base/printable.ts";
 import { safeUrl } from "../device/http/safe-url.ts";
 import { formatNbdUri, isNbdUri, type NbdAddress, parseNbdUri } from "../nbd/client/nbd-uri.ts";
 import { commandWords, displayCommand } from "./command-text.ts";
@@ -154,13 +155,21 @@ export function displayName(location: Location): string {
   return location.kind === "file" ? location.path : displayUri(uriOf(location));
 }
 
-/** A URI for people: a file's as its plain path. One that metadata records may be anything, and is then shown as it is. */
+/**
+ * A URI for people: a file's as its path. One that metadata records may be anything; it then is shown as it is. Holds nothing
+ * that a terminal obeys.
+ */
 export function displayUri(uri: string): string {
-  if (uri.startsWith("file://")) {
-    const path = pathOfUri(uri);
-    return path instanceof Error ? uri : path;
-  }
-  return uri.startsWith("command:") ? `[ ${uri.slice("command:".length)} … ]` : uri;
+  const path = recordedPath(uri);
+  if (path !== undefined) return printable(path);
+  return printable(uri.startsWith("command:") ? `[ ${uri.slice("command:".length)} … ]` : uri);
+}
+
+/** The path that the URI of a file names; undefined of any other, and of one that names none. */
+export function recordedPath(uri: string): string | undefined {
+  if (!uri.startsWith("file://")) return undefined;
+  const path = pathOfUri(uri);
+  return path instanceof Error ? undefined : path;
 }
 
 /** A URI's text without what stands before `@`: passwords are never printed. */

@@ -2,9 +2,10 @@
  * Metadata files and devices by path: finding the one that a name means, and making a new one, which appears under its
  * name whole or not at all.
  */
-import { constants } from "node:fs";
-import { lstat, open, realpath, stat, unlink } from "node:fs/promises";
-import { DeviceError, errnoOf, UsageError } from "../base/errors.ts";
+import * as fs from "node:fs";
+import { lstat, realpath, stat, unlink } from "node:fs/promises";
+import { promisify } from "node:util";
+import { CloneError, DeviceError, errnoOf, UsageError } from "../base/errors.ts";
 import type { Geometry } from "../base/geometry.ts";
 import { formatSize } from "../base/units.ts";
 import { besideMetadata, bindingPath, fitsSocket } from "../control/control-path.ts";
@@ -12,6 +13,7 @@ import { syncDirectoryOf } from "../device/directory.ts";
 import type { FileDevice } from "../device/file-device.ts";
 import { refuseInUse } from "../device/in-use.ts";
 import { acquireLock } from "../device/lock.ts";
+import { openFile } from "../device/open-file.ts";
 import { UnnamedFile } from "../device/unnamed-file.ts";
 import { DESCRIPTOR_BYTES, type Descriptor } from "../metadata/descriptor.ts";
 import { describeContent } from "../metadata/foreign-content.ts";
@@ -21,6 +23,8 @@ import { hasSuperblockMagic } from "../metadata/superblock.ts";
 import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
 import { MAX_METADATA_BLOCKS } from "../persistent-data/space-map.ts";
 import { lookAtSocket } from "./socket-path.ts";
+
+const read = promisify(fs.read);
 
 /** What the metadata of a destination file is called by default. */
 export function metadataName(destination: string): string {
@@ -84,19 +88,22 @@ export async function isBlockDevice(path: string): Promise<boolean> {
 
 /** Whether a path names something that begins like clone metadata, sound or not. What cannot be read does not. */
 export async function holdsMetadata(path: string): Promise<boolean> {
-  // Not for a FIFO or a terminal, which opening could block on.
-  const stats = await stat(path).catch(() => undefined);
-  if (stats === undefined || !(stats.isFile() || stats.isBlockDevice())) return false;
-  const handle = await open(path, constants.O_RDONLY).catch(() => undefined);
-  if (handle === undefined) return false;
+  const opened = await openFile(path, { access: "read-only" }).catch((error: unknown) => {
+    if (error instanceof CloneError) return undefined;
+    throw error;
+  });
+  if (opened === undefined) return false;
   try {
     const head = new Uint8Array(BLOCK_SIZE);
-    const { bytesRead } = await handle.read(head, 0, head.length, 0);
+    const { bytesRead } = await read(opened.fd, head, 0, head.length, 0);
     return bytesRead === head.length && hasSuperblockMagic(head);
   } finally {
-    await handle.close();
+    fs.closeSync(opened.fd);
   }
 }
+
+/** Whatever umask says, not everybody may write it: who does chooses what is copied where. */
+const METADATA_MODE = 0o664;
 
 /** What new metadata is to hold. */
 export interface NewMetadata {
@@ -113,7 +120,7 @@ export async function createMetadataFile(path: string, content: NewMetadata): Pr
   if (await exists(path)) throw new UsageError(...alreadyThere(path, await holdsMetadata(path)));
   const blockCount = recommendedBlockCount(content.geometry.regionCount);
   const size = metadataByteLength(blockCount) + DESCRIPTOR_BYTES;
-  await using file = await UnnamedFile.create(path);
+  await using file = await UnnamedFile.create(path, { mode: METADATA_MODE });
   await file.device.resize(size);
   await file.device.allocate(0, size);
   await formatDevice(file.device, blockCount, content);

@@ -2,52 +2,74 @@
  * A file that tells who serves: there from the moment the server is ready until it ends. It is whole from the start, and a
  * process that is killed while it makes it leaves nothing else.
  */
-import { fchmod, fstat } from "node:fs";
-import { readFile, unlink } from "node:fs/promises";
-import { promisify } from "node:util";
+import type { BigIntStats } from "node:fs";
+import { lstat, readFile, unlink } from "node:fs/promises";
 import { CloneError, errnoOf } from "../base/errors.ts";
+import { isSameFile, statDescriptor } from "../device/file-identity.ts";
 import { UnnamedFile } from "../device/unnamed-file.ts";
 
 /** Whatever the umask allows more, others read it, and no more. */
 const MODE = 0o644;
 /** How often somebody else may put another file in its place meanwhile. */
 const MOST_ATTEMPTS = 10;
+const CONTENT = Buffer.from(`${process.pid}\n`);
 
-/** Removes the file when it is disposed of, if it is still ours. */
+/** Removes the file when it is disposed of, if it is still ours. What else stands there is never opened. */
 export class PidFile implements AsyncDisposable {
   readonly #path: string;
+  readonly #written: BigIntStats;
 
-  private constructor(path: string) {
+  private constructor(path: string, written: BigIntStats) {
     this.#path = path;
+    this.#written = written;
   }
 
-  /** Writes this process's pid, in place of what stands there. @throws {CloneError} where that cannot be */
+  /**
+   * Writes this process's pid, in place of a file or symbolic link that stands there; the latter is not followed.
+   * @throws {CloneError} where that cannot be, or what stands there is no file
+   */
   static async write(path: string): Promise<PidFile> {
     try {
-      await using file = await UnnamedFile.create(path);
+      await using file = await UnnamedFile.create(path, { mode: MODE });
       const { device } = file;
-      const { mode } = await promisify(fstat)(device.fd);
-      await promisify(fchmod)(device.fd, mode & MODE);
-      const text = Buffer.from(`${process.pid}\n`);
-      await device.resize(text.length);
-      await device.write(0, text);
+      await device.resize(CONTENT.length);
+      await device.write(0, CONTENT);
+      const written = await statDescriptor(device.fd, { bigint: true });
       for (let attempt = 1; attempt <= MOST_ATTEMPTS; attempt++) {
-        await unlink(path).catch(absent);
-        if (await file.publish()) return new PidFile(path);
+        await removeFile(path);
+        if (await file.publish()) return new PidFile(path, written);
       }
       throw new CloneError("failed", `Cannot write the pid file "${path}": others write it, too`);
     } catch (error) {
-      if (error instanceof CloneError && errnoOf(error) === undefined) throw error;
-      throw new CloneError("failed", `Cannot write the pid file "${path}": ${errnoOf(error)}`, { cause: error });
+      const errno = errnoOf(error);
+      if (errno === undefined) throw error;
+      throw new CloneError("failed", `Cannot write the pid file "${path}": ${errno}`, { cause: error });
     }
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    const text = await readFile(this.#path, "utf8").catch(absent);
-    if (text === `${process.pid}\n`) await unlink(this.#path).catch(absent);
+    const standing = await lstat(this.#path, { bigint: true }).catch(absent);
+    if (standing === undefined || !isSameFile(standing, this.#written)) return;
+    // Another process may have written its own into it.
+    const content = await readFile(this.#path).catch(absent);
+    if (content?.equals(CONTENT)) await unlink(this.#path).catch(absent);
   }
 }
 
-function absent(error: unknown): void {
-  if (errnoOf(error) !== "ENOENT") throw error;
+/** `--pidfile /dev/null` must not be the end of /dev/null. @throws {CloneError} where what stands there is no file */
+async function removeFile(path: string): Promise<void> {
+  const standing = await lstat(path).catch(absent);
+  if (standing === undefined) return;
+  if (!standing.isFile() && !standing.isSymbolicLink()) {
+    throw new CloneError("failed", `Cannot write the pid file "${path}": what stands there is no file`);
+  }
+  await unlink(path).catch((error: unknown) => {
+    if (errnoOf(error) !== "ENOENT") throw error;
+  });
+}
+
+/** What is not there any more is not ours to remove, nor what we may not look at. */
+function absent(error: unknown): undefined {
+  if (["ENOENT", "EACCES", "EPERM", "ENOTDIR", "EROFS"].includes(errnoOf(error) ?? "")) return undefined;
+  throw error;
 }

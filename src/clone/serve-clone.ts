@@ -95,7 +95,7 @@ const STATUS_INTERVAL_MS = 5000;
  * @throws {CloneError} where a device, a socket or a commit fails
  */
 export async function serveClone(clone: Clone, request: ServeRequest, listener: ServeListener): Promise<void> {
-  const tls = await tlsOptions(request.tls);
+  const tls = await tlsOptions(request.tls, (sentence) => clone.warn(sentence));
   const inherited = listenDescriptors();
   await using places = await listenPlaces({ ...request, inherited, encrypted: tls.mode === "require" });
   await using trace = await traceRecorder(clone, request.recordTrace);
@@ -284,13 +284,16 @@ function boundedConnections(wanted: number, clone: Clone): number {
 /** What the server is to be as to encryption. */
 type ServerTls = NonNullable<NbdServerOptions["tls"]>;
 
-async function tlsOptions({ mode, certificates, presharedKeys, verifyPeer }: TlsRequest): Promise<ServerTls> {
+async function tlsOptions(
+  { mode, certificates, presharedKeys, verifyPeer }: TlsRequest,
+  onExposed: (sentence: string) => void,
+): Promise<ServerTls> {
   if (mode === "off" || (certificates === undefined && presharedKeys === undefined)) return { mode: "off" };
   if (presharedKeys !== undefined) {
-    const keys = await readPresharedKeys(presharedKeys);
+    const keys = await readPresharedKeys(presharedKeys, onExposed);
     return { mode: mode ?? "require", credentials: { kind: "psk", keyOf: (user) => keys.get(user) } };
   }
-  const { certificate, key, authority } = await readServerCertificates(certificates as string);
+  const { certificate, key, authority } = await readServerCertificates(certificates as string, onExposed);
   const authorities = authority === undefined ? {} : { authorities: authority };
   const credentials = { kind: "certificates", certificate, key, ...authorities, verifyPeer } as const;
   checkCredentials(credentials); // before anything is opened for it

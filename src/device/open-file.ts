@@ -2,7 +2,6 @@
 
 import * as fs from "node:fs";
 import { type BigIntStats, constants } from "node:fs";
-import { stat } from "node:fs/promises";
 import { promisify } from "node:util";
 import { BusyError, CloneError, DeviceError, UsageError } from "../base/errors.ts";
 import { blockDeviceUser } from "./block-users.ts";
@@ -28,6 +27,9 @@ export interface OpenFileOptions {
   create?: { size: number; mode?: number };
 }
 
+/** open(2): a descriptor that only names a file, whatever kind of file that is. Node has no name for it. */
+const O_PATH = 0o10000000;
+
 const openFd = promisify(fs.open);
 const closeFd = promisify(fs.close);
 const truncateFd = promisify(fs.ftruncate);
@@ -43,13 +45,23 @@ const unlink = promisify(fs.unlink);
  */
 export async function openFile(path: string, options: OpenFileOptions): Promise<OpenedFile> {
   if (options.create !== undefined) return await createFile(path, options.create);
-  // Before opening: to open a FIFO may block for ever, and to open a character device may do anything.
-  const before = await stat(path, { bigint: true }).catch((error) => refuseOpening("open", path, error));
+  // Before opening: to open a FIFO may block for ever, and to open a character device may do anything. What was looked at is
+  // what is opened then, whatever the path has come to name meanwhile.
+  const found = await openFd(path, O_PATH).catch((error) => refuseOpening("open", path, error));
+  try {
+    return await openFound(found, path, options.access);
+  } finally {
+    await closeFd(found);
+  }
+}
+
+async function openFound(found: number, path: string, access: OpenFileOptions["access"]): Promise<OpenedFile> {
+  const before = await statDescriptor(found, { bigint: true });
   const kind = kindOf(path, before);
-  const writing = options.access === "read-write";
+  const writing = access === "read-write";
   const exclusive = kind === "block" && writing ? constants.O_EXCL : 0;
   const flags = (writing ? constants.O_RDWR : constants.O_RDONLY) | exclusive;
-  const fd = await openFd(path, flags).catch(async (error) => {
+  const fd = await openFd(`/proc/self/fd/${found}`, flags).catch(async (error) => {
     if (systemErrno(error) === "EBUSY" && kind === "block") await refuseBusy(path, before, error);
     if (systemErrno(error) === "ETXTBSY") {
       throw new BusyError(`Cannot open "${path}" for writing: it is running as a program`, { cause: error });
@@ -78,7 +90,7 @@ async function createFile(path: string, { size, mode = 0o666 }: { size: number; 
 
 async function describe(fd: number, path: string): Promise<OpenedFile> {
   const stats = await statDescriptor(fd, { bigint: true });
-  const kind = kindOf(path, stats); // again: the path may have come to name something else meanwhile
+  const kind = kindOf(path, stats);
   const { size, blockSize } =
     kind === "block"
       ? blockGeometry(fd)

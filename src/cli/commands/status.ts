@@ -49,7 +49,8 @@ async function newScreen(
 ): Promise<{ show(lines: string[]): void }> {
   if (watch !== undefined && !json && !dm && process.stdout.isTTY) {
     const { Redrawing } = await import("../redrawing.ts");
-    return new Redrawing(process.stdout);
+    const redrawing = new Redrawing(process.stdout);
+    return { show: (lines) => redrawing.show(lines.map((line) => terminal.shown(line))) };
   }
   return {
     show(lines) {

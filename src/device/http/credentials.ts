@@ -3,10 +3,9 @@
  * user and password from the netrc file, for the host that they are kept for. A netrc file knows no ports. So where the user did
  * not choose the origin, but a redirect did, they are sent to https: on its own port alone: another port may be somebody else's.
  */
-import { constants, readFile, stat } from "node:fs/promises";
 import { homedir } from "node:os";
 import { join } from "node:path";
-import { CloneError, errnoOf } from "../../base/errors.ts";
+import { readCredentialFile } from "../credential-file.ts";
 import { MAX_HEADER_FILE, parseHeaderFile } from "./header-file.ts";
 import { type Netrc, parseNetrc } from "./netrc.ts";
 
@@ -45,10 +44,14 @@ export class Credentials {
     const fields =
       headerFile === undefined
         ? {}
-        : parseHeaderFile((await readSecret(headerFile, { most: MAX_HEADER_FILE, onNote })) as string, headerFile);
+        : parseHeaderFile(
+            await readCredentialFile(headerFile, { most: MAX_HEADER_FILE, onExposed: onNote }),
+            headerFile,
+          );
     const { NETRC: named = "", HOME: home = "" } = environment;
     const path = named !== "" ? named : join(home !== "" ? home : homedir(), ".netrc");
-    const text = await readSecret(path, { most: MAX_NETRC, onNote, optional: named === "" });
+    const options = { most: MAX_NETRC, onExposed: onNote };
+    const text = await readCredentialFile(path, { ...options, optional: named === "" });
     return new Credentials(origin, fields, text === undefined ? undefined : parseNetrc(text));
   }
 
@@ -66,27 +69,5 @@ export class Credentials {
     const entry = this.#netrc?.machines.get(host) ?? (isOwn ? this.#netrc?.fallback : undefined);
     if (entry === undefined || (entry.login === "" && entry.password === "")) return undefined;
     return `Basic ${Buffer.from(`${entry.login}:${entry.password}`, "utf8").toString("base64")}`;
-  }
-}
-
-interface ReadSecretOptions {
-  most: number;
-  onNote?: ((line: string) => void) | undefined;
-  optional?: boolean;
-}
-
-async function readSecret(path: string, { most, onNote, optional = false }: ReadSecretOptions) {
-  try {
-    const { mode, size } = await stat(path);
-    if (size > most) throw new CloneError("failed", `Cannot read "${path}": it is longer than ${most} bytes`);
-    const readByOthers = (mode & (constants.S_IRGRP | constants.S_IROTH)) !== 0; // mode bits, no offset or size
-    if (readByOthers) onNote?.(`"${path}" holds credentials and can be read by other users: chmod 600 it`);
-    return await readFile(path, "utf8");
-  } catch (error) {
-    if (error instanceof CloneError) throw error;
-    const errno = errnoOf(error);
-    if (optional && (errno === "ENOENT" || errno === "ENOTDIR")) return undefined;
-    const why = errno === "ENOENT" ? "no such file (ENOENT)" : (errno ?? "it cannot be read");
-    throw new CloneError("failed", `Cannot read "${path}": ${why}`, { cause: error });
   }
 }

@@ -4,6 +4,7 @@ import { resolve } from "node:path";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { UsageError } from "../../../src/base/errors.ts";
+import { printable } from "../../../src/base/printable.ts";
 import { commandText } from "../../../src/clone/command-text.ts";
 import {
   displayName,
@@ -12,6 +13,7 @@ import {
   type Location,
   parseLocation,
   parsePath,
+  recordedPath,
   uriOf,
 } from "../../../src/clone/location.ts";
 
@@ -105,7 +107,8 @@ describe("The URI of a location", () => {
         const location = parseLocation(path);
         expect(location).toEqual({ kind: "file", path });
         expect(parseLocation(uriOf(location))).toEqual(location);
-        expect(displayUri(uriOf(location))).toBe(path);
+        expect(recordedPath(uriOf(location))).toBe(path);
+        expect(displayUri(uriOf(location))).toBe(printable(path));
       }),
     );
   });
