@@ -28,7 +28,7 @@ export interface DiskChange {
   readonly firstSector: number;
   /** Of whole sectors, as they are from this moment on. */
   readonly data: Buffer;
-  /** When the request that it is of was answered with success, or Infinity. */
+  /** When the request that it is of was answered, or Infinity. */
   answeredAt: number;
 }
 
@@ -204,17 +204,18 @@ export class SimulatedDisk implements BlockDevice {
     const changes: DiskChange[] = [];
     await this.#pause();
     if (middle > offset) changes.push(...apply(offset, middle));
-    if (fails) {
-      this.#log.note(`${this.name}: a ${verb} of ${length} bytes at ${offset} fails`);
-      throw ioError({ verb, name: this.name, offset, length, errno: "ENOSPC" });
-    }
-    if (middle < end) {
+    if (middle < end && !fails) {
       await this.#pause();
       changes.push(...apply(middle, end));
     }
     await this.#pause();
+    // What a request that failed has done is there, and the next flush covers it like anything that can be seen.
     const answeredAt = this.#log.moment();
     for (const change of changes) change.answeredAt = answeredAt;
+    if (fails) {
+      this.#log.note(`${this.name}: a ${verb} of ${length} bytes at ${offset} fails`);
+      throw ioError({ verb, name: this.name, offset, length, errno: "ENOSPC" });
+    }
     if (fua) this.#makeDurable(askedAt, false, (change) => changes.includes(change));
   }
 

@@ -41,6 +41,13 @@ interface Segment {
   original: Buffer;
 }
 
+/** Bytes that cannot be right. */
+export interface WrongBytes {
+  offset: number;
+  /** A sentence. */
+  what: string;
+}
+
 /** Where the bytes at an offset are, or were. */
 export type ImageAt = (offset: number) => SparseImage;
 
@@ -90,7 +97,7 @@ export class SectorHistory {
   }
 
   /** What is wrong with what a power cut at `cut` has left, a sentence. `imageAt`: where the truth about a byte is then. */
-  checkCut(cut: number, imageAt: ImageAt): string | undefined {
+  checkCut(cut: number, imageAt: ImageAt): WrongBytes | undefined {
     for (const segment of this.#allSegments()) {
       const image = imageAt(segment.offset);
       const wrong = explain(segment, image, segment.offset, cut, (change) => change.durableAt <= cut);
@@ -100,18 +107,19 @@ export class SectorHistory {
   }
 
   /** Pages in which nothing was, and which nobody has changed, must be zeros; resolves to one that is not. */
-  checkRest(image: SparseImage, concerns: (offset: number) => boolean): string | undefined {
+  checkRest(image: SparseImage, concerns: (offset: number) => boolean): WrongBytes | undefined {
     this.#allSegments();
     for (const [page, bytes] of image.pages) {
       if (this.#known.has(page) || !concerns(page * 4096)) continue;
       const at = bytes.findIndex((byte) => byte !== 0);
-      if (at >= 0) return `byte ${page * 4096 + at} is ${bytes[at]}, and may be zero only`;
+      const offset = page * 4096 + at;
+      if (at >= 0) return { offset, what: `byte ${offset} is ${bytes[at]}, and may be zero only` };
     }
     return undefined;
   }
 
   /** What is wrong with bytes that a client was given, a sentence. */
-  checkRead({ offset, bytes, begunAt, endedAt }: ClientRead): string | undefined {
+  checkRead({ offset, bytes, begunAt, endedAt }: ClientRead): WrongBytes | undefined {
     const end = offset + bytes.length;
     for (const segment of this.#allSegments()) {
       const from = Math.max(offset, segment.offset);
@@ -177,7 +185,7 @@ function explain(
   at: number,
   until: number,
   isCertain: (change: ClientChange) => boolean,
-): string | undefined {
+): WrongBytes | undefined {
   const isThere = (other: Buffer, from: number): boolean =>
     bytes instanceof SparseImage
       ? bytes.holds(at, length, other, from)
@@ -193,7 +201,7 @@ function explain(
   const allowed = changes.filter(mayBe).map(shown);
   const found = bytes instanceof SparseImage ? byteAt(bytes, at) : bytes[at];
   const may = [...(lastCertain === 0 ? [`${original[0]} as at first`] : []), ...allowed].join("; ");
-  return `bytes ${offset} to ${offset + length} begin with ${found}, and may be ${may}`;
+  return { offset, what: `bytes ${offset} to ${offset + length} begin with ${found}, and may be ${may}` };
 }
 
 function byteAt(image: SparseImage, at: number): number {

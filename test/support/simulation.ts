@@ -24,7 +24,7 @@ import { type SeededRandom, seededRandom as seededDraws } from "./random.ts";
 import { runClient, type Seen } from "./sim-clients.ts";
 import { DiskAtCut, type LandedMode } from "./sim-crash.ts";
 import { SimulatedDisk, type SimulationEvent, SimulationLog } from "./sim-disk.ts";
-import { SectorHistory } from "./sim-history.ts";
+import { SectorHistory, type WrongBytes } from "./sim-history.ts";
 import { ImageDevice, SparseImage } from "./sim-image.ts";
 import { type Machine, type Mutation, openMachine } from "./sim-machine.ts";
 import { checkOrder } from "./sim-order.ts";
@@ -200,7 +200,7 @@ async function liveOnce(
   const wrong = [...seen.wrong];
   for (const read of seen.reads) {
     const answer = history.checkRead(read);
-    if (answer !== undefined) wrong.push(`${read.what}, from ${read.begunAt} to ${read.endedAt}: ${answer}`);
+    if (answer !== undefined) wrong.push(`${read.what}, from ${read.begunAt} to ${read.endedAt}: ${answer.what}`);
     if (wrong.length >= MOST_VIOLATIONS) break;
   }
   wrong.push(...(await checkOrder(log.events, disks)));
@@ -322,7 +322,7 @@ class CrashLook {
     const { generation, log, disks, history } = run;
     const violations: Violation[] = run.wrong
       .slice(0, MOST_VIOLATIONS)
-      .map((what) => ({ what, generation, account: accountOf(log.events, log.events.length) }));
+      .map((what) => ({ what, generation, account: this.#accountOf(log.events, log.events.length) }));
     const { only } = request;
     const draws = seededDraws(mix(request.seed, 300 + generation));
     const points = log.events.flatMap((event, index) => (isCutPoint(event) ? [index + 1] : []));
@@ -354,9 +354,16 @@ class CrashLook {
             seen.add(name);
             report.states++;
             const reopens = goesOn || report.states % REOPEN_EVERY === 0;
-            const what = await this.#look(destination.image, metadata, blocks, history, at, reopens);
-            if (what !== undefined) {
-              violations.push({ what, generation, cut, subset, account: accountOf(log.events, cut, what) });
+            const wrong = await this.#look(destination.image, metadata, blocks, history, at, reopens);
+            if (wrong !== undefined) {
+              const { what } = wrong;
+              violations.push({
+                what,
+                generation,
+                cut,
+                subset,
+                account: this.#accountOf(log.events, cut, wrong.offset),
+              });
             } else if (goesOn) {
               const media = { destination: destination.image.copy(), metadata: metadata.image.copy() };
               this.next = { media, born: this.shown(await opened(media.metadata), media.destination) };
@@ -377,7 +384,7 @@ class CrashLook {
     history: SectorHistory,
     at: number,
     reopens: boolean,
-  ): Promise<string | undefined> {
+  ): Promise<{ what: string; offset?: number } | undefined> {
     let verdict = this.#verdicts.get(name);
     if (verdict === undefined) {
       if (this.#verdicts.size > 20) this.#verdicts.clear();
@@ -385,14 +392,15 @@ class CrashLook {
       this.#verdicts.set(name, verdict);
     }
     const { metadata, wrong } = verdict;
-    if (metadata === undefined) return wrong;
+    if (metadata === undefined) return { what: wrong ?? "" };
     const { regionSize } = this.#world.geometry;
     const isHydrated = (offset: number): boolean => metadata.isHydrated(Math.floor(offset / regionSize));
-    const found =
+    const found: WrongBytes | undefined =
       history.checkCut(at, (offset) => (isHydrated(offset) ? destination : this.#world.source)) ??
       history.checkRest(destination, isHydrated);
     if (found !== undefined || !reopens) return found;
-    return await this.#reopen(destination, image, metadata);
+    const what = await this.#reopen(destination, image, metadata);
+    return what === undefined ? undefined : { what };
   }
 
   /** What the clone shows: the destination's bytes where a region is hydrated, the source's elsewhere. */
@@ -403,6 +411,27 @@ class CrashLook {
     for (const [page, bytes] of destination.pages) if (isHydrated(page)) shown.pages.set(page, Buffer.from(bytes));
     for (const [page, bytes] of source.pages) if (!isHydrated(page)) shown.pages.set(page, Buffer.from(bytes));
     return shown;
+  }
+
+  /** What happened before a cut, for people: to the region in which something is wrong, and at last. */
+  #accountOf(events: readonly SimulationEvent[], cut: number, offset?: number): string[] {
+    const { regionSize } = this.#world.geometry;
+    const region = offset === undefined ? -1 : Math.floor(offset / regionSize);
+    const concerns = (event: SimulationEvent): boolean => {
+      if (event.kind === "durable") return event.flush;
+      if (event.kind === "note") {
+        const { marked, what } = event;
+        return what === "committed" || (marked !== undefined && marked.start <= region && region < marked.end);
+      }
+      const start = event.firstSector * 512;
+      if (event.disk.name === "metadata") return start === 0;
+      return start < (region + 1) * regionSize && start + event.data.length > region * regionSize;
+    };
+    const last = Math.max(0, cut - 15);
+    const lines = events.slice(0, cut).flatMap((event, index) => {
+      return index >= last || (region >= 0 && concerns(event)) ? [`${index + 1}: ${shownEvent(event)}`] : [];
+    });
+    return region < 0 ? lines : [`region ${region}: ${region * regionSize} to ${(region + 1) * regionSize}`, ...lines];
   }
 
   /** Opens the clone as it is and reads all that it shows. */
@@ -490,13 +519,6 @@ function choosePoints(
 /** Where the power may fail with another outcome than before. */
 function isCutPoint(event: SimulationEvent): boolean {
   return event.kind !== "note" || event.answer === true;
-}
-
-/** The last that happened before a cut, for people. */
-function accountOf(events: readonly SimulationEvent[], cut: number, _what = ""): string[] {
-  return events
-    .slice(Math.max(0, cut - 25), cut)
-    .map((event, index) => `${Math.max(0, cut - 25) + index + 1}: ${shownEvent(event)}`);
 }
 
 function shownEvent(event: SimulationEvent): string {
