@@ -89,8 +89,8 @@ class DumpReader {
   }
 
   end(): RestoredDump {
-    this.#guard(() => this.#tokenizer.end());
     if (this.#result === undefined) this.#fail("it ends too early", this.#read);
+    this.#guard(() => this.#tokenizer.end()); // a number behind the end is only now one
     return this.#result;
   }
 
