@@ -1,10 +1,10 @@
 /**
  * A small Linux guest in QEMU: Debian's kernel, an initramfs of busybox with the modules it needs, and what disks the caller
- * gives it. It is emulated, so that it runs where there is no KVM.
+ * gives it. It is emulated where there is no KVM.
  */
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, readdirSync } from "node:fs";
+import { accessSync, constants, existsSync, readdirSync } from "node:fs";
 import { copyFile, mkdir, writeFile } from "node:fs/promises";
 import { basename, join } from "node:path";
 import type { Program } from "./needs.ts";
@@ -25,21 +25,47 @@ function releases(): string[] {
     .sort((a, b) => a.localeCompare(b, "en", { numeric: true }));
 }
 
-/** What to run in the guest. */
-export interface GuestRequest {
+/** What is in a guest. */
+export interface GuestContent {
   /** A directory to build in. */
   place: string;
   /** Names of modules, which come with those they depend on. */
   modules: readonly string[];
+  /** Files of modules that are no part of the kernel's package, loaded last. */
+  ownModules?: readonly string[];
   /** Files of the initramfs, by name in `/`. */
   files?: Record<string, string>;
   /** busybox shell; a command that fails ends it. The guest is powered off afterwards. */
   script: string;
+}
+
+/** What to run in the guest. */
+export interface GuestRequest extends GuestContent {
   /** Shell command that starts QEMU with its disks; it is given further options. */
   qemu: string;
   /** Where the command runs. */
   cwd: string;
   longestMs: number;
+}
+
+/** QEMU's options for a guest of that kernel, but for its disks and where its console goes (`-serial`). */
+export function guestOptions(release: string, initramfs: string): string[] {
+  return [
+    ...["-accel", hasKvm() ? "kvm" : "tcg,thread=multi", "-cpu", "max", "-m", "256"],
+    ...["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-nic", "none"],
+    ...["-kernel", `/boot/vmlinuz-${release}`, "-initrd", initramfs],
+    ...["-append", "console=ttyS0 panic=-1 oops=panic quiet random.trust_cpu=on mitigations=off audit=0"],
+  ];
+}
+
+/** Not every /dev/kvm starts any guest: where this machine is itself a guest without nesting, one hangs before its first word. */
+function hasKvm(): boolean {
+  try {
+    accessSync("/dev/kvm", constants.R_OK + constants.W_OK);
+  } catch {
+    return false;
+  }
+  return ["kvm_amd", "kvm_intel"].some((module) => existsSync(`/sys/module/${module}`));
 }
 
 /** Boots the guest and resolves to what its console showed. Rejects where the script did not come to its end. */
@@ -48,25 +74,7 @@ export async function runGuest(request: GuestRequest): Promise<string> {
   const initramfs = await makeInitramfs(request, guestKernel);
   const qemu = spawn(
     "sh",
-    [
-      ...["-c", `exec ${request.qemu.trim()} "$@"`, "sh"],
-      ...[
-        "-accel",
-        "tcg",
-        "-cpu",
-        "max",
-        "-m",
-        "256",
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-no-reboot",
-      ],
-      ...["-serial", "stdio", "-nic", "none"],
-      ...["-kernel", `/boot/vmlinuz-${guestKernel}`, "-initrd", initramfs],
-      ...["-append", "console=ttyS0 panic=-1 quiet random.trust_cpu=on"],
-    ],
+    ["-c", `exec ${request.qemu.trim()} "$@"`, "sh", ...guestOptions(guestKernel, initramfs), "-serial", "stdio"],
     { cwd: request.cwd, stdio: ["ignore", "pipe", "pipe"] },
   );
   let shown = "";
@@ -85,14 +93,20 @@ export async function runGuest(request: GuestRequest): Promise<string> {
 
 const DONE = "guest: all done";
 
-async function makeInitramfs({ place, modules, files = {}, script }: GuestRequest, release: string): Promise<string> {
+/** Makes the initramfs of a guest of that kernel, and resolves to its path in `place`. */
+export async function makeInitramfs(content: GuestContent, release: string): Promise<string> {
+  const { place, modules, ownModules = [], files = {}, script } = content;
   const root = join(place, "initramfs");
   for (const directory of ["bin", "dev", "proc", "sys", "mnt", "modules"]) {
     await mkdir(join(root, directory), { recursive: true });
   }
   await copyFile("/bin/busybox", join(root, "bin/busybox"));
   const loaded = await copyModules(modules, release, join(root, "modules"));
-  for (const [name, content] of Object.entries(files)) await writeFile(join(root, name), content);
+  for (const file of ownModules) {
+    await copyFile(file, join(root, "modules", basename(file)));
+    loaded.push(basename(file));
+  }
+  for (const [name, text] of Object.entries(files)) await writeFile(join(root, name), text);
   await writeFile(join(root, "script"), `set -eu\n${script}\n`);
   await writeFile(join(root, "init"), init(loaded), { mode: 0o755 });
   const archive = join(place, "initramfs.cpio");

@@ -1,0 +1,200 @@
+/**
+ * One clone that goes from hand to hand, from this program to the kernel's dm-clone and back: its three files, what it must
+ * hold, and what this program does to it. (kernel-session.ts has what the kernel does.)
+ */
+import { createHash, randomBytes } from "node:crypto";
+import { readFile, truncate, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { expect } from "vitest";
+import { Geometry } from "../../src/base/geometry.ts";
+import { dmStatusLine, readStatus } from "../../src/clone/clone-status.ts";
+import { FileDevice } from "../../src/device/file-device.ts";
+import { checkMetadata, formatFinding } from "../../src/metadata/check.ts";
+import { CloneMetadata } from "../../src/metadata/clone-metadata.ts";
+import { Command, CommandFlag } from "../../src/nbd/protocol.ts";
+import { NbdClient } from "../support/nbd-client.ts";
+import { cloneOk } from "../support/run-clone.ts";
+import { type Server, startServe, stopServe } from "../support/serve.ts";
+import { type CloneRequest, DATA_SIZE, ExpectedClone } from "./requests.ts";
+
+/** How a clone is cut out; sizes in sectors, as dm-clone counts. */
+export interface Shape {
+  sectors: number;
+  regionSectors: number;
+  /** Of metadata that the kernel formats. */
+  metadataBlocks?: number;
+}
+
+/** What metadata says, by the code of this program. */
+export interface OurView {
+  ranges: [start: number, end: number][];
+  /** `clone status --dm` up to the number of features. */
+  status: string;
+}
+
+const MIB = 2 ** 20;
+
+export class RelayedClone {
+  readonly cwd: string;
+  readonly shape: Shape;
+  readonly expected: ExpectedClone;
+  readonly data: Buffer;
+  /** Metadata that the kernel has made names no devices. */
+  #named: readonly string[] = [];
+  #hydratedExactly = true;
+
+  private constructor(cwd: string, shape: Shape, source: Buffer, data: Buffer) {
+    this.cwd = cwd;
+    this.shape = shape;
+    this.data = data;
+    const geometry = new Geometry({ size: shape.sectors * 512, regionSize: shape.regionSectors * 512 });
+    this.expected = new ExpectedClone(geometry, source);
+  }
+
+  /** Source, an empty destination and data to write, in an empty directory. */
+  static async prepare(cwd: string, shape: Shape): Promise<RelayedClone> {
+    const source = randomBytes(shape.sectors * 512);
+    const data = randomBytes(DATA_SIZE);
+    await writeFile(join(cwd, "source.img"), source);
+    await writeFile(join(cwd, "data.img"), data);
+    return new RelayedClone(cwd, shape, source, data);
+  }
+
+  path(name: "source.img" | "destination.img" | "metadata" | "data.img" | "out.img"): string {
+    return join(this.cwd, name);
+  }
+
+  /** Makes it by `clone create`. */
+  async create(): Promise<void> {
+    const regionSize = String(this.shape.regionSectors * 512);
+    const files = ["source.img", "destination.img", "--metadata", "metadata"];
+    await cloneOk(["create", ...files, "--region-size", regionSize], { cwd: this.cwd });
+  }
+
+  /** Makes the files that the kernel formats. */
+  async makeForKernel(): Promise<void> {
+    await writeFile(this.path("destination.img"), "");
+    await truncate(this.path("destination.img"), this.shape.sectors * 512);
+    await writeFile(this.path("metadata"), "");
+    await truncate(this.path("metadata"), (this.shape.metadataBlocks ?? 1024) * 4096);
+    this.#named = ["--source", "source.img", "--destination", "destination.img"];
+  }
+
+  /** Serves it and carries out requests, with nothing copied in the background. */
+  async request(requests: readonly CloneRequest[]): Promise<void> {
+    await using server = await this.#serve("--no-hydrate");
+    await using client = await NbdClient.go({ path: server.socket });
+    for (const request of requests) {
+      await carryOut(client, request, this.data);
+      this.expected.apply(request, this.data, "ours");
+    }
+    await stopServe(server);
+  }
+
+  /**
+   * Serves it while it hydrates, writes, and kills the server in the middle of it: after `acknowledged` requests, with some
+   * more on their way.
+   */
+  async requestAndKill(requests: readonly CloneRequest[], { acknowledged }: { acknowledged: number }): Promise<void> {
+    await using server = await this.#serve("--rate", "16M");
+    await using client = await NbdClient.go({ path: server.socket });
+    for (const request of requests.slice(0, acknowledged)) await carryOut(client, request, this.data);
+    for (const request of requests.slice(acknowledged)) client.post(onTheWire(request, this.data));
+    await server.kill9();
+    this.takeCrash(requests, requests.slice(0, acknowledged).findLastIndex(({ kind }) => kind === "flush") + 1);
+  }
+
+  /** Whoever had it open has been killed; the first `durable` of the requests were flushed. */
+  takeCrash(requests: readonly CloneRequest[], durable: number): void {
+    // Whatever was hydrated in between is known from the metadata alone.
+    for (const request of requests.slice(0, durable)) this.expected.apply(request, this.data, "kernel");
+    this.expected.applyPerhaps(requests.slice(durable), this.data);
+    this.#hydratedExactly = false;
+  }
+
+  /** `clone hydrate`, all of it or some of it. */
+  async hydrate(limitBytes?: number): Promise<void> {
+    const limit = limitBytes === undefined ? [] : ["--limit", String(limitBytes)];
+    await cloneOk(["hydrate", "metadata", ...this.#named, ...limit, "-q"], { cwd: this.cwd });
+    this.#hydratedExactly = false;
+  }
+
+  /** What was hydrated without requests, by the other one. */
+  takeHydration(): void {
+    this.#hydratedExactly = false;
+  }
+
+  /** All bytes of the clone, as a client of `clone serve` reads them. */
+  async readAll(): Promise<Buffer> {
+    await using server = await this.#serve("--no-hydrate", "--read-only");
+    await using client = await NbdClient.go({ path: server.socket });
+    const pieces: Buffer[] = [];
+    const { size } = this.expected.geometry;
+    for (let offset = 0; offset < size; offset += MIB) {
+      const { error, text, data } = await client.read(offset, Math.min(MIB, size - offset));
+      if (error !== 0) throw new Error(`the server cannot read at ${offset}: ${text}`);
+      pieces.push(data);
+    }
+    await stopServe(server);
+    return Buffer.concat(pieces);
+  }
+
+  /** `clone finalize`: the destination stands alone afterwards, and is compared. */
+  async finalize(): Promise<void> {
+    await cloneOk(["finalize", "metadata", ...this.#named, "--accept-changed-source", "-q"], { cwd: this.cwd });
+    expect(this.expected.settle(await readFile(this.path("destination.img")))).toBeUndefined();
+  }
+
+  /**
+   * Checks the metadata, which must be clean and say what is expected, and resolves to what it says. What was hydrated in the
+   * background is taken over from it.
+   */
+  async inspect(): Promise<OurView> {
+    await using device = await FileDevice.open(this.path("metadata"), { access: "read-only", direct: "off" });
+    const report = await checkMetadata(device);
+    expect([...report.fatal, ...report.warnings].map(formatFinding)).toEqual([]);
+    await using metadata = await CloneMetadata.open(device, { readOnly: true });
+    const { regionCount, size, regionSize } = this.expected.geometry;
+    expect(metadata.geometry).toMatchObject({ regionCount, size, regionSize });
+    const ranges = [...metadata.hydratedRanges()].map(({ start, end }): [number, number] => [start, end]);
+    if (this.#hydratedExactly) expect(ranges).toEqual(this.expected.ranges());
+    const found = new Uint8Array(regionCount);
+    for (const [start, end] of ranges) found.fill(1, start, end);
+    expect(this.expected.hydrated.findIndex((bit, region) => bit === 1 && found[region] === 0)).toBe(-1);
+    this.expected.hydrated.set(found);
+    this.#hydratedExactly = true;
+    const { status } = await readStatus(this.path("metadata"));
+    return { ranges, status: upToFeatures(dmStatusLine(status)) };
+  }
+
+  /** SHA-256 of the metadata, to see whether it was touched. */
+  async metadataHash(): Promise<string> {
+    return createHash("sha256")
+      .update(await readFile(this.path("metadata")))
+      .digest("hex");
+  }
+
+  #serve(...args: string[]): Promise<Server> {
+    return startServe({ clone: "metadata", cwd: this.cwd, args: [...this.#named, ...args] });
+  }
+}
+
+/** What two status lines have in common: features and core arguments are settings of who has it open. */
+export function upToFeatures(line: string): string {
+  return line.split(" ").slice(0, 8).join(" ");
+}
+
+function onTheWire(request: CloneRequest, data: Buffer) {
+  if (request.kind === "flush") return { type: Command.flush };
+  const { offset, length } = request;
+  if (!("from" in request)) {
+    return { type: request.kind === "discard" ? Command.trim : Command.writeZeroes, offset, length };
+  }
+  const flags = request.kind === "fua" ? CommandFlag.fua : 0;
+  return { type: Command.write, offset, flags, data: data.subarray(request.from, request.from + length) };
+}
+
+async function carryOut(client: NbdClient, request: CloneRequest, data: Buffer): Promise<void> {
+  const { error, text } = await client.request(onTheWire(request, data));
+  if (error !== 0) throw new Error(`${JSON.stringify(request)} fails with ${error}: ${text}`);
+}
