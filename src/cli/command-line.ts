@@ -48,6 +48,11 @@ const COMMANDS: CommandEntry[] = [
     load: async () => (await import("./commands/check.ts")).checkCommand,
   },
   {
+    signature: "repair <metadata>",
+    description: "Make new metadata of what damaged metadata proves",
+    load: async () => (await import("./commands/repair.ts")).repairCommand,
+  },
+  {
     signature: "dump <metadata>",
     description: "Print the metadata as text",
     load: async () => (await import("./commands/dump.ts")).dumpCommand,

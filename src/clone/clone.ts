@@ -152,6 +152,23 @@ export class Clone implements AsyncDisposable {
     }
   }
 
+  /**
+   * A clone as a sound image of its metadata shows it, where its own cannot be opened: for looking at its devices.
+   * Nothing of it is to be written. `found` and `image` stay the caller's.
+   * @throws {MetadataError | DeviceError}
+   */
+  static async ofImage(
+    image: BlockDevice,
+    found: OpenedMetadata,
+    { signal, onDetail, onWarning = () => {} }: Omit<OpenRequest, "name" | "access">,
+  ): Promise<Clone> {
+    const metadata = await CloneMetadata.open(image, { readOnly: true, signal });
+    const place = { geometry: metadata.geometry, blockCount: metadata.totalBlocks };
+    const descriptors = await DescriptorStore.open(image, place);
+    const remoteOptions = { signal, onDetail, onNote: onWarning };
+    return new Clone({ found, metadata, descriptors, opened: [metadata], onWarning, remoteOptions });
+  }
+
   /** Path of the metadata. */
   get path(): string {
     return this.metadataDevice.path;

@@ -3,16 +3,12 @@ import { countRegions, type RegionRange } from "../base/geometry.ts";
 import type { CheckedStructure, CheckReport } from "./check-report.ts";
 import type { RefusedRepair, RepairRequest } from "./repair-plan.ts";
 
-/** What is made anew where a part has findings; of the others the bits decide. */
+/** What is made anew where a part has findings; of the bitset the bits themselves decide. */
 const MADE_ANEW: Partial<Record<CheckedStructure, string>> = {
-  superblock: "The superblock",
-  "index block": "The index of the space map",
-  "bitmap block": "The counts of the blocks in use",
-  "space map": "The counts of the blocks in use",
-  "reference-count node": "The tree of reference counts",
-  "bitset node": "The tree over the array blocks",
-  "array block": "The array blocks",
-  bitset: "The tree over the array blocks",
+  "index block": "The index of the space map: made anew",
+  "bitmap block": "The counts of the blocks in use: made anew",
+  "space map": "The counts of the blocks in use: made anew",
+  "reference-count node": "The tree of reference counts: made anew",
 };
 
 /** What of the damage found follows from what is left, and is made anew. */
@@ -20,7 +16,11 @@ export function describeFindings({ fatal, warnings }: CheckReport): string[] {
   const parts = new Set<string>();
   for (const { structure } of [...fatal, ...warnings]) {
     const part = MADE_ANEW[structure];
-    if (part !== undefined) parts.add(`${part}: made anew`);
+    if (part !== undefined) parts.add(part);
+  }
+  for (const { structure } of warnings) {
+    if (structure === "superblock") parts.add("The superblock: made anew");
+    if (structure === "array block") parts.add("Bits beyond the last region: cleared");
   }
   return [...parts];
 }

@@ -98,8 +98,10 @@ export async function planRepair(device: BlockDevice, request: RepairRequest = {
  * @throws {UsageError | RangeError} where the device is too small
  * @throws {DeviceError} after which the device holds no clone
  */
-export async function writeRepaired(plan: PlannedRepair, device: BlockDevice): Promise<void> {
-  const { geometry, blockCount, bits, descriptor } = plan;
+export async function writeRepaired(
+  { geometry, blockCount, bits, descriptor }: Pick<PlannedRepair, "geometry" | "blockCount" | "bits" | "descriptor">,
+  device: BlockDevice,
+): Promise<void> {
   await writeFormatted(device, { geometry, blockCount, bits, descriptor });
 }
 

@@ -1,0 +1,186 @@
+/** `clone repair`: new metadata from damaged metadata, to a new file or, with a backup kept, in place. */
+import { CloneError, UsageError } from "../base/errors.ts";
+import type { RegionRange } from "../base/geometry.ts";
+import { MemoryDevice } from "../device/memory-device.ts";
+import { type Finding, formatFinding } from "../metadata/check.ts";
+import {
+  type Assumption,
+  type ComparedState,
+  planRepair,
+  type RepairPlan,
+  type ToldGeometry,
+  writeRepaired,
+} from "../metadata/repair.ts";
+import { imageBytes } from "../metadata/repair-descriptor.ts";
+import { Clone, type DeviceRequest } from "./clone.ts";
+import { equalRegions, type RunningComparison } from "./compare-unknown.ts";
+import { PAGE } from "./hydrate-clone.ts";
+import { parsePath } from "./location.ts";
+import { exists } from "./metadata-file.ts";
+import { type OpenedMetadata, openMetadata } from "./open-metadata.ts";
+import { overwriteDevice, replaceFile, writeToNewFile } from "./repair-files.ts";
+
+/** What to repair, and how. */
+export interface RepairCloneRequest extends DeviceRequest {
+  /** The metadata, or the destination it stands beside. */
+  name: string;
+  /** A new file. Default: `METADATA.repaired`. */
+  output?: string | undefined;
+  /** Whether the metadata is replaced, and kept as `backup`. */
+  inPlace?: boolean | undefined;
+  /** A new file. Default: `METADATA.backup`. */
+  backup?: string | undefined;
+  /** Whether nothing is written. */
+  dryRun?: boolean | undefined;
+  /** Whether source and destination are read where the metadata does not tell. */
+  compare?: boolean | undefined;
+  assume?: Assumption | undefined;
+  /** Of a clone whose superblock is lost. */
+  geometry?: ToldGeometry | undefined;
+}
+
+/** What came of it. */
+export interface RepairReport {
+  /** Path of the damaged metadata. */
+  metadata: string;
+  plan: RepairPlan;
+  /** Whether anything was written. */
+  repaired: boolean;
+  /** Where the new metadata is; null where nothing was written. */
+  output: string | null;
+  /** What is left of the old where it was replaced. */
+  backup: string | null;
+}
+
+interface RepairContext {
+  signal: AbortSignal;
+  onWarning?: ((warning: string) => void) | undefined;
+  onDetail?: ((line: string) => void) | undefined;
+  onCompare?: ((running: RunningComparison) => void) | undefined;
+}
+
+/**
+ * Repairs metadata. Where it cannot, nothing is written and the report says why.
+ *
+ * @throws {UsageError} for options that cannot work, and where something stands where a file is to be made
+ * @throws {BusyError} where the clone is in use
+ * @throws {DeviceError} where something cannot be read or written
+ * @throws the reason of `signal` when it aborts
+ */
+export async function repairClone(request: RepairCloneRequest, context: RepairContext): Promise<RepairReport> {
+  const { name, inPlace = false, dryRun = false, assume, geometry } = request;
+  await using opened = await openMetadata(name, inPlace && !dryRun ? "exclusive" : "quiescent");
+  const target = await chooseTarget(opened, request);
+  const { signal } = context;
+  const compare = request.compare
+    ? (state: ComparedState, unknown: Iterable<RegionRange>) =>
+        compareWith(opened, state, unknown, { request, context })
+    : undefined;
+  const plan = await planRepair(opened.device, { signal, assume, geometry, compare });
+  const unwritten = { metadata: opened.device.path, plan, repaired: false, output: null, backup: null };
+  const isSound = plan.before.fatal.length + plan.before.warnings.length === 0;
+  if (!plan.ok || dryRun || (inPlace && isSound)) return unwritten;
+  signal.throwIfAborted();
+  const { device } = opened;
+  if (target.kind === "new") {
+    await writeToNewFile(target.path, plan);
+    return { ...unwritten, repaired: true, output: target.path };
+  }
+  const { backup } = target;
+  if (device.kind === "file") await replaceFile(device, plan, backup);
+  else await overwriteDevice(device, plan, { backup, signal });
+  return { ...unwritten, repaired: true, output: device.path, backup };
+}
+
+/** Where the new metadata is to go. */
+type Target = { kind: "new"; path: string } | { kind: "in place"; backup: string };
+
+async function chooseTarget({ device }: OpenedMetadata, request: RepairCloneRequest): Promise<Target> {
+  const { output, inPlace = false, backup, dryRun = false } = request;
+  const isFile = device.kind === "file";
+  if (inPlace && output !== undefined)
+    throw new UsageError("Cannot use --output with --in-place: it is one or the other");
+  if (!inPlace && backup !== undefined) throw new UsageError("Cannot use --backup without --in-place");
+  if (!isFile && !dryRun && output === undefined && backup === undefined) {
+    throw new UsageError(`Cannot repair "${device.path}": it is a device, and nothing can stand beside it`, {
+      hint: "--output FILE writes to a new file; --in-place --backup FILE overwrites the device after a copy was made.",
+    });
+  }
+  if (inPlace) return { kind: "in place", backup: parsePath(backup ?? `${device.path}.backup`) };
+  const path = parsePath(output ?? `${device.path}.repaired`);
+  if (dryRun || !(await exists(path))) return { kind: "new", path };
+  throw new UsageError(`Cannot create "${path}": a file stands there already`, {
+    hint: "--output FILE names another one.",
+  });
+}
+
+/** Opens the devices as any command does, with metadata made of what is proved, and compares the rest. */
+async function compareWith(
+  found: OpenedMetadata,
+  { geometry, blockCount, hydrated, descriptor }: ComparedState,
+  unknown: Iterable<RegionRange>,
+  { request, context }: { request: RepairCloneRequest; context: RepairContext },
+): Promise<RegionRange[]> {
+  const { signal, onWarning, onDetail, onCompare } = context;
+  const image = new MemoryDevice({ size: imageBytes(blockCount, descriptor), name: found.device.name });
+  await writeRepaired({ geometry, blockCount, bits: hydrated, descriptor }, image);
+  await using clone = await Clone.ofImage(image, found, { signal, onWarning, onDetail });
+  const destination = await clone.attachDestination(request, "read-only");
+  const source = await clone.attachSource(request);
+  const alignment = destination.file?.directAlignment ?? PAGE;
+  const sides = { geometry, source: source.view, destination: destination.view, alignment };
+  return await equalRegions(sides, [...unknown], { signal, onStart: onCompare });
+}
+
+/** A report as `--json` prints it: ranges as half-open pairs, findings as `check --json` has them. */
+export interface RepairJson {
+  repaired: boolean;
+  output: string | null;
+  backup: string | null;
+  fatal: Finding[];
+  warnings: Finding[];
+  exact: string[];
+  salvaged: string[];
+  unknown: [number, number][];
+  compared: [number, number][] | null;
+  copiedAgain: [number, number][];
+  assumed: [number, number][];
+  assumedAs: Assumption | null;
+  lost: string[];
+  /** Why nothing was written; null where something was, or was not to be. */
+  reason: string | null;
+}
+
+/** @see RepairJson */
+export function repairJson({ plan, repaired, output, backup }: RepairReport): RepairJson {
+  const { before, exact, salvaged, unknown, compared, copiedAgain, assumed, lost } = plan;
+  return {
+    repaired,
+    output,
+    backup,
+    fatal: before.fatal,
+    warnings: before.warnings,
+    exact,
+    salvaged,
+    unknown: pairs(unknown),
+    compared: compared && pairs(compared),
+    copiedAgain: pairs(copiedAgain),
+    assumed: pairs(assumed?.regions ?? []),
+    assumedAs: assumed?.as ?? null,
+    lost,
+    reason: plan.ok ? null : plan.reason,
+  };
+}
+
+function pairs(ranges: readonly RegionRange[]): [number, number][] {
+  return ranges.map(({ start, end }) => [start, end]);
+}
+
+/** The error that a refused plan is to a caller who wants one. */
+export function refusal(metadata: string, plan: RepairPlan & { ok: false }): CloneError {
+  const [finding] = plan.before.fatal;
+  const found = finding === undefined ? "" : ` (${formatFinding(finding)})`;
+  return new CloneError("damaged", `Cannot repair "${metadata}": ${plan.reason}${found}`, {
+    ...(plan.hint === undefined ? {} : { hint: plan.hint }),
+  });
+}

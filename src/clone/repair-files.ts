@@ -1,0 +1,145 @@
+/**
+ * Where repaired metadata goes. It is made whole and checked in a file that has no name yet, whatever becomes of it then:
+ *
+ *     a new file       gets its name, durably, and never replaces what stands there
+ *     a file in place  the old file gets the backup's name as well, durably; then the new one takes its name in one step
+ *     a device         is copied to the backup, durably, and then overwritten (`metadata/repair-in-place.ts`)
+ */
+import * as fs from "node:fs/promises";
+import { CloneError, errnoOf, UsageError } from "../base/errors.ts";
+import { syncDirectoryOf } from "../device/directory.ts";
+import type { FileDevice } from "../device/file-device.ts";
+import { UnnamedFile } from "../device/unnamed-file.ts";
+import { checkMetadata, formatFinding } from "../metadata/check.ts";
+import { CloneMetadata } from "../metadata/clone-metadata.ts";
+import { DESCRIPTOR_BYTES } from "../metadata/descriptor.ts";
+import { metadataByteLength } from "../metadata/metadata-size.ts";
+import { type PlannedRepair, writeRepaired } from "../metadata/repair.ts";
+import { imageBytes } from "../metadata/repair-descriptor.ts";
+import { overwriteWithImage } from "../metadata/repair-in-place.ts";
+import { takeAfter } from "./take-after.ts";
+
+const PIECE_BYTES = 2 ** 20;
+/** What says that a file cannot be given another name (link(2)). */
+const NO_LINKS = ["EPERM", "EOPNOTSUPP", "ENOTSUP", "ENOSYS", "EMLINK", "EXDEV"];
+
+/**
+ * Writes repaired metadata to a new file.
+ * @throws {UsageError} where something stands there
+ * @throws {DeviceError} where it cannot be made; nothing is then left
+ */
+export async function writeToNewFile(path: string, plan: PlannedRepair): Promise<void> {
+  await using file = await UnnamedFile.create(path);
+  await fill(file.device, plan);
+  if (!(await file.publish())) throw alreadyThere(path);
+}
+
+/**
+ * Puts repaired metadata in the place of a file, which is kept as `backup`.
+ * @throws {UsageError} where another file stands at `backup`
+ * @throws {DeviceError} after which the old metadata is still under its name, the new one already, and the backup there
+ */
+export async function replaceFile(old: FileDevice, plan: PlannedRepair, backup: string): Promise<void> {
+  const path = await fs.realpath(old.path); // a symbolic link stays one
+  await using file = await UnnamedFile.create(path);
+  await fill(file.device, plan);
+  await takeAfter(file.device, old);
+  if (!(await giveName(path, old, backup))) await copyToNewFile(old, old.size, backup);
+  await file.replace();
+}
+
+/**
+ * Overwrites a block device, after a copy of what it holds was made durable.
+ * @throws {UsageError} where something stands at `backup`, or the device is too small
+ * @throws {DeviceError} after which the backup is needed
+ */
+export async function overwriteDevice(
+  device: FileDevice,
+  plan: PlannedRepair,
+  { backup, signal }: { backup: string; signal?: AbortSignal | undefined },
+): Promise<void> {
+  const needed = imageBytes(plan.blockCount, plan.descriptor);
+  if (needed > device.size) {
+    throw new UsageError(
+      `Cannot repair "${device.path}" in place: ${needed} bytes are needed and it has ${device.size}`,
+      { hint: "--output FILE writes to a new file." },
+    );
+  }
+  await using image = await UnnamedFile.create(backup);
+  await fill(image.device, plan);
+  const covered = metadataByteLength(plan.blockCount) + DESCRIPTOR_BYTES;
+  await copyToNewFile(device, Math.min(device.size, covered), backup);
+  await overwriteWithImage(device, image.device, { backup, signal });
+  await refuseUnsound(device, plan);
+}
+
+/** Makes the metadata and holds it against the plan. @throws {CloneError} where it is not as planned */
+async function fill(device: FileDevice, plan: PlannedRepair): Promise<void> {
+  const size = imageBytes(plan.blockCount, plan.descriptor);
+  await device.resize(size);
+  await device.allocate(0, size);
+  await writeRepaired(plan, device);
+  await refuseUnsound(device, plan);
+}
+
+async function refuseUnsound(device: FileDevice, plan: PlannedRepair): Promise<void> {
+  const { fatal, warnings } = await checkMetadata(device);
+  const [finding] = [...fatal, ...warnings];
+  if (finding !== undefined) {
+    throw new CloneError(
+      "failed",
+      `Cannot repair "${device.path}": what was written is not sound, ${formatFinding(finding)}`,
+    );
+  }
+  await using metadata = await CloneMetadata.open(device, { readOnly: true });
+  for (const range of plan.bits.ranges()) {
+    if (metadata.nextUnhydrated(range.start, range.end) === range.end) continue;
+    throw new CloneError("failed", `Cannot repair "${device.path}": what was written is not what was planned`);
+  }
+  if (metadata.hydratedCount === plan.bits.count()) return;
+  throw new CloneError("failed", `Cannot repair "${device.path}": more was written than was planned`);
+}
+
+/** Gives the file a second name, durably. False where the file system cannot. */
+async function giveName(path: string, file: FileDevice, name: string): Promise<boolean> {
+  try {
+    await fs.link(path, name);
+  } catch (error) {
+    const errno = errnoOf(error) ?? "";
+    if (NO_LINKS.includes(errno)) return false;
+    if (errno !== "EEXIST") throw new CloneError("failed", `Cannot create "${name}": ${errno}`, { cause: error });
+    if (!(await isNameOf(file, name))) throw alreadyThere(name); // else a repair was cut off just then
+  }
+  await syncDirectoryOf(name);
+  return true;
+}
+
+async function isNameOf({ fd }: FileDevice, name: string): Promise<boolean> {
+  const [ours, there] = [
+    await fs.stat(`/proc/self/fd/${fd}`, { bigint: true }),
+    await fs.lstat(name, { bigint: true }),
+  ];
+  return ours.dev === there.dev && ours.ino === there.ino;
+}
+
+/** A copy of the first `size` bytes, durable, holes kept. @throws {UsageError} where something stands there */
+async function copyToNewFile(from: FileDevice, size: number, path: string): Promise<void> {
+  await using file = await UnnamedFile.create(path);
+  const to = file.device;
+  await to.resize(size);
+  const buffer = new Uint8Array(PIECE_BYTES);
+  for (let offset = 0; offset < size; offset += PIECE_BYTES) {
+    const piece = buffer.subarray(0, Math.min(PIECE_BYTES, size - offset));
+    await from.read(offset, piece);
+    if (piece.some((byte) => byte !== 0)) await to.write(offset, piece);
+  }
+  await to.flush();
+  if (from.kind === "file") await takeAfter(to, from);
+  if (!(await file.publish())) throw alreadyThere(path);
+}
+
+function alreadyThere(path: string): UsageError {
+  return new UsageError(`Cannot create "${path}": a file stands there already`, {
+    hint: "--output FILE, or in place --backup FILE, names another one.",
+  });
+}
