@@ -172,6 +172,7 @@ function refuse(error: Error & { code?: string }, socket: Socket): void {
     `Content-Length: ${Buffer.byteLength(body)}`,
     "Connection: close",
   ];
+  socket.on("error", () => {}); // whoever asked may be gone, and nobody else listens any more: it would end the process
   if (socket.writable) socket.end(`${head.join("\r\n")}\r\n\r\n${body}`);
   socket.destroySoon();
 }
