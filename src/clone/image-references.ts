@@ -46,7 +46,8 @@ export async function readReferences(image: BlockDevice, format: string): Promis
     throw new CloneError("failed", `Cannot open "${image.name}" as ${format}: ${why}`);
   };
   const read = async (offset: number, length: number): Promise<Buffer> => {
-    const bytes = Buffer.alloc(Math.max(0, Math.min(length, image.size - offset)));
+    if (offset > image.size) refuse("a part of its header lies behind its end");
+    const bytes = Buffer.alloc(Math.min(length, image.size - offset));
     await image.read(offset, bytes);
     return bytes;
   };

@@ -191,3 +191,12 @@ test("readReferences() of any bytes ends, with references or a CloneError", asyn
     { numRuns: 300 },
   );
 });
+
+test("A VMDK whose descriptor lies behind its end is refused (fuzz, seed 11, message 155 of image-headers)", async () => {
+  const bytes = Buffer.alloc(1024);
+  bytes.write("KDMV");
+  bytes.writeBigUInt64LE(256n, 28);
+  await expect(readReferences(image(bytes, 1024), "vmdk")).rejects.toThrow(
+    new CloneError("failed", 'Cannot open "disk" as vmdk: a part of its header lies behind its end'),
+  );
+});
