@@ -28,8 +28,8 @@ function* messagesFor(weight: number): Generator<number> {
 }
 
 let watchdog: Watchdog;
-beforeAll(() => {
-  watchdog = new Watchdog();
+beforeAll(async () => {
+  watchdog = await Watchdog.start();
 });
 afterAll(() => watchdog[Symbol.asyncDispose]());
 

@@ -78,6 +78,9 @@ export async function replay(target: FuzzTarget, bytes: Buffer): Promise<void> {
   await session.finish?.();
 }
 
+/** What nobody has caught: it would end the process. */
+const STRAY = ["unhandledRejection", "uncaughtException"] as const;
+
 /** Reads messages, and watches what happens meanwhile, until it is disposed of. */
 class Reader implements Disposable {
   readonly #target: FuzzTarget;
@@ -89,7 +92,7 @@ class Reader implements Disposable {
 
   constructor(target: FuzzTarget) {
     this.#target = target;
-    process.on("unhandledRejection", this.#onStray);
+    for (const event of STRAY) process.on(event, this.#onStray);
   }
 
   /** What became of a message, or what was wrong. */
@@ -116,7 +119,7 @@ class Reader implements Disposable {
   }
 
   [Symbol.dispose](): void {
-    process.off("unhandledRejection", this.#onStray);
+    for (const event of STRAY) process.off(event, this.#onStray);
     this.#allocations[Symbol.dispose]();
   }
 }

@@ -2,13 +2,14 @@
  * Notices a message that never ends: a loop in this thread would stop every timer too, so another thread looks whether
  * messages go on. It says which message it was and ends the process. Its patience is far beyond what any message takes.
  */
+import { once } from "node:events";
 import { Worker } from "node:worker_threads";
 
 const PATIENCE_MS = 120_000;
 const WORDS = 4;
 
 const WATCHING = `
-  const { workerData } = require("node:worker_threads");
+  const { parentPort, workerData } = require("node:worker_threads");
   const { writeSync } = require("node:fs");
   const words = new Int32Array(workerData.shared);
   let last = -1;
@@ -21,6 +22,7 @@ const WATCHING = `
       " --target " + target + " --message " + message + "\\n");
     process.kill(process.pid, "SIGKILL");
   }, 1000);
+  parentPort.postMessage("watching");
 `;
 
 /** Watches from its making until it is disposed of. */
@@ -28,9 +30,16 @@ export class Watchdog implements AsyncDisposable {
   readonly #shared = new Int32Array(new SharedArrayBuffer(4 * WORDS));
   readonly #worker: Worker;
 
-  constructor(patienceMs = PATIENCE_MS) {
+  private constructor(patienceMs: number) {
     this.#worker = new Worker(WATCHING, { eval: true, workerData: { shared: this.#shared.buffer, patienceMs } });
-    this.#worker.unref();
+  }
+
+  /** Resolves when it watches. */
+  static async start(patienceMs = PATIENCE_MS): Promise<Watchdog> {
+    const watchdog = new Watchdog(patienceMs);
+    await once(watchdog.#worker, "message");
+    watchdog.#worker.unref();
+    return watchdog;
   }
 
   /** A message begins; `target` 0 is none. */
