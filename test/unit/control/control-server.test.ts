@@ -464,7 +464,7 @@ test.for([
       socket.destroySoon();
     });
     socket.on("error", () => {});
-    await new Promise((resolve) => socket.on("close", resolve));
+    await new Promise<void>((resolve) => socket.on("close", () => resolve()));
   }
   expect(await place.client.status()).toEqual({ state: "hydrating" });
 });
