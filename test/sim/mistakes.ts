@@ -107,9 +107,9 @@ export const MISTAKES: readonly Mistake[] = [
     finds: DAMAGED,
   },
   {
-    mistake: "Skipping free blocks where a search begins in the middle of a byte",
+    mistake: "Searching for a free block to the end only",
     scene: ["failures", "searchForFreeBlocks"],
-    without: [{ file: SPACE_MAP, text: "if (entry % 4 === 0 && (", becomes: "if ((" }],
+    without: [{ file: SPACE_MAP, text: " ?? this.#findFreeFrom(0)", becomes: "" }],
     finds: /free blocks of \d+ only \d+ are found/,
   },
   {
@@ -231,8 +231,9 @@ export const MISTAKES: readonly Mistake[] = [
     without: [
       {
         file: GEOMETRY,
-        text: "return region * this.regionSize;",
-        becomes: "return (((region * this.regionSize) / 512) >>> 0) * 512;",
+        text: "const offset = this.offsetOf(start);\n    return { offset, length: Math.min(this.offsetOf(end), this.size) - offset };",
+        becomes: `const length = Math.min(this.offsetOf(end), this.size) - this.offsetOf(start);
+    return { offset: ((this.offsetOf(start) / 512) >>> 0) * 512, length };`,
       },
     ],
     finds: /another place|outside|Error/,

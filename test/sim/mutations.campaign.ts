@@ -1,5 +1,6 @@
 // Each row is a mistake that dm-clone made, or that is easily made, as a scene in which it shows. The program as it is plays the
 // scene without fault; then its defence is taken out, in a copy of the sources, and the same scene must find what goes wrong.
+import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { campaign } from "../support/campaign.ts";
 import { type Mutation, withMutations } from "../support/mutant.ts";
@@ -18,7 +19,7 @@ async function play(
   return await scene();
 }
 
-const here = (path: string): Promise<unknown> => import(`../../${path}`);
+const here = (path: string): Promise<unknown> => import(/* @vite-ignore */ join(import.meta.dirname, "../..", path));
 
 describe.for(MISTAKES.filter((_, index) => index % shards === shard))("$mistake", ({ scene, without, finds }) => {
   test("does not happen", async () => {
