@@ -31,6 +31,9 @@ export interface LossyLinkOptions {
   onBreak?: () => void;
 }
 
+/** The disk at the other end: whatever is asked of it is done within the call. */
+export type LossyServer = Pick<PowerLossDevice, "size" | "read" | "write" | "flush" | "loseCache" | "durable">;
+
 /** A change or a flush under way. */
 interface Request {
   /** Which bytes it changes. */
@@ -51,7 +54,7 @@ export class LossyLinkDevice implements BlockDevice {
   isAway = false;
   /** Times that the connection broke. */
   breaks = 0;
-  readonly #server: PowerLossDevice;
+  readonly #server: LossyServer;
   readonly #underWay = new Set<Request>();
   #backAt = 0;
   #strays: { offset: number; length: number; until: number }[] = [];
@@ -59,11 +62,12 @@ export class LossyLinkDevice implements BlockDevice {
   #flushed = 0;
   #told = 0;
 
-  constructor(content: Uint8Array, name: string, options: LossyLinkOptions) {
+  /** Its server is one with this content, or the one given. */
+  constructor(served: Uint8Array | LossyServer, name: string, options: LossyLinkOptions) {
     this.name = name;
-    this.size = content.length;
     this.options = options;
-    this.#server = new PowerLossDevice(content, { name, power: new Power() });
+    this.#server = served instanceof Uint8Array ? new PowerLossDevice(served, { name, power: new Power() }) : served;
+    this.size = this.#server.size;
   }
 
   /** What is there whatever happens. */

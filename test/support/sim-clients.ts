@@ -11,6 +11,8 @@ export interface Seen {
   wrong: string[];
   /** Requests that failed. */
   failures: number;
+  /** The destination may lose what it was given: once the clone has failed for it, only what was flushed is certain. */
+  forgiving: boolean;
 }
 
 /** Sends the requests of one client; resolves when all of them are answered. */
@@ -47,6 +49,10 @@ async function send(
   seen: Seen,
 ): Promise<void> {
   const { device, hydrator, log, commits } = machine;
+  const saw = (offset: number, bytes: Buffer, begunAt: number): void => {
+    const durableOnly = seen.forgiving && commits.failure !== undefined;
+    seen.reads.push({ what, offset, bytes, begunAt, endedAt: log.moment(), durableOnly });
+  };
   log.note(what);
   switch (request.kind) {
     case "flush": {
@@ -76,19 +82,18 @@ async function send(
       const begunAt = log.moment();
       const bytes = Buffer.alloc(length, 0xee);
       if (!device.tryRead(offset, bytes)) await device.read(offset, bytes);
-      seen.reads.push({ what, offset, bytes: Buffer.from(bytes), begunAt, endedAt: log.moment() });
+      saw(offset, bytes, begunAt);
       return;
     }
     case "extents": {
       const begunAt = log.moment();
       const extents = await device.extents(request.offset, request.length);
-      const endedAt = log.moment();
       let end = request.offset;
       for (const { offset, length, zero } of extents) {
         if (offset !== end || length <= 0) seen.wrong.push(`${what}: there is a gap at ${end}`);
         end = offset + length;
         // Far larger ones are those of sparse clones, and looked at by reads.
-        if (zero && length <= 2 ** 20) seen.reads.push({ what, offset, bytes: Buffer.alloc(length), begunAt, endedAt });
+        if (zero && length <= 2 ** 20) saw(offset, Buffer.alloc(length), begunAt);
       }
       if (end !== request.offset + request.length) seen.wrong.push(`${what}: the extents end at ${end}`);
       return;

@@ -7,7 +7,7 @@
  *     versions       of each sector, the contents since, oldest first    ├─► picked in place, looked at, put back
  *     a choice       which of them has reached the medium               ─┘
  */
-import type { DiskChange, SimulatedDisk, SimulationEvent } from "./sim-disk.ts";
+import { type DiskChange, type SimulatedDisk, type SimulationEvent, sectorOf, sectorsOf } from "./sim-disk.ts";
 import { SECTOR, type SparseImage } from "./sim-image.ts";
 
 /** Which of the unflushed contents have landed. */
@@ -107,11 +107,6 @@ export class DiskAtCut {
   }
 
   #put(sector: number, change: DiskChange): void {
-    const from = (sector - change.firstSector) * SECTOR;
-    this.image.write(sector * SECTOR, change.data.subarray(from, from + SECTOR));
+    this.image.write(sector * SECTOR, sectorOf(change, sector));
   }
-}
-
-function sectorsOf({ firstSector, data }: DiskChange): number[] {
-  return Array.from({ length: data.length / SECTOR }, (_, index) => firstSector + index);
 }

@@ -14,6 +14,7 @@
 import type { BlockDevice, Extent, ZeroOptions } from "../../src/device/block-device.ts";
 import { ioError } from "../../src/device/io-error.ts";
 import { checkRange } from "../../src/device/range-check.ts";
+import type { LossyServer } from "./lossy-link-device.ts";
 import { pagesOf, SECTOR, type SparseImage } from "./sim-image.ts";
 import type { VirtualClock } from "./virtual-clock.ts";
 
@@ -24,7 +25,7 @@ export interface DiskChange {
   readonly kind: "change";
   readonly at: number;
   readonly disk: SimulatedDisk;
-  readonly verb: "write" | "zero" | "discard";
+  readonly verb: "write" | "zero" | "discard" | "loss";
   readonly firstSector: number;
   /** Of whole sectors, as they are from this moment on. */
   readonly data: Buffer;
@@ -50,8 +51,10 @@ export interface Note {
   readonly what: string;
   /** Regions that were marked hydrated in memory at this moment. */
   readonly marked?: { start: number; end: number };
-  /** A client was answered: from here on more is promised. */
+  /** Somebody was answered: from here on more is promised. */
   readonly answer?: boolean;
+  /** So many regions are hydrated for good. */
+  readonly committed?: number;
 }
 
 export type SimulationEvent = DiskChange | DiskDurable | Note;
@@ -60,14 +63,24 @@ export type SimulationEvent = DiskChange | DiskDurable | Note;
 export class SimulationLog {
   readonly events: SimulationEvent[] = [];
   #now = 1;
+  #closed = false;
 
   /** A moment of its own. */
   moment(): number {
     return this.#now++;
   }
 
-  note(what: string, details: Pick<Note, "marked" | "answer"> = {}): void {
-    this.events.push({ kind: "note", at: this.moment(), what, ...details });
+  note(what: string, details: Pick<Note, "marked" | "answer" | "committed"> = {}): void {
+    this.add({ kind: "note", at: this.moment(), what, ...details });
+  }
+
+  add(event: SimulationEvent): void {
+    if (!this.#closed) this.events.push(event);
+  }
+
+  /** Whatever comes now has no part in it any more. */
+  close(): void {
+    this.#closed = true;
   }
 }
 
@@ -100,6 +113,8 @@ export class SimulatedDisk implements BlockDevice {
   readonly #random: () => number;
   /** Not durable yet. */
   #cached: DiskChange[] = [];
+  /** What is durable of each sector, as far as it is not what was there at first. */
+  readonly #durable = new Map<number, DiskChange>();
 
   constructor(
     content: SparseImage,
@@ -188,6 +203,45 @@ export class SimulatedDisk implements BlockDevice {
 
   async [Symbol.asyncDispose](): Promise<void> {}
 
+  /** The same disk in a server at the other end of a connection that breaks: what is asked of it is done at once. */
+  asServer(): LossyServer {
+    const disk = this;
+    const answered = (changes: DiskChange[]): void => {
+      const at = this.#log.moment();
+      for (const change of changes) change.answeredAt = at;
+    };
+    return {
+      size: this.size,
+      read: async (offset, buffer) => this.seen.read(offset, buffer),
+      write: async (offset, data) => answered(data.length > 0 ? [this.#apply("write", offset, data)] : []),
+      flush: async () => this.#makeDurable(this.#log.moment(), true, () => true),
+      loseCache: (random) => answered(this.#loseCache(random)),
+      get durable(): Buffer {
+        throw new Error(`nobody looks at ${disk.name} but the log`);
+      },
+    };
+  }
+
+  /** Of each sector that was changed the medium holds, from now on, what was durable or any of its contents since. */
+  #loseCache(random: () => number): DiskChange[] {
+    const sectors = new Set(this.#cached.flatMap(sectorsOf));
+    const changes: DiskChange[] = [];
+    for (const sector of sectors) {
+      const versions = this.#cached.filter((change) => sectorsOf(change).includes(sector));
+      const landed = versions[Math.floor(random() * (versions.length + 1)) - 1] ?? this.#durable.get(sector);
+      const bytes = landed === undefined ? this.#bornSector(sector) : sectorOf(landed, sector);
+      changes.push(this.#apply("loss", sector * SECTOR, bytes));
+    }
+    this.#makeDurable(this.#log.moment(), false, () => true);
+    return changes;
+  }
+
+  #bornSector(sector: number): Buffer {
+    const bytes = Buffer.alloc(SECTOR);
+    this.born.read(sector * SECTOR, bytes);
+    return bytes;
+  }
+
   /** A request in two halves, cut where sectors end, each applied in one instant. */
   async #inParts(
     verb: DiskChange["verb"],
@@ -234,7 +288,7 @@ export class SimulatedDisk implements BlockDevice {
     this.seen.read(firstSector * SECTOR, whole);
     const at = this.#log.moment();
     const change: DiskChange = { kind: "change", at, disk: this, verb, firstSector, data: whole, answeredAt: Infinity };
-    this.#log.events.push(change);
+    this.#log.add(change);
     this.#cached.push(change);
     return change;
   }
@@ -243,7 +297,12 @@ export class SimulatedDisk implements BlockDevice {
     const changes = this.habits.lies ? [] : this.#cached.filter(isCovered);
     const covered = new Set(changes);
     this.#cached = this.#cached.filter((change) => !covered.has(change));
-    this.#log.events.push({ kind: "durable", at: this.#log.moment(), disk: this, askedAt, flush, changes });
+    for (const change of changes) {
+      for (const sector of sectorsOf(change)) {
+        if ((this.#durable.get(sector)?.at ?? 0) < change.at) this.#durable.set(sector, change);
+      }
+    }
+    this.#log.add({ kind: "durable", at: this.#log.moment(), disk: this, askedAt, flush, changes });
   }
 
   #happens(chance = 0): boolean {
@@ -254,4 +313,25 @@ export class SimulatedDisk implements BlockDevice {
     const { latencyMs } = this.habits;
     if (latencyMs > 0) await this.#clock.sleep(Math.floor(this.#random() * (latencyMs + 1)));
   }
+}
+
+/** The sectors that a change gave new content. */
+export function sectorsOf({ firstSector, data }: DiskChange): number[] {
+  return Array.from({ length: data.length / SECTOR }, (_, index) => firstSector + index);
+}
+
+/** What a change made of one of its sectors. */
+export function sectorOf({ firstSector, data }: DiskChange, sector: number): Buffer {
+  const from = (sector - firstSector) * SECTOR;
+  return data.subarray(from, from + SECTOR);
+}
+
+/** An event as a line of text. */
+export function shownEvent(event: SimulationEvent): string {
+  if (event.kind === "note") return `${event.at} ${event.what}`;
+  const { at, disk } = event;
+  if (event.kind === "durable") {
+    return `${at} ${disk.name} ${event.flush ? "flush" : "FUA"} of ${event.askedAt}: ${event.changes.length} changes`;
+  }
+  return `${at} ${disk.name} ${event.verb} ${event.firstSector * 512}+${event.data.length}`;
 }

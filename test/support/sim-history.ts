@@ -30,6 +30,8 @@ export interface ClientRead {
   readonly bytes: Buffer;
   readonly begunAt: number;
   readonly endedAt: number;
+  /** Only what was durable when it began is certain to be found. */
+  readonly durableOnly: boolean;
 }
 
 /** A part of one sector that the same changes cover. */
@@ -119,15 +121,17 @@ export class SectorHistory {
   }
 
   /** What is wrong with bytes that a client was given, a sentence. */
-  checkRead({ offset, bytes, begunAt, endedAt }: ClientRead): WrongBytes | undefined {
+  checkRead({ offset, bytes, begunAt, endedAt, durableOnly }: ClientRead): WrongBytes | undefined {
     const end = offset + bytes.length;
+    const isCertain = (change: ClientChange): boolean =>
+      change.endedAt < begunAt && (!durableOnly || change.durableAt < begunAt);
     for (const segment of this.#allSegments()) {
       const from = Math.max(offset, segment.offset);
       const to = Math.min(end, segment.offset + segment.length);
       if (from >= to) continue;
       const part = { ...segment, offset: from, length: to - from };
       part.original = segment.original.subarray(from - segment.offset, to - segment.offset);
-      const wrong = explain(part, bytes, from - offset, endedAt, (change) => change.endedAt < begunAt);
+      const wrong = explain(part, bytes, from - offset, endedAt, isCertain);
       if (wrong !== undefined) return wrong;
     }
     return undefined;

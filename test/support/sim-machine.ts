@@ -20,6 +20,7 @@ import { RegionCopier } from "../../src/engine/region-copier.ts";
 import { RegionMap } from "../../src/engine/region-map.ts";
 import { Throttle } from "../../src/engine/throttle.ts";
 import { CloneMetadata } from "../../src/metadata/clone-metadata.ts";
+import type { LossyLinkDevice } from "./lossy-link-device.ts";
 import type { SimulationLog } from "./sim-disk.ts";
 import type { VirtualClock } from "./virtual-clock.ts";
 
@@ -67,6 +68,8 @@ export interface MachineDevices {
   source: BlockDevice;
   destination: BlockDevice;
   metadata: BlockDevice;
+  /** The destination, where it is at the other end of a connection that breaks. */
+  link?: LossyLinkDevice | undefined;
 }
 
 /** A clone that is being served. */
@@ -83,13 +86,9 @@ export interface Machine extends MachineDevices {
   device: CloneDevice;
 }
 
-/** Opens the clone that is on the devices and puts the parts together; nothing runs yet. */
-export async function openMachine(
-  devices: MachineDevices,
-  options: MachineOptions,
-  mutation: Mutation = {},
-): Promise<Machine> {
-  const { clock, log } = devices;
+/** What serving and hydrating have in common. */
+export async function openParts(devices: MachineDevices, options: MachineOptions, mutation: Mutation) {
+  const { clock, log, link } = devices;
   const source = new PaddedDevice(mutation.source?.(devices.source) ?? devices.source);
   const destination = new PaddedDevice(mutation.destination?.(devices.destination) ?? devices.destination);
   const store = mutation.metadataDevice?.(devices.metadata) ?? devices.metadata;
@@ -99,6 +98,50 @@ export async function openMachine(
   const { geometry } = metadata;
   const halt = new AbortController();
   const throttle = new Throttle(clock, options.rate);
+  const extents = new ExtentCache(source, { trusted: options.trusted });
+  const shared = options.far ? { reads: new ReadsInFlight() } : {};
+  const copying = {
+    source,
+    destination,
+    extents,
+    zeroUnit: Math.min(65536, geometry.regionSize),
+    allocate: (byteLength: number) => new Uint8Array(byteLength),
+    halt: halt.signal,
+    depth: 4,
+    verify: options.verify,
+    ...shared,
+  };
+  const map = new RegionMap(metadata);
+  const regions = mutation.regions?.(map) ?? map;
+  const pipeline = new CommitPipeline({
+    metadata,
+    destination,
+    regions,
+    link,
+    onCommitted: () => log.note("committed", { committed: metadata.committedCount, answer: true }),
+    onFailed: (error) => {
+      log.note(`failed: ${error.message}`);
+      halt.abort(error);
+    },
+  });
+  const commits = mutation.commits?.(pipeline) ?? pipeline;
+  const order = new HydrationOrder();
+  for (const range of options.order) order.push(range);
+  return { source, destination, metadata, geometry, halt, throttle, extents, shared, copying, regions, commits, order };
+}
+
+/** The parts that both have. */
+export type MachineParts = Awaited<ReturnType<typeof openParts>>;
+
+/** Opens the clone that is on the devices and puts the parts together; nothing runs yet. */
+export async function openMachine(
+  devices: MachineDevices,
+  options: MachineOptions,
+  mutation: Mutation = {},
+): Promise<Machine> {
+  const { clock, log } = devices;
+  const parts = await openParts(devices, options, mutation);
+  const { source, destination, metadata, geometry, halt, throttle, extents, shared, copying, regions, commits } = parts;
   const meter = new ForegroundMeter(clock);
   const governor = new Governor({
     meter,
@@ -109,48 +152,18 @@ export async function openMachine(
     minRate: null,
     far: options.far,
   });
-  const extents = new ExtentCache(source, { trusted: options.trusted });
-  const shared = options.far ? { reads: new ReadsInFlight() } : {};
-  const copying = {
-    source,
-    destination,
-    extents,
-    zeroUnit: Math.min(65536, geometry.regionSize),
-    allocate: (byteLength: number) => new Uint8Array(byteLength),
-    halt: halt.signal,
-    ...shared,
-  };
   const allowance = options.governed ? governor : undefined;
   const copier = new RegionCopier({
     ...copying,
     throttle,
     pieceLength: options.pieceLength,
-    depth: 4,
-    verify: options.verify,
     ...(allowance && { allowance }),
   });
   const demandCopier = new RegionCopier({
     ...copying,
     throttle: new Throttle(clock, null),
     pieceLength: 65536,
-    depth: 4,
-    verify: options.verify,
   });
-  const map = new RegionMap(metadata);
-  const regions = mutation.regions?.(map) ?? map;
-  const pipeline = new CommitPipeline({
-    metadata,
-    destination,
-    regions,
-    onCommitted: () => log.note("committed"),
-    onFailed: (error) => {
-      log.note(`failed: ${error.message}`);
-      halt.abort(error);
-    },
-  });
-  const commits = mutation.commits?.(pipeline) ?? pipeline;
-  const order = new HydrationOrder();
-  for (const range of options.order) order.push(range);
   const hydrator = new OnlineHydrator(
     {
       geometry,
@@ -163,7 +176,7 @@ export async function openMachine(
       halt,
       copiesInFlight: 4,
       zerosLength: 64 * 2 ** 20,
-      order,
+      order: parts.order,
       ...(allowance && { allowance }),
       onStall: ({ reason }) => log.note(`stalled: ${reason}`),
     },
@@ -192,7 +205,7 @@ export async function openMachine(
     random: devices.random,
   });
   const periodic = new PeriodicCommits({ commits, clock, onFailure: () => {} }); // the pipeline has told of it
-  const parts = {
+  const machine = {
     ...devices,
     geometry,
     opened: metadata,
@@ -204,7 +217,7 @@ export async function openMachine(
     copier,
     halt,
   };
-  return { ...parts, device: mutation.device?.(device, parts) ?? device };
+  return { ...machine, device: mutation.device?.(device, machine) ?? device };
 }
 
 /** Has the log say which regions are marked hydrated, and when. */

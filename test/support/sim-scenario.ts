@@ -2,13 +2,28 @@
 import { Geometry, type RegionRange } from "../../src/base/geometry.ts";
 import { CloneMetadata } from "../../src/metadata/clone-metadata.ts";
 import { minimumBlockCount } from "../../src/metadata/metadata-size.ts";
+import { readFixtureImage } from "./kernel-fixtures.ts";
+import type { LossyLinkOptions } from "./lossy-link-device.ts";
 import type { SeededRandom } from "./random.ts";
 import type { DiskHabits } from "./sim-disk.ts";
 import { ImageDevice, SparseImage } from "./sim-image.ts";
 import type { MachineOptions } from "./sim-machine.ts";
 
 /** What kind of clone is simulated. */
-export type RunKind = "short" | "long" | "faulty" | "sparse";
+export type RunKind =
+  /** Few regions, one client, few requests: every cut is looked at. */
+  | "short"
+  | "long"
+  /** Reads, writes and flushes fail. */
+  | "faulty"
+  /** More regions than an array block has bits. */
+  | "sparse"
+  /** Hydration alone, without clients. */
+  | "offline"
+  /** The destination is at the other end of a connection that breaks. */
+  | "lossy"
+  /** The metadata is what the kernel has left. */
+  | "kernel";
 
 /** A request of a client; bytes. `pauseMs` after the one before it. */
 export type SimRequest = { pauseMs: number; waits: boolean } & (
@@ -49,6 +64,8 @@ export interface Life {
     destination: DiskHabits;
     metadata: DiskHabits;
   };
+  /** The connection to the destination, where it is far away. */
+  link?: Pick<LossyLinkOptions, "chance" | "most" | "outageMs" | "patienceMs" | "strayMs">;
   /** One list for each client. */
   clients: SimRequest[][];
   /** What comes when clients have ended: nothing, an orderly stop, or hydration to its end. */
@@ -58,11 +75,17 @@ export interface Life {
 }
 
 const PAGE = 4096;
+/** What the kernel wrote, of sizes that can be hydrated a thousand times. */
+const KERNEL_FIXTURES = [
+  ...["bg", "crash", "discards", "fresh", "full", "writes"].map((name) => `${name}-64m-4k`),
+  ...["odd-fresh-32k", "odd-full-32k", "odd-tail-32k", "one-region-exact", "one-region-fresh", "regions-64"],
+  "big-regions-1m",
+];
 
 /** Draws the shape of a clone. */
 export async function drawWorld(random: SeededRandom, only?: RunKind): Promise<World> {
-  const kind =
-    only ?? random.pick(["short", "short", "short", "long", "long", "long", "faulty", "faulty", "sparse"] as const);
+  const kind = only ?? drawKind(random);
+  if (kind === "kernel") return await kernelWorld(random);
   const regionSize = PAGE * random.pick(kind === "sparse" ? [1] : [1, 1, 1, 2, 4, 8, 16]);
   const most = kind === "short" ? 6 : Math.max(3, Math.min(40, Math.floor((512 * 1024) / regionSize)));
   const regionCount = kind === "sparse" ? random.integer(32_570, 66_000) : random.integer(1, most);
@@ -95,17 +118,37 @@ export async function drawWorld(random: SeededRandom, only?: RunKind): Promise<W
   return { kind, exactSize, geometry, source, unreadable, media: { destination, metadata }, generations };
 }
 
+/** Short runs take the least time. */
+function drawKind(random: SeededRandom): RunKind {
+  const shares = { short: 8, long: 10, faulty: 6, sparse: 2, offline: 4, lossy: 6, kernel: 2 } as const;
+  const kinds = Object.keys(shares) as (keyof typeof shares)[];
+  return random.pick(kinds.flatMap((kind) => Array<RunKind>(shares[kind]).fill(kind)));
+}
+
+/** A clone that the kernel has begun: its bits are as it left them, and behind them is what has no other copy. */
+async function kernelWorld(random: SeededRandom): Promise<World> {
+  const metadata = SparseImage.from(readFixtureImage(random.pick(KERNEL_FIXTURES)));
+  const { geometry } = await CloneMetadata.open(new ImageDevice(metadata, "metadata"), { readOnly: true });
+  const [source, destination] = [new SparseImage(geometry.size), new SparseImage(geometry.size)];
+  for (const { offset, length } of hotPlaces(random, geometry, "kernel")) {
+    fillRuns(source, offset, length, random, 0.7);
+    fillRuns(destination, offset, length, random, 0.85);
+  }
+  const media = { destination, metadata };
+  return { kind: "kernel", exactSize: geometry.size, geometry, source, unreadable: [], media, generations: 2 };
+}
+
 /** Where there is anything: everywhere, or in a few places of a sparse clone. */
 export function hotPlaces(
   random: SeededRandom,
   { size }: Geometry,
   kind: RunKind,
 ): { offset: number; length: number }[] {
-  if (kind !== "sparse") return [{ offset: 0, length: size }];
+  if (kind !== "sparse" && kind !== "kernel") return [{ offset: 0, length: size }];
   const length = 10 * PAGE;
   const last = Math.max(0, Math.floor(size / PAGE) - 5) * PAGE;
   // At both ends, where array blocks meet (32576 bits each), and in the middle of nowhere.
-  const starts = [0, last, 32_570 * PAGE, PAGE * random.integer(0, Math.floor(last / PAGE))];
+  const starts = [0, last, 32_570 * PAGE, 4096 * PAGE, PAGE * random.integer(0, Math.floor(last / PAGE))];
   return starts
     .filter((offset) => offset < size)
     .map((offset) => ({ offset, length: Math.min(length, size - offset) }));
@@ -138,7 +181,7 @@ export function drawLife(random: SeededRandom, world: World, generation: number)
     },
     rate: random.pick([null, null, 20_000, 200_000]),
     pieceLength: random.pick([65536, 2 ** 21]),
-    trusted: kind === "sparse" || !random.oneIn(4),
+    trusted: kind === "sparse" || kind === "kernel" || !random.oneIn(4),
     far: random.oneIn(3),
     governed: random.oneIn(2),
     order: random.oneIn(3) ? [order(), order()] : [],
@@ -155,8 +198,17 @@ export function drawLife(random: SeededRandom, world: World, generation: number)
     return Array.from({ length: requests }, () => drawRequest(random, world, places, client));
   });
   const last = generation === world.generations - 1;
+  const isFar = kind === "lossy" || (kind === "offline" && random.oneIn(3));
+  const link = {
+    chance: random.pick([0.005, 0.02, 0.1]),
+    most: random.integer(0, 5),
+    outageMs: random.pick([0, 500, 5000]),
+    patienceMs: random.pick([Infinity, Infinity, 1000]),
+    strayMs: random.pick([0, 2000, 20_000]),
+  };
   return {
     options,
+    ...(isFar && { link }),
     habits: {
       source: { latencyMs: random.integer(0, 150), failRead: faulty ? random.pick([0, 0.05, 0.2]) : 0, immediate: 0 },
       destination: disk(random.pick([3, 60, 200])),
@@ -193,7 +245,7 @@ function drawRequest(
       length = exactSize - offset; // up to the end, where the last region is short
     }
     offset = Math.min(offset, exactSize - 1);
-    return { offset, length: Math.min(Math.max(1, length), exactSize - offset, 64 * regionSize) };
+    return { offset, length: Math.min(Math.max(1, length), exactSize - offset, 64 * regionSize, 2 ** 20) };
   };
   const pauseMs = random.pick([0, 0, 0, random.integer(0, 30), random.integer(0, 300), random.integer(0, 2500)]);
   // Who does not wait for the answer has several requests in flight.
