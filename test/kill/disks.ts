@@ -2,20 +2,23 @@
 import { existsSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
-import { eventually } from "../support/run-clone.ts";
-import { hasProgram, run } from "../support/scratch.ts";
+import { run } from "../support/scratch.ts";
 import { type Running, startNbdkit, startProgram } from "../support/source-servers.ts";
 
 /** The disks of one clone. */
 export interface Disks {
-  /** What programs are told to create and open. */
+  /** What programs are told to open. */
   readonly destination: string;
   readonly metadata: string;
   /** The files in which all that is durable is, to be looked at while the disks are off. */
   readonly destinationFile: string;
   readonly metadataFile: string;
+  /** Whether what was discarded reads as zeros afterwards. */
+  readonly discardsToZeros: boolean;
   on(): Promise<void>;
-  /** Takes the power away: what is in a cache is gone. To be called when nobody can ask for anything any more. */
+  /** Takes the power away, whoever is at work: what is in a cache is gone. */
+  cut(): Promise<void>;
+  /** Takes the power away when nobody has them open any more. */
   off(): Promise<void>;
 }
 
@@ -28,7 +31,9 @@ export function plainFiles(cwd: string): Disks {
     metadata: "copy.img.clone",
     destinationFile,
     metadataFile,
+    discardsToZeros: true,
     on: nothing,
+    cut: nothing,
     off: nothing,
   };
 }
@@ -40,39 +45,40 @@ export const CACHED_DISK_PROGRAMS = ["nbdkit", "nbdfuse", "fusermount3"] as cons
 
 /**
  * Disks with a volatile cache: nbdkit's cache filter keeps what is written in an unnamed file until it is told to flush, and
- * takes it along when it is killed. The destination is one over NBD, the metadata one that nbdfuse shows as a file.
- * @param mode `unsafe` is a disk that lies about flushes
+ * takes it along when it is killed. The destination is one over NBD, the metadata one that nbdfuse shows as a file, once there is any.
+ * @param flushes whether the destination does what it is told, or lies
  */
-export function cachedDisks(cwd: string, mode: "writeback" | "unsafe" = "writeback"): Disks {
+export function cachedDisks(cwd: string, flushes: "truly" | "falsely" = "truly"): Disks {
   const [destinationFile, metadataFile] = [join(cwd, "copy.img"), join(cwd, "copy.meta")];
   const sockets = [join(cwd, "destination.sock"), join(cwd, "metadata.sock")] as const;
   const mount = join(cwd, "mnt");
   const metadata = join(mount, "disk");
   let running: Running[] = [];
-  const serve = (socket: string, file: string): Promise<Running> =>
-    startNbdkit(cwd, socket, "--filter=cache", "file", file, `cache=${mode}`, "cache-min-block-size=4096");
+  const serve = (socket: string, file: string, cache: string): Promise<Running> =>
+    startNbdkit(cwd, socket, "--filter=cache", "file", file, `cache=${cache}`, "cache-min-block-size=4096");
+  const cut = async (): Promise<void> => {
+    // The destination first: what has been flushed to it may be vouched for, and nothing else.
+    await Promise.all(running.map((program) => program.kill("SIGKILL")));
+  };
   return {
     destination: `nbd+unix:///?socket=${sockets[0]}`,
     metadata,
     destinationFile,
     metadataFile,
+    discardsToZeros: false, // NBD says nothing of it, and this cache shows what it still has
     async on() {
+      running = [await serve(sockets[0], destinationFile, flushes === "truly" ? "writeback" : "unsafe")];
+      if (!existsSync(metadataFile)) return;
       await mkdir(mount, { recursive: true });
-      running = await Promise.all([serve(sockets[0], destinationFile), serve(sockets[1], metadataFile)]);
+      running.push(await serve(sockets[1], metadataFile, "writeback"));
       const words = ["nbdfuse", metadata, `nbd+unix:///?socket=${sockets[1]}`];
       running.push(await startProgram(words, { cwd, ready: () => existsSync(metadata) }));
     },
+    cut,
     async off() {
-      if (running.length === 0) return;
-      await Promise.all(running.map((program) => program.kill("SIGKILL")));
+      await cut();
+      if (running.length > 1) await run("fusermount3", "-u", mount);
       running = [];
-      await run("fusermount3", "-u", mount);
-      await eventually("the mount is gone", () => !existsSync(metadata));
     },
   };
-}
-
-/** Whether this machine has them. */
-export function hasCachedDisks(): boolean {
-  return noCachedDisks === undefined && CACHED_DISK_PROGRAMS.every(hasProgram);
 }

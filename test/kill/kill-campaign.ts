@@ -4,12 +4,21 @@ import { type SeededRandom, seededRandom } from "../support/random.ts";
 
 /**
  * - `kills` of processes at random moments (generations.campaign.ts), `cuts` of the power of disks with a cache
- *   (power-cuts.campaign.ts), `points` at system calls (system-calls.campaign.ts; 0 is all that there are), `stops` of so many
+ *   (power-cuts.campaign.ts), `points` at system calls (system-calls.campaign.ts; with `all-points` all that there are), `stops` of so many
  *   `stop-seconds` (stopped.campaign.ts), `races` (races.campaign.ts);
  * - `life`: only the clone's life of that number, counted from 1, of the seed given; 0 is all.
  */
 export function killCampaign(): Campaign {
-  return campaign({ kills: 200, cuts: 24, points: 100, stops: 2, "stop-seconds": 10, races: 16, life: 0 });
+  return campaign({
+    kills: 200,
+    cuts: 24,
+    points: 100,
+    "all-points": 0,
+    stops: 2,
+    "stop-seconds": 10,
+    races: 16,
+    life: 0,
+  });
 }
 
 /** Counts under words. */

@@ -57,7 +57,9 @@ export class KilledClone implements AsyncDisposable {
     this.regionSize = request.random.pick([4096, 16384, 65536, 65536, 262144]);
     this.disks = request.disks(cwd);
     this.model = new DiskModel(source);
-    this.clients = new RandomClients(this.model, request.random, SOURCE_STAMP + 1);
+    this.clients = new RandomClients(this.model, request.random, SOURCE_STAMP + 1, {
+      discards: this.disks.discardsToZeros,
+    });
     this.#source = Buffer.alloc(request.size);
     for (const [sector, stamp] of source.entries()) {
       if (stamp === ZEROS) continue;

@@ -27,11 +27,16 @@ export class RandomClients {
   /** How often they flush, once in so many requests, and how many of their changes are FUA. */
   #flushes = 20;
   #fuas = 12;
+  readonly #discards: boolean;
   readonly #log: { start: number; end: number; text: string }[] = [];
 
-  /** @param firstStamp stamps from here on are the clients' own */
-  constructor(model: DiskModel, random: SeededRandom, firstStamp: number) {
+  /**
+   * @param firstStamp stamps from here on are the clients' own
+   * @param options `discards`: whether they discard; what that leaves is known of files, not of every disk
+   */
+  constructor(model: DiskModel, random: SeededRandom, firstStamp: number, { discards = true } = {}) {
     this.#model = model;
+    this.#discards = discards;
     this.#random = random;
     this.#stamp = firstStamp;
   }
@@ -129,7 +134,7 @@ export class RandomClients {
       const stamp = this.#stamp;
       const bytes = stampSectors(Buffer.alloc(length), start, stamp);
       await this.#change(start, end, stamp, told(`writes ${stamp}`), fua, () => session.write(offset, bytes, { fua }));
-    } else if (draw < 80) {
+    } else if (draw < 80 && this.#discards) {
       await this.#change(start, end, ZEROS, told("discards"), fua, () => session.trim(offset, length, { fua }));
     } else if (draw < 94) {
       const [noHole, fast] = [this.#random.oneIn(3), this.#random.oneIn(4)];
