@@ -12,6 +12,7 @@ import { type BodyUse, type ExchangeResult, exchange } from "./exchange.ts";
 import { type ProxyServer, proxyFor } from "./proxy-choice.ts";
 import { type Connector, MAX_HEAD, recyclingConnector } from "./recycling-socket.ts";
 import type { ReplyHead } from "./reply-head.ts";
+import { PROXY_HUNG_UP } from "./transport-error.ts";
 import { trustedAuthorities } from "./trusted-authorities.ts";
 
 /** A thing to ask for. */
@@ -119,7 +120,7 @@ export class Connections {
     }
     const { authorization } = proxy;
     const token = authorization === undefined ? {} : { token: authorization };
-    const clientFactory = (url: URL): Dispatcher => new Pool(url, { connect });
+    const clientFactory = (url: URL): Dispatcher => tunnelPool(new Pool(url, { connect }));
     const tunnel = { ...pool, uri: proxy.origin, ...token, requestTls: withTls, clientFactory };
     return { dispatcher: new ProxyAgent(tunnel), proxy: undefined };
   }
@@ -137,6 +138,26 @@ function endingWith(signal: AbortSignal, connector: Connector): Connector {
     if (signal.aborted) end();
     return socket;
   };
+}
+
+/** Errors of undici's that its pool of tunnels takes for the end of a request, and makes the next tunnel at once. */
+const ENDLESS = ["UND_ERR_SOCKET", "UND_ERR_INFO"];
+
+/**
+ * A pool of connections to a proxy. Where that hangs up on a CONNECT, the request fails, as any other would: else undici would ask
+ * again without a pause, thousands of times a second.
+ */
+function tunnelPool(pool: Pool): Pool {
+  const connect = pool.connect.bind(pool) as (options: Dispatcher.ConnectOptions) => Promise<Dispatcher.ConnectData>;
+  const failing = async (options: Dispatcher.ConnectOptions): Promise<Dispatcher.ConnectData> => {
+    try {
+      return await connect(options);
+    } catch (error) {
+      if (!(error instanceof Error && "code" in error && ENDLESS.includes(String(error.code)))) throw error;
+      throw Object.assign(new Error("the proxy hung up", { cause: error }), { code: PROXY_HUNG_UP });
+    }
+  };
+  return Object.assign(pool, { connect: failing });
 }
 
 async function destroy(route: Promise<Route>): Promise<void> {

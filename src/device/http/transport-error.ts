@@ -28,7 +28,11 @@ const UNREACHABLE: Record<string, string> = {
   EPERM: "connecting is not permitted",
 };
 
+/** The code of an error that says that a proxy has ended the connection before it was one with the server. */
+export const PROXY_HUNG_UP = "ERR_PROXY_HUNG_UP";
+
 const CUT: Record<string, string> = {
+  [PROXY_HUNG_UP]: "the proxy closed the connection",
   ECONNRESET: "the connection was reset",
   ECONNABORTED: "the connection was aborted",
   EPIPE: "the server closed the connection",
@@ -52,7 +56,9 @@ export function transportError(error: Error): TransportError {
   const errno = errnoOf(error);
   if (Object.hasOwn(UNREACHABLE, code)) return { kind: "unreachable", why: `${UNREACHABLE[code]} (${code})`, errno };
   if (Object.hasOwn(CUT, code)) {
-    const known = { UND_ERR_SOCKET: "ECONNRESET", UND_ERR_CONNECT_TIMEOUT: "ETIMEDOUT" }[code] ?? errno;
+    const known =
+      { UND_ERR_SOCKET: "ECONNRESET", [PROXY_HUNG_UP]: "ECONNRESET", UND_ERR_CONNECT_TIMEOUT: "ETIMEDOUT" }[code] ??
+      errno;
     return { kind: "cut", why: errno === undefined ? (CUT[code] as string) : `${CUT[code]} (${code})`, errno: known };
   }
   if (UNTRUSTED.test(code)) return untrusted(error, code);

@@ -456,15 +456,18 @@ test.for([
   ["a proxy's request", "CONNECT disk:80 HTTP/1.1\r\nHost: x\r\n\r\n"],
   ["an upgrade", "GET /status HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: ws\r\n\r\n"],
   ["no HTTP", "x\r\n\r\n"],
-])("A client that hangs up on %s ends nothing but its connection (fuzz, control-requests)", async ([, text]) => {
-  await using place = await served();
-  for (let client = 0; client < 20; client++) {
-    const socket = connect(place.path, () => {
-      socket.write(text);
-      socket.destroySoon();
-    });
-    socket.on("error", () => {});
-    await new Promise<void>((resolve) => socket.on("close", () => resolve()));
-  }
-  expect(await place.client.status()).toEqual({ state: "hydrating" });
-});
+] as const)(
+  "A client that hangs up on %s ends nothing but its connection (fuzz, control-requests)",
+  async ([, text]) => {
+    await using place = await served();
+    for (let client = 0; client < 20; client++) {
+      const socket = connect(place.path, () => {
+        socket.write(text);
+        socket.destroySoon();
+      });
+      socket.on("error", () => {});
+      await new Promise<void>((resolve) => socket.on("close", () => resolve()));
+    }
+    expect(await place.client.status()).toEqual({ state: "hydrating" });
+  },
+);

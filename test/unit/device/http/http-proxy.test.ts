@@ -1,10 +1,12 @@
 // Proxies that the environment names: which one is chosen, and how it is spoken to.
 import { createServer, type IncomingMessage } from "node:http";
-import { type AddressInfo, connect, type Socket } from "node:net";
+import { type AddressInfo, connect, createServer as createTcpServer, type Socket } from "node:net";
 import { describe, expect, test } from "vitest";
+import { HttpDevice } from "../../../../src/device/http/http-device.ts";
 import { proxyFor } from "../../../../src/device/http/proxy-choice.ts";
 import { certificates, noOpenSsl } from "../../../support/certificates.ts";
-import { httpServer, openHttp, readAll } from "../../../support/http-server.ts";
+import { HastyClock } from "../../../support/hasty-clock.ts";
+import { httpServer, NO_ENVIRONMENT, openHttp, readAll } from "../../../support/http-server.ts";
 import { withReason } from "../../../support/scratch.ts";
 
 describe("proxyFor()", () => {
@@ -146,6 +148,30 @@ describe("A proxy", () => {
       });
     },
   );
+});
+
+test("A proxy that hangs up on a CONNECT is asked no more often than any other server (fuzz, seed 21, message 46 of http-replies)", async () => {
+  let asked = 0;
+  const proxy = createTcpServer((socket) => {
+    socket.on("error", () => {});
+    socket.once("data", () => {
+      asked += 1;
+      socket.destroy();
+    });
+  });
+  await new Promise<void>((resolve) => proxy.listen(0, "127.0.0.1", resolve));
+  const https_proxy = `http://127.0.0.1:${(proxy.address() as AddressInfo).port}`;
+  const opened = HttpDevice.open("https://disk.example/x.img", {
+    environment: { ...NO_ENVIRONMENT, https_proxy },
+    clock: new HastyClock(),
+    requestTimeoutMs: 1_000_000,
+    reconnectTimeoutMs: 2000,
+  });
+  await expect(opened).rejects.toThrow(
+    /^Cannot open "https:\/\/disk\.example\/x\.img": the proxy closed the connection \(tried \d+ times\)$/,
+  );
+  expect(asked).toBeLessThan(20);
+  await new Promise((resolve) => proxy.close(resolve));
 });
 
 describe("A server with TLS", () => {
