@@ -15,6 +15,7 @@ import { CloneMetadata } from "../metadata/clone-metadata.ts";
 import { type Descriptor, DescriptorStore, type FinalizeRecord } from "../metadata/descriptor.ts";
 import {
   type DestinationTrust,
+  isAlone,
   refuseAnotherDisk,
   refuseDifferentSamples,
   refuseForeignData,
@@ -359,6 +360,7 @@ export class Clone implements AsyncDisposable {
       else await this.#unlessAccepted(request, () => refuseDifferentSamples(this, source.view, destination.view));
     }
     await destination.sampled?.remember(sampleRanges(this));
+    if (this.descriptor?.alone === true && !(await isAlone(this))) this.#findings.alone = false;
     await this.unsettle(trust === "touched" ? { touched: true } : {});
   }
 

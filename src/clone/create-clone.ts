@@ -251,6 +251,7 @@ function describe(request: CreateRequest, source: OpenedSource, destination: Ope
     unreadable: { ranges: [], inexact: false },
     served: false,
     finalized: null,
+    alone: true,
   };
 }
 

@@ -72,6 +72,18 @@ async function sampleDigests(clone: Clone, destination: BlockDevice): Promise<st
 }
 
 /**
+ * Whether every commit of the clone so far is known to be of this program. The kernel can go on with a clone, and leaves no
+ * other trace than another superblock; after a run that was cut off that tells nothing.
+ */
+export async function isAlone(clone: Clone): Promise<boolean> {
+  const { descriptor, metadata } = clone;
+  if (descriptor?.alone !== true) return false;
+  const { settled } = descriptor.destination;
+  if (settled === undefined) return metadata.hydratedCount === 0;
+  return settled !== null && settled.superblock === (await superblockChecksum(clone));
+}
+
+/**
  * A disk behind NBD is known by what it holds alone. Where the last run has left samples of that, they must still be there,
  * whoever has written them, clients too.
  * @throws {CloneError} where they are not

@@ -103,7 +103,7 @@ export async function holdsMetadata(path: string): Promise<boolean> {
 }
 
 /** Whatever umask says, not everybody may write it: who does chooses what is copied where. */
-const METADATA_MODE = 0o664;
+export const METADATA_MODE = 0o664;
 
 /** What new metadata is to hold. */
 export interface NewMetadata {
@@ -123,7 +123,8 @@ export async function createMetadataFile(path: string, content: NewMetadata): Pr
   await using file = await UnnamedFile.create(path, { mode: METADATA_MODE });
   await file.device.resize(size);
   await file.device.allocate(0, size);
-  await formatDevice(file.device, blockCount, content);
+  const descriptor = { ...content.descriptor, blank: true };
+  await writeFormatted(file.device, { ...content, descriptor, blockCount, bits: null, isBlank: true });
   if (!(await file.publish())) throw new UsageError(...alreadyThere(path, await holdsMetadata(path)));
 }
 
@@ -162,10 +163,6 @@ export async function createMetadataOnDevice(device: FileDevice, content: NewMet
       hint: "Like dm-clone, it takes a device whose first 4096 bytes are zero.",
     });
   }
-  await formatDevice(device, blockCount, content);
-}
-
-async function formatDevice(device: FileDevice, blockCount: number, content: NewMetadata): Promise<void> {
   await writeFormatted(device, { ...content, blockCount, bits: null });
 }
 

@@ -17,6 +17,7 @@ import { metadataByteLength } from "../metadata/metadata-size.ts";
 import { type PlannedRepair, writeRepaired } from "../metadata/repair.ts";
 import { imageBytes } from "../metadata/repair-descriptor.ts";
 import { overwriteWithImage } from "../metadata/repair-in-place.ts";
+import { METADATA_MODE } from "./metadata-file.ts";
 import { takeAfter } from "./take-after.ts";
 
 const PIECE_BYTES = 2 ** 20;
@@ -29,7 +30,7 @@ const NO_LINKS = ["EPERM", "EOPNOTSUPP", "ENOTSUP", "ENOSYS", "EMLINK", "EXDEV"]
  * @throws {DeviceError} where it cannot be made; nothing is then left
  */
 export async function writeToNewFile(path: string, plan: PlannedRepair): Promise<void> {
-  await using file = await UnnamedFile.create(path);
+  await using file = await UnnamedFile.create(path, { mode: METADATA_MODE });
   await fill(file.device, plan);
   if (!(await file.publish())) throw alreadyThere(path);
 }
@@ -41,7 +42,7 @@ export async function writeToNewFile(path: string, plan: PlannedRepair): Promise
  */
 export async function replaceFile(old: FileDevice, plan: PlannedRepair, backup: string): Promise<void> {
   const path = await fs.realpath(old.path); // a symbolic link stays one
-  await using file = await UnnamedFile.create(path);
+  await using file = await UnnamedFile.create(path, { mode: METADATA_MODE });
   await fill(file.device, plan);
   await takeAfter(file.device, old);
   if (!(await giveName(path, old, backup))) await copyToNewFile(old, old.size, backup);
@@ -65,7 +66,7 @@ export async function overwriteDevice(
       { hint: "--output FILE writes to a new file." },
     );
   }
-  await using image = await UnnamedFile.create(backup);
+  await using image = await UnnamedFile.create(backup, { mode: METADATA_MODE });
   await fill(image.device, plan);
   const covered = metadataByteLength(plan.blockCount) + DESCRIPTOR_BYTES;
   await copyToNewFile(device, Math.min(device.size, covered), backup);
@@ -78,7 +79,9 @@ async function fill(device: FileDevice, plan: PlannedRepair): Promise<void> {
   const size = imageBytes(plan.blockCount, plan.descriptor);
   await device.resize(size);
   await device.allocate(0, size);
-  await writeRepaired(plan, device);
+  // The file was empty: what is in it from now on is of this clone.
+  const descriptor = plan.descriptor && { ...plan.descriptor, blank: true };
+  await writeRepaired({ ...plan, descriptor }, device, { isBlank: true });
   await refuseUnsound(device, plan);
 }
 
@@ -124,7 +127,7 @@ async function isNameOf({ fd }: FileDevice, name: string): Promise<boolean> {
 
 /** A copy of the first `size` bytes, durable, holes kept. @throws {UsageError} where something stands there */
 async function copyToNewFile(from: FileDevice, size: number, path: string): Promise<void> {
-  await using file = await UnnamedFile.create(path);
+  await using file = await UnnamedFile.create(path, { mode: METADATA_MODE });
   const to = file.device;
   await to.resize(size);
   const buffer = new Uint8Array(PIECE_BYTES);

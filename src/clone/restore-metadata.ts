@@ -109,7 +109,7 @@ async function fill({ device }: UnnamedFile, dump: RestoredDump): Promise<void> 
   const size = metadataByteLength(blockCount) + DESCRIPTOR_BYTES;
   await device.resize(size);
   await device.allocate(0, size);
-  await writeFormatted(device, { ...dump, blockCount });
+  await writeFormatted(device, { ...dump, blockCount, isBlank: true });
 }
 
 /** At every moment there is the old file or the new one under the name. */

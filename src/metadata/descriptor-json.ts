@@ -102,6 +102,16 @@ export interface Descriptor {
   /** When a changed source was last accepted, ISO 8601: what was copied before may differ from it by right. */
   acceptedChange?: string;
   finalized: FinalizeRecord | null;
+  /**
+   * True where the place of the metadata was all zero when it was formatted: every block in it that is sound is then of this
+   * clone. Absent where that is not known.
+   */
+  blank?: boolean;
+  /**
+   * True as long as every commit is known to be one of this program's, so that nobody can have written to the clone but
+   * through `served`. Absent where the kernel, of which nothing is recorded, may have gone on with it.
+   */
+  alone?: boolean;
 }
 
 type JsonObject = Record<string, unknown>;
@@ -145,6 +155,7 @@ export function descriptorFromJson(value: unknown, geometry: Geometry): Descript
     settled.text("superblock", MAX_TEXT_BYTES);
     if (settled.has("sample")) settled.text("sample", MAX_FOREIGN_TEXT_BYTES);
   }
+  for (const name of ["blank", "alone"]) if (top.has(name)) top.boolean(name);
   if (top.has("acceptedChange")) top.text("acceptedChange", MAX_TEXT_BYTES);
   if (top.value("finalized") !== null) {
     const record = top.object("finalized");

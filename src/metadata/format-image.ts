@@ -17,14 +17,14 @@ import assert from "node:assert";
 import { UsageError } from "../base/errors.ts";
 import type { Geometry } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
-import { createBitset } from "../persistent-data/bitset.ts";
+import { bitsetBlockCountOf, createBitset } from "../persistent-data/bitset.ts";
 import { BlockManager } from "../persistent-data/block-manager.ts";
 import { BTreeNode } from "../persistent-data/btree-node.ts";
-import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
-import { MAX_METADATA_BLOCKS, SpaceMap } from "../persistent-data/space-map.ts";
+import { BLOCK_SIZE, sealBlock } from "../persistent-data/checksum.ts";
+import { bitmapCountOf, MAX_METADATA_BLOCKS, SpaceMap } from "../persistent-data/space-map.ts";
 import { TransactionManager } from "../persistent-data/transaction-manager.ts";
 import { DESCRIPTOR_BYTES, type Descriptor, DescriptorStore } from "./descriptor.ts";
-import { metadataByteLength, minimumBlockCount } from "./metadata-size.ts";
+import { bitsetNodeCount, metadataByteLength, minimumBlockCount } from "./metadata-size.ts";
 import type { RegionBitmap } from "./region-bitmap.ts";
 import { encodeSuperblock } from "./superblock.ts";
 
@@ -39,7 +39,8 @@ export interface FormatContent {
 
 /**
  * Formats the first `blockCount` blocks of a device, and the place of the descriptor behind them: with `descriptor`, or
- * blank where that is null, lest the remains of an earlier clone be taken for it. (No room is needed for none.)
+ * blank where that is null, lest the remains of an earlier clone be taken for it. (No room is needed for none.) A descriptor
+ * keeps its word that the place was blank only where `isBlank` says so, too: it may come from another place.
  *
  * @throws {UsageError} where the blocks are fewer than commits need, or more than the device or the format has
  * @throws {RangeError} where there is no room for the descriptor, or it breaks its documented limits
@@ -47,9 +48,10 @@ export interface FormatContent {
  */
 export async function writeFormatted(
   device: BlockDevice,
-  content: FormatContent & { descriptor: Descriptor | null },
+  content: FormatContent & { descriptor: Descriptor | null; isBlank?: boolean },
 ): Promise<void> {
-  const { geometry, blockCount, descriptor } = content;
+  const { geometry, blockCount } = content;
+  const descriptor = content.isBlank ? content.descriptor : withoutBlank(content.descriptor);
   checkBlockCount(device, content);
   const hasRoom = metadataByteLength(blockCount) + DESCRIPTOR_BYTES <= device.size;
   if (!hasRoom && descriptor !== null) {
@@ -61,6 +63,26 @@ export async function writeFormatted(
     if (descriptor !== null) await descriptors.write(descriptor);
   }
   await writeBlocks(device, content);
+}
+
+/** The superblock that is written, checksum included. @see writeFormatted */
+export function formattedSuperblock({ geometry, blockCount }: Omit<FormatContent, "bits">): Uint8Array {
+  const arrayBlocks = bitsetBlockCountOf(geometry.regionCount);
+  const bitsetRoot = 3 + bitmapCountOf(blockCount); // it keeps its block when the tree grows
+  const allocatedCount = bitsetRoot + bitsetNodeCount(arrayBlocks) + arrayBlocks;
+  const bytes = encodeSuperblock({
+    geometry,
+    spaceMap: { blockCount, allocatedCount, indexBlock: 1, refCountRoot: 2 },
+    bitsetRoot,
+  });
+  sealBlock(bytes, "superblock", 0);
+  return bytes;
+}
+
+function withoutBlank(descriptor: Descriptor | null): Descriptor | null {
+  if (descriptor?.blank === undefined) return descriptor;
+  const { blank: _, ...rest } = descriptor;
+  return rest;
 }
 
 /** The same, but what stands behind the managed blocks stays as it is. @throws as `writeFormatted` */

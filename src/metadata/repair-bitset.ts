@@ -72,6 +72,11 @@ export class ProvenBits {
     return this.#keysThat((block) => block < 0);
   }
 
+  /** All other keys. */
+  get knownKeys(): number[] {
+    return this.#keysThat((block) => block >= 0);
+  }
+
   /** Takes a block for that of a lost key, which is then not lost any more. */
   settle(key: number, block: Block): void {
     this.#blocks[key] = block.number;

@@ -27,15 +27,25 @@ import { BlockReferences } from "./check-references.ts";
 import { type CheckReport, FindingList } from "./check-report.ts";
 import { checkSuperblock } from "./check-superblock.ts";
 import type { Descriptor } from "./descriptor.ts";
-import { writeFormatted } from "./format-image.ts";
+import { formattedSuperblock, writeFormatted } from "./format-image.ts";
 import { minimumBlockCount, recommendedBlockCount } from "./metadata-size.ts";
 import { RegionBitmap } from "./region-bitmap.ts";
 import { regionsUnder } from "./repair-array.ts";
 import { ProvenBits } from "./repair-bitset.ts";
 import { geometryOf, readDescriptor } from "./repair-descriptor.ts";
 import { findInUse } from "./repair-in-use.ts";
-import type { PlannedRepair, RefusedRepair, RepairAccount, RepairPlan, RepairRequest } from "./repair-plan.ts";
+import { salvageOlder } from "./repair-older.ts";
+import type {
+  PlannedRepair,
+  RefusedRepair,
+  RepairAccount,
+  RepairPlan,
+  RepairRequest,
+  ToldGeometry,
+} from "./repair-plan.ts";
 import { readCounts } from "./repair-space-map.ts";
+import { checksumText, recoverSuperblock } from "./repair-superblock.ts";
+import { BlockSurvey } from "./repair-survey.ts";
 import { describeFindings, noBits } from "./repair-words.ts";
 
 export type {
@@ -50,14 +60,18 @@ export type {
   ToldGeometry,
 } from "./repair-plan.ts";
 
+const LOST_DESCRIPTOR =
+  "The descriptor, which names source and destination, cannot be read: name them from now on with --source and --destination";
+
 /** The state of the clone at its last commit, as far as it can be found. */
 interface LiveState {
   geometry: Geometry;
   blockCount: number;
-  bitmapRoot: number;
-  referenceCountRoot: number;
-  bitsetRoot: number;
   descriptor: Descriptor | null;
+  /** Where the tree and the space map begin; null where the superblock is lost and nothing tells. */
+  roots: { bitmapRoot: number; referenceCountRoot: number; bitsetRoot: number } | null;
+  /** The checksum of its superblock, as the descriptor records it; null where it is not known. */
+  checksum: string | null;
 }
 
 /**
@@ -75,25 +89,21 @@ export async function planRepair(device: BlockDevice, request: RepairRequest = {
   const live = await findLive(device, reader, account, request);
   if ("reason" in live) return { ok: false, ...account, ...live };
 
-  const { geometry, descriptor } = live;
+  const { geometry } = live;
   const { proven, unknown } = await findBits(reader, live, account);
   account.exact.push(...describeFindings(before));
-  if (unknown.nextSet(0) < unknown.size) await decide({ proven, unknown, live }, account, request);
+  const isExact = unknown.nextSet(0) === unknown.size;
+  if (!isExact) await decide({ proven, unknown, live }, account, request);
   account.unknown.push(...unknown.ranges());
   if (account.unknown.length > 0) return { ok: false, ...account, ...noBits(account.unknown, request) };
-  return {
-    ok: true,
-    ...account,
-    geometry,
-    blockCount: enoughBlocks(live.blockCount, geometry, account),
-    bits: proven.hydrated,
-    descriptor,
-  };
+  const blockCount = enoughBlocks(live.blockCount, geometry, account);
+  const descriptor = describeAnew(live, { blockCount, isExact });
+  return { ok: true, ...account, geometry, blockCount, bits: proven.hydrated, descriptor };
 }
 
 /**
  * Writes repaired metadata as the kernel would format it with these bits, block 0 last, and the descriptor; durable on
- * return. What else the device holds behind stays.
+ * return. What else the device holds behind stays. `isBlank`: whether the device is known to be all zero before.
  *
  * @throws {UsageError | RangeError} where the device is too small
  * @throws {DeviceError} after which the device holds no clone
@@ -101,8 +111,9 @@ export async function planRepair(device: BlockDevice, request: RepairRequest = {
 export async function writeRepaired(
   { geometry, blockCount, bits, descriptor }: Pick<PlannedRepair, "geometry" | "blockCount" | "bits" | "descriptor">,
   device: BlockDevice,
+  { isBlank = false }: { isBlank?: boolean } = {},
 ): Promise<void> {
-  await writeFormatted(device, { geometry, blockCount, bits, descriptor });
+  await writeFormatted(device, { geometry, blockCount, bits, descriptor, isBlank });
 }
 
 function newAccount(before: CheckReport): RepairAccount {
@@ -126,48 +137,72 @@ async function findLive(
 ): Promise<LiveState | Pick<RefusedRepair, "reason" | "hint">> {
   const ignored = { fatal: new FindingList(), warnings: new FindingList() };
   const superblock = await checkSuperblock(reader, device.size, ignored);
-  if (typeof superblock === "string") return { reason: "its superblock is lost" };
+  if (typeof superblock === "string") return await withoutSuperblock(device, reader, account, told);
   const geometry = geometryOf({ size: superblock.targetSectors * 512, regionSize: superblock.regionSectors * 512 });
-  if (geometry === null || superblock.blockCount === null) return { reason: "its superblock holds impossible values" };
-  if (told !== undefined && (told.size !== geometry.size || told.regionSize !== geometry.regionSize)) {
-    return {
-      reason: `its superblock is sound and says ${geometry.size} bytes in regions of ${geometry.regionSize}, which is not what was given`,
-    };
-  }
   const { blockCount, bitmapRoot, referenceCountRoot, bitsetRoot } = superblock;
-  const { descriptor, warnings } = await readDescriptor(device, { geometry, blockCount });
-  if (descriptor === null && warnings.length > 0) {
-    account.lost.push(
-      "The descriptor, which names source and destination, cannot be read: name them from now on with --source and --destination",
-    );
+  if (geometry === null || blockCount === null) return await withoutSuperblock(device, reader, account, told);
+  if (told !== undefined && (told.size !== geometry.size || told.regionSize !== geometry.regionSize)) {
+    const { size, regionSize } = geometry;
+    const says = `${size} bytes in regions of ${regionSize}`;
+    return { reason: `its superblock is sound and says ${says}, which is not what --size and --region-size say` };
   }
-  return { geometry, blockCount, bitmapRoot, referenceCountRoot, bitsetRoot, descriptor };
+  const { descriptor, warnings } = await readDescriptor(device, { geometry, blockCount });
+  if (descriptor === null && warnings.length > 0) account.lost.push(LOST_DESCRIPTOR);
+  const first = await reader.read(0);
+  const checksum = typeof first === "string" ? null : checksumText(first.bytes);
+  return { geometry, blockCount, descriptor, roots: { bitmapRoot, referenceCountRoot, bitsetRoot }, checksum };
+}
+
+async function withoutSuperblock(
+  device: BlockDevice,
+  reader: BlockReader,
+  account: RepairAccount,
+  told: ToldGeometry | undefined,
+): Promise<LiveState | Pick<RefusedRepair, "reason" | "hint">> {
+  const recovered = await recoverSuperblock(device, reader, told);
+  if ("reason" in recovered) return recovered;
+  const { geometry, blockCount, descriptor, state } = recovered;
+  account.exact.push(
+    state === null
+      ? "The superblock: its sizes are known, but not which of the states found is the last one"
+      : "The superblock: its checksum tells which of the states found is the last one",
+  );
+  const checksum = state === null ? null : checksumText(state.superblock);
+  return { geometry, blockCount, descriptor, roots: state, checksum };
 }
 
 /** Everything that is proved, and the regions of which nothing is. */
 async function findBits(
   reader: BlockReader,
-  live: LiveState,
+  { geometry, blockCount, roots, descriptor }: LiveState,
   account: RepairAccount,
 ): Promise<{ proven: ProvenBits; unknown: RegionBitmap }> {
-  const { geometry, blockCount, bitsetRoot } = live;
   const references = new BlockReferences(blockCount);
   const proven = new ProvenBits(geometry);
-  const counts = await readCounts(reader, references, live);
-  await proven.read(reader, references, bitsetRoot);
+  const counts = roots && (await readCounts(reader, references, { blockCount, ...roots }));
+  if (roots !== null) await proven.read(reader, references, roots.bitsetRoot);
 
   const lost = proven.lostKeys;
   const unknown = new RegionBitmap(lost.length === 0 ? 0 : geometry.regionCount);
   for (const key of lost) unknown.setRange(regionsUnder(key, key + 1, geometry));
-  if (counts === null || lost.length === 0) return { proven, unknown };
-  const { exactKeys, partlyKnownKeys } = await findInUse(reader, { counts, references, proven, unknown });
-  if (exactKeys.length > 0) {
-    account.exact.push("The tree over the array blocks: it follows from which blocks the space map calls in use");
+  if (lost.length === 0) return { proven, unknown };
+  if (counts !== null) {
+    const { exactKeys, partlyKnownKeys } = await findInUse(reader, { counts, references, proven, unknown });
+    if (exactKeys.length > 0) account.exact.push("The tree over the array blocks: made anew from the blocks in use");
+    if (partlyKnownKeys.length > 0) {
+      account.salvaged.push(
+        "What all array blocks in use have in common to which the lost part of the tree may have led",
+      );
+    }
   }
-  if (partlyKnownKeys.length > 0) {
-    account.salvaged.push(
-      "Regions that are the same in all array blocks in use to which the lost part of the tree may have pointed",
-    );
+  if (descriptor?.blank === true && proven.lostKeys.length > 0) {
+    const survey = await BlockSurvey.take(reader, Math.min(blockCount, reader.blocksOnDevice));
+    for (const key of await salvageOlder(reader, survey, { proven, unknown, references })) {
+      const { start, end } = regionsUnder(key, key + 1, geometry);
+      account.salvaged.push(
+        `Regions hydrated by earlier commits, of ${start} to ${end - 1}: two older blocks agree on them`,
+      );
+    }
   }
   return { proven, unknown };
 }
@@ -196,10 +231,38 @@ async function decide(
   if (compare !== undefined) {
     account.compared = take(await compare({ geometry, blockCount, hydrated, descriptor }, unknown.ranges()), true);
   }
+  if (isNeverWritten(live)) {
+    account.copiedAgain = take(unknown.ranges(), false);
+    return;
+  }
   if (assume !== undefined) {
     const regions = take(unknown.ranges(), assume === "hydrated");
     if (regions.length > 0) account.assumed = { as: assume, regions };
   }
+}
+
+/**
+ * Whether no client can have written to the clone: not through this program, which records that; nor through the kernel, as
+ * all commits are ours up to the one that the program left behind.
+ */
+function isNeverWritten({ descriptor, checksum }: LiveState): boolean {
+  if (descriptor === null || descriptor.served || descriptor.alone !== true) return false;
+  const { settled } = descriptor.destination;
+  return settled != null && checksum === settled.superblock;
+}
+
+/**
+ * The descriptor for the new metadata. Where the destination was settled with the old superblock, and the bits are the same,
+ * it is with the new one; with other bits it is as after a run that was cut off.
+ */
+function describeAnew(
+  { descriptor, checksum, geometry }: LiveState,
+  { blockCount, isExact }: { blockCount: number; isExact: boolean },
+): Descriptor | null {
+  const settled = descriptor?.destination.settled;
+  if (descriptor === null || settled == null || settled.superblock !== checksum) return descriptor;
+  const anew = isExact ? { ...settled, superblock: checksumText(formattedSuperblock({ geometry, blockCount })) } : null;
+  return { ...descriptor, destination: { ...descriptor.destination, settled: anew } };
 }
 
 /** As many blocks as before, or more where these were too few for a clone of this size. */

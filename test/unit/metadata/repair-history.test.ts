@@ -1,0 +1,238 @@
+// Clones with a history of commits, each of which leaves older blocks behind: what of these a repair may believe, and what not,
+// however sound it looks. The truth is what was marked hydrated.
+import { expect, test } from "vitest";
+import { Geometry, type RegionRange } from "../../../src/base/geometry.ts";
+import { MemoryDevice } from "../../../src/device/memory-device.ts";
+import { CloneMetadata } from "../../../src/metadata/clone-metadata.ts";
+import { DESCRIPTOR_BYTES, type Descriptor, DescriptorStore } from "../../../src/metadata/descriptor.ts";
+import { writeFormatted } from "../../../src/metadata/format-image.ts";
+import { planRepair, type RepairPlan, type RepairRequest } from "../../../src/metadata/repair.ts";
+import { flipBit, MetadataImage } from "../../support/metadata-image.ts";
+
+const BLOCK = 4096;
+const PER_KEY = 32576;
+/** Three array blocks, the last of another length. */
+const THREE_KEYS = new Geometry({ size: 4096 * (2 * PER_KEY + 1000), regionSize: 4096 });
+const ONE_KEY = new Geometry({ size: 4096 * 1000, regionSize: 4096 });
+
+function descriptorOf(geometry: Geometry, changes: Partial<Descriptor> = {}): Descriptor {
+  const device = { uri: "file:///a", size: geometry.size, fingerprint: {} };
+  return {
+    uuid: "u",
+    created: "2026-01-01T00:00:00Z",
+    source: { ...device, format: "raw" },
+    destination: device,
+    exactSize: geometry.size,
+    options: {},
+    unreadable: { ranges: [], inexact: false },
+    served: false,
+    finalized: null,
+    blank: true,
+    alone: true,
+    ...changes,
+  };
+}
+
+/** Metadata with a descriptor, and a commit for each of the lists of ranges. */
+async function clone(
+  geometry: Geometry,
+  commits: RegionRange[][],
+  {
+    blockCount = 64,
+    descriptor = descriptorOf(geometry),
+    on,
+  }: {
+    blockCount?: number;
+    descriptor?: Descriptor | null;
+    on?: MemoryDevice;
+  } = {},
+): Promise<MemoryDevice> {
+  const device = on ?? new MemoryDevice({ size: blockCount * BLOCK + DESCRIPTOR_BYTES });
+  await writeFormatted(device, { geometry, blockCount, bits: null, descriptor, isBlank: true });
+  const metadata = await CloneMetadata.open(device);
+  for (const ranges of commits) {
+    for (const range of ranges) metadata.markHydrated(range);
+    metadata.preCommit();
+    await metadata.commit();
+  }
+  return device;
+}
+
+/** Records in the descriptor that the program has let go of the clone. */
+async function settle(device: MemoryDevice, geometry: Geometry, changes: Partial<Descriptor> = {}): Promise<void> {
+  const image = await imageOf(device);
+  const store = await DescriptorStore.open(device, { geometry, blockCount: image.get64(0, 44) });
+  const descriptor = store.read() as Descriptor;
+  const settled = { mtimeNs: "0", superblock: image.bytes.subarray(0, 4).toString("hex") };
+  await store.write({ ...descriptor, ...changes, destination: { ...descriptor.destination, settled } });
+}
+
+async function imageOf(device: MemoryDevice): Promise<MetadataImage> {
+  const bytes = new Uint8Array(device.size);
+  await device.read(0, bytes);
+  return new MetadataImage(bytes);
+}
+
+const plan = ({ bytes }: MetadataImage, request?: RepairRequest): Promise<RepairPlan> =>
+  planRepair(new MemoryDevice({ size: bytes.length, content: bytes, readOnly: true }), request);
+
+const hydrated = (planned: RepairPlan): [number, number][] => {
+  if (!planned.ok) throw new Error(`refused: ${planned.reason}`);
+  return [...planned.bits.ranges()].map(({ start, end }) => [start, end]);
+};
+
+const growing = (ends: number[]): RegionRange[][] => ends.map((end) => [{ start: 0, end }]);
+
+test("planRepair() finds the last state by the checksum that a wrecked superblock still holds", async () => {
+  const image = await imageOf(await clone(THREE_KEYS, growing([10, 500, 40_000]), { descriptor: null }));
+  image.bytes.fill(0xff, 44, 200); // the roots are gone, the sizes with them
+  expect(await plan(image)).toMatchObject({ ok: false, reason: expect.stringContaining("nothing tells the size") });
+  const { size, regionSize } = THREE_KEYS;
+  expect(hydrated(await plan(image, { geometry: { size, regionSize } }))).toEqual([[0, 40_000]]);
+});
+
+test("planRepair() finds the last state by the fields of a superblock whose checksum is wrong, told the size", async () => {
+  const image = await imageOf(await clone(THREE_KEYS, growing([10, 500]), { descriptor: null }));
+  image.bytes.fill(0xff, 0, 4);
+  const { size, regionSize } = THREE_KEYS;
+  expect(hydrated(await plan(image, { geometry: { size, regionSize } }))).toEqual([[0, 500]]);
+});
+
+test("planRepair() makes a zeroed superblock anew from the checksum that the descriptor records", async () => {
+  const device = await clone(THREE_KEYS, growing([10, 500, 40_000]));
+  await settle(device, THREE_KEYS, { served: true });
+  const image = await imageOf(device);
+  image.block(0).fill(0);
+  const planned = await plan(image);
+  expect(hydrated(planned)).toEqual([[0, 40_000]]);
+  expect(planned).toMatchObject({ descriptor: { served: true } });
+});
+
+test("planRepair() does not take the recorded state for the last where the kernel has gone on with the clone", async () => {
+  const device = await clone(THREE_KEYS, growing([10, 500]));
+  await settle(device, THREE_KEYS, { served: true });
+  const metadata = await CloneMetadata.open(device);
+  metadata.markHydrated({ start: 900, end: 901 });
+  metadata.preCommit();
+  await metadata.commit();
+  const image = await imageOf(device);
+  image.block(0).fill(0);
+  expect(await plan(image)).toMatchObject({ ok: false, unknown: [{ start: 0, end: THREE_KEYS.regionCount }] });
+});
+
+test("planRepair() believes no whole state where nothing tells which was the last", async () => {
+  const device = await clone(THREE_KEYS, growing([10, 500]));
+  const image = await imageOf(device);
+  image.block(0).fill(0);
+  const planned = await plan(image);
+  expect(planned).toMatchObject({ ok: false, unknown: [{ start: 0, end: THREE_KEYS.regionCount }] });
+  expect(hydrated(await plan(image, { assume: "unhydrated" }))).toEqual([]);
+});
+
+test("planRepair() refuses a zeroed superblock whose sizes nothing tells, and one that is no clone's", async () => {
+  const image = await imageOf(await clone(ONE_KEY, growing([10]), { descriptor: null }));
+  image.block(0).fill(0);
+  expect(await plan(image)).toMatchObject({ ok: false, hint: expect.stringContaining("--region-size") });
+  image.bytes.fill(0);
+  const geometry = { size: ONE_KEY.size, regionSize: 4096 };
+  expect(await plan(image, { geometry })).toMatchObject({ ok: false, reason: "it is no clone's metadata" });
+});
+
+test("planRepair() takes sizes that a descriptor or a sound superblock contradicts from nobody", async () => {
+  const image = await imageOf(await clone(ONE_KEY, growing([10])));
+  const geometry = { size: ONE_KEY.size + 512, regionSize: 4096 };
+  expect(await plan(image, { geometry })).toMatchObject({ ok: false, reason: expect.stringContaining("is sound") });
+  image.block(0).fill(0);
+  expect(await plan(image, { geometry })).toMatchObject({ ok: false, reason: expect.stringContaining("another size") });
+});
+
+/** One key, four commits; the array block of the last is broken. The one before it had 300 regions, that before 200. */
+async function withBrokenArray(descriptor: Descriptor): Promise<MetadataImage> {
+  const image = await imageOf(await clone(ONE_KEY, growing([100, 200, 300, 400]), { descriptor }));
+  flipBit(image, image.arrayBlocks()[0] as number);
+  return image;
+}
+
+test("planRepair() takes from older blocks what two of them agree on, and leaves the rest unknown", async () => {
+  const image = await withBrokenArray(descriptorOf(ONE_KEY, { served: true }));
+  expect(await plan(image)).toMatchObject({ ok: false, unknown: [{ start: 200, end: 1000 }] });
+  const planned = await plan(image, { assume: "unhydrated" });
+  expect(hydrated(planned)).toEqual([[0, 200]]);
+  expect(planned.salvaged).toHaveLength(1);
+});
+
+test("planRepair() takes nothing from older blocks where the metadata was not blank when it was formatted", async () => {
+  const { blank: _, ...descriptor } = descriptorOf(ONE_KEY);
+  const image = await withBrokenArray(descriptor);
+  expect(await plan(image)).toMatchObject({ ok: false, unknown: [{ start: 0, end: 1000 }], salvaged: [] });
+});
+
+test("planRepair() is not misled by all the remains of an earlier clone of the same size", async () => {
+  const device = await clone(ONE_KEY, growing([100, 200, 300, 400, 500, 600, 1000]));
+  const { blank: _, ...descriptor } = descriptorOf(ONE_KEY);
+  await clone(ONE_KEY, growing([10]), { on: device, descriptor });
+  const image = await imageOf(device);
+  flipBit(image, image.arrayBlocks()[0] as number);
+  expect(hydrated(await plan(image, { assume: "unhydrated" }))).toEqual([]);
+  image.block(0).fill(0);
+  expect(hydrated(await plan(image, { assume: "unhydrated" }))).toEqual([]);
+});
+
+test("planRepair() takes no bit from a single block that came from elsewhere, wherever it landed", async () => {
+  const image = await withBrokenArray(descriptorOf(ONE_KEY));
+  for (let place = 1; place < 64; place++) {
+    const struck = new MetadataImage(image.bytes);
+    if (place === image.indexBlock || place === image.bitmapBlock(0) || place === image.bitsetRoot) continue;
+    if (place === image.arrayBlocks()[0]) continue; // in a live place it cannot be told
+    const foreign = struck.block(place);
+    foreign.fill(0).fill(0xff, 24, 24 + 8 * 16);
+    foreign.writeUInt32LE(509, 4);
+    foreign.writeUInt32LE(16, 8);
+    foreign.writeUInt32LE(8, 12);
+    struck.seal(place, "array");
+    for (const [, end] of hydrated(await plan(struck, { assume: "unhydrated" }))) expect(end).toBeLessThanOrEqual(300);
+  }
+});
+
+test("planRepair() does not take another key's older blocks for those of a lost one", async () => {
+  // Key 0 has all of its history, key 1 nothing; both are of the same length.
+  const device = await clone(THREE_KEYS, growing([100, 200, 300, PER_KEY]), { descriptor: descriptorOf(THREE_KEYS) });
+  const image = await imageOf(device);
+  flipBit(image, image.arrayBlocks()[1] as number);
+  expect(hydrated(await plan(image, { assume: "unhydrated" }))).toEqual([[0, PER_KEY]]);
+});
+
+test("planRepair() copies unknown regions again where the descriptor proves that no client has written", async () => {
+  const device = await clone(ONE_KEY, growing([100, 200, 300, 400]));
+  await settle(device, ONE_KEY);
+  const image = await imageOf(device);
+  flipBit(image, image.arrayBlocks()[0] as number);
+  const planned = await plan(image);
+  expect(hydrated(planned)).toEqual([[0, 200]]);
+  expect(planned.copiedAgain).toEqual([{ start: 200, end: 1000 }]);
+});
+
+test.for<[string, Partial<Descriptor>]>([
+  ["it was served", { served: true }],
+  ["the kernel may have gone on with it", { alone: false }],
+])("planRepair() leaves regions unknown where %s", async ([, changes]) => {
+  const device = await clone(ONE_KEY, growing([100]));
+  await settle(device, ONE_KEY, changes);
+  const image = await imageOf(device);
+  flipBit(image, image.arrayBlocks()[0] as number);
+  expect((await plan(image)).ok).toBe(false);
+});
+
+test("planRepair() calls every region of a finalized clone hydrated", async () => {
+  const finalized = { finished: "2026-01-01T00:00:00Z", verified: true, unreadableRegions: 0 };
+  const device = await clone(ONE_KEY, growing([1000]), { descriptor: descriptorOf(ONE_KEY, { finalized }) });
+  const image = await imageOf(device);
+  flipBit(image, image.arrayBlocks()[0] as number);
+  expect(hydrated(await plan(image))).toEqual([[0, 1000]]);
+});
+
+test("planRepair() names the backup where a repair in place was cut off", async () => {
+  const image = await imageOf(await clone(ONE_KEY, growing([10])));
+  image.block(0).fill(0).write("dmclone: a repair in place was cut off; backup: /srv/a b\n");
+  expect(await plan(image)).toMatchObject({ ok: false, hint: expect.stringContaining('"/srv/a b"') });
+});
