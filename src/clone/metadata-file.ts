@@ -102,9 +102,6 @@ export async function holdsMetadata(path: string): Promise<boolean> {
   }
 }
 
-/** Whatever umask says, not everybody may write it: who does chooses what is copied where. */
-export const METADATA_MODE = 0o664;
-
 /** What new metadata is to hold. */
 export interface NewMetadata {
   geometry: Geometry;
@@ -120,7 +117,7 @@ export async function createMetadataFile(path: string, content: NewMetadata): Pr
   if (await exists(path)) throw new UsageError(...alreadyThere(path, await holdsMetadata(path)));
   const blockCount = recommendedBlockCount(content.geometry.regionCount);
   const size = metadataByteLength(blockCount) + DESCRIPTOR_BYTES;
-  await using file = await UnnamedFile.create(path, { mode: METADATA_MODE });
+  await using file = await UnnamedFile.create(path);
   await file.device.resize(size);
   await file.device.allocate(0, size);
   const descriptor = { ...content.descriptor, blank: true };

@@ -49,7 +49,8 @@ export class PidFile implements AsyncDisposable {
 
   async [Symbol.asyncDispose](): Promise<void> {
     const standing = await lstat(this.#path, { bigint: true }).catch(absent);
-    if (standing === undefined || !isSameFile(standing, this.#written)) return;
+    // Numbers of inodes are used again, for a FIFO too, which would hang us.
+    if (!standing?.isFile() || !isSameFile(standing, this.#written)) return;
     // Another process may have written its own into it.
     const content = await readFile(this.#path).catch(absent);
     if (content?.equals(CONTENT)) await unlink(this.#path).catch(absent);

@@ -8,6 +8,7 @@
 import { randomBytes } from "node:crypto";
 import * as fs from "node:fs/promises";
 import { dirname } from "node:path";
+import { DeviceError } from "../base/errors.ts";
 import { syncDirectoryOf } from "./directory.ts";
 import { FileDevice } from "./file-device.ts";
 import { linkDescriptor } from "./libc.ts";
@@ -21,6 +22,9 @@ const NO_TMPFILE = ["EOPNOTSUPP", "EISDIR", "EINVAL", "ENOSYS"];
 
 /** What says that a file system has no hard links (link(2)). */
 const NO_LINKS = ["EPERM", "EOPNOTSUPP", "ENOTSUP", "ENOSYS", "EMLINK"];
+
+/** Whatever umask says, not everybody may write it: who writes metadata chooses what is copied where. */
+const DEFAULT_MODE = 0o664;
 
 /** A file being made. Disposing of it closes it; if it was not published, it is gone then. */
 export class UnnamedFile implements AsyncDisposable {
@@ -41,7 +45,7 @@ export class UnnamedFile implements AsyncDisposable {
    * @param mode its permissions, of which umask takes some
    * @throws {DeviceError} where none can be made there
    */
-  static async create(path: string, { mode = 0o666 }: { mode?: number } = {}): Promise<UnnamedFile> {
+  static async create(path: string, { mode = DEFAULT_MODE }: { mode?: number } = {}): Promise<UnnamedFile> {
     const options = { access: "read-write", direct: "off", knownAs: path } as const;
     const flags = fs.constants.O_RDWR + fs.constants.O_DIRECTORY + TMPFILE;
     const handle = await fs.open(dirname(path), flags, mode).catch((error: unknown) => {
@@ -54,7 +58,11 @@ export class UnnamedFile implements AsyncDisposable {
       return new UnnamedFile(path, device, provisional);
     }
     try {
-      return new UnnamedFile(path, await FileDevice.open(`/proc/self/fd/${handle.fd}`, options), undefined);
+      const device = await FileDevice.open(`/proc/self/fd/${handle.fd}`, options).catch((error: unknown) =>
+        // A umask that leaves nothing to its owner: it is the path that people know.
+        refuseOpening("create", path, error instanceof DeviceError ? error.cause : error),
+      );
+      return new UnnamedFile(path, device, undefined);
     } finally {
       await handle.close();
     }

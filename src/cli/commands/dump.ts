@@ -18,7 +18,7 @@ export const dumpCommand = defineCommand({
         describe: "The metadata, or the destination it stands beside",
       })
       .option("json", { type: "boolean", describe: "Print it on one line" }),
-  async run(options, { signal, onWarning }) {
+  async run(options, { terminal, signal, onWarning }) {
     const { Clone } = await import("../../clone/clone.ts");
     const { dumpMetadata } = await import("../../metadata/dump.ts");
     await using clone = await Clone.open({ name: options.metadata, access: "quiescent", signal, onWarning });
@@ -26,7 +26,7 @@ export const dumpCommand = defineCommand({
     const content = { geometry, hydratedRanges: metadata.hydratedRanges(), descriptor };
     for (const piece of dumpMetadata(content, options.json ? "line" : "pretty")) {
       signal.throwIfAborted();
-      if (!process.stdout.write(piece)) await once(process.stdout, "drain").catch(readerLeft);
+      if (!process.stdout.write(terminal.shown(piece))) await once(process.stdout, "drain").catch(readerLeft);
       if (!isOutputRead()) break;
     }
     return ExitCode.done;
