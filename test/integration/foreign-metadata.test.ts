@@ -3,20 +3,10 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { commandText } from "../../src/clone/command-text.ts";
-import { FileDevice } from "../../src/device/file-device.ts";
-import { CloneMetadata } from "../../src/metadata/clone-metadata.ts";
-import { type Descriptor, DescriptorStore } from "../../src/metadata/descriptor.ts";
 import { randomFile } from "../support/files.ts";
+import { forgeDescriptor } from "../support/forged-descriptor.ts";
 import { clone, cloneOk } from "../support/run-clone.ts";
 import { scratchDirectory } from "../support/scratch.ts";
-
-/** Changes what a descriptor says, as a forger would. */
-async function forge(path: string, change: (descriptor: Descriptor) => Descriptor): Promise<void> {
-  await using device = await FileDevice.open(path, { access: "read-write", direct: "off" });
-  await using metadata = await CloneMetadata.open(device, { readOnly: true });
-  const store = await DescriptorStore.open(device, { geometry: metadata.geometry, blockCount: metadata.totalBlocks });
-  await store.write(change(store.read() as Descriptor));
-}
 
 describe("Forged metadata that names a command", () => {
   for (const role of ["source", "destination"] as const) {
@@ -32,7 +22,10 @@ describe("Forged metadata that names a command", () => {
       await cloneOk(["create", "source.img", "copy.img", "--metadata", "x.clone"], { cwd });
       if (args[0] !== "hydrate" && args[0] !== "serve") await cloneOk(["hydrate", "x.clone"], { cwd });
       const uri = commandText(["sh", "-c", `touch ${join(cwd, "pwned")}`]);
-      await forge(join(cwd, "x.clone"), (descriptor) => ({ ...descriptor, [role]: { ...descriptor[role], uri } }));
+      await forgeDescriptor(join(cwd, "x.clone"), (descriptor) => ({
+        ...descriptor,
+        [role]: { ...descriptor[role], uri },
+      }));
       const { code, stderr } = await clone(args, { cwd });
       expect(existsSync(join(cwd, "pwned"))).toBe(false);
       expect(code).toBe(2);

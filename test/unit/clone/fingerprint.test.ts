@@ -157,3 +157,34 @@ describe("A remote source", () => {
     expect(differenceFrom(pinned, { kind: "nbd", size: 1 })).toMatch(/its size is 1 bytes now/);
   });
 });
+
+// Metadata may be made up by somebody who has never seen the file that it names. What such a one cannot know must be pinned.
+describe("A fingerprint", () => {
+  const now = {
+    sourceFile: { kind: "file", size: SIZE, inode: "12", mtimeNs: "1700000000123456789" },
+    destinationFile: { kind: "file", inode: "13", birthtimeNs: "1700000000123456789" },
+    sourceDevice: { kind: "block", size: SIZE, serial: "wwid:1", sample: "aa bb" },
+    destinationDevice: { kind: "block", size: SIZE, serial: "wwid:1" },
+  } as const;
+
+  test.for(Object.entries(now))(
+    "of a %s fits it, and with anything but the size left out fits nothing",
+    ([, whole]) => {
+      expect(differenceFrom(whole, whole)).toBeUndefined();
+      for (const left of Object.keys(whole)) {
+        const pinned = Object.fromEntries(Object.entries(whole).filter(([name]) => name !== left));
+        const expected = left === "size" ? undefined : "the metadata does not say enough to know it again";
+        expect(differenceFrom(pinned, whole), left).toBe(expected);
+      }
+    },
+  );
+
+  test.for([
+    { kind: "http", size: SIZE, etag: '"a"' },
+    { kind: "http", size: SIZE, lastModified: "then" },
+    { kind: "nbd", size: SIZE, sample: "aa bb" },
+  ] as const)("of something remote fits nothing without what that is known by: %j", (whole) => {
+    expect(differenceFrom(whole, whole)).toBeUndefined();
+    expect(differenceFrom({ kind: whole.kind, size: SIZE }, whole)).toMatch(/does not say enough/);
+  });
+});
