@@ -47,6 +47,7 @@ export function formatRow([name, value]: Row, dim: (text: string) => string): st
   return `${dim(name.padEnd(12))}${value}`;
 }
 
-function formatRate(bytesPerSecond: number): string {
+/** Bytes per second, for people. */
+export function formatRate(bytesPerSecond: number): string {
   return `${formatSize(bytesPerSecond)}/s`;
 }

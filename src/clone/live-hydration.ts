@@ -12,6 +12,7 @@ import { type HydrateReport, type HydrateRequest, hydrateClone, type RunningHydr
 import { firstRegions } from "./live-regions.ts";
 import { type LiveSocket, openLiveSocket } from "./live-socket.ts";
 import { packageVersion } from "./package-version.ts";
+import { keepTuned } from "./tuned.ts";
 
 /** How often its pace is looked at, ms. */
 const SAMPLE_INTERVAL_MS = 1000;
@@ -77,13 +78,14 @@ export class LiveHydration implements ControlTarget {
     return firstRegions(this.#clone.metadata.hydratedRanges(), this.#unreadable(), most);
   }
 
-  tune(changes: Tuning): void {
+  async tune(changes: Tuning): Promise<void> {
     this.#refuseEnded();
     for (const name of ["minRate", "hydrateOnRead"] as const) {
       if (changes[name] === undefined) continue;
       throw new UsageError(`Cannot change ${name} of "${this.#clone.path}": it is for clients, and none are served`);
     }
     this.#running.tune(changes);
+    await keepTuned(this.#clone, changes);
   }
 
   async commit(): Promise<void> {

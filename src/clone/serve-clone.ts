@@ -27,6 +27,7 @@ import { packageVersion } from "./package-version.ts";
 import { PidFile } from "./pid-file.ts";
 import { readPresharedKeys, readServerCertificates } from "./tls-files.ts";
 import { TraceRecorder } from "./trace-recorder.ts";
+import { keepTuned } from "./tuned.ts";
 
 /** How clients must protect what they send. */
 export interface TlsRequest {
@@ -187,8 +188,9 @@ class ServedClone implements ControlTarget {
     return firstRegions(this.#live.hydratedRanges(), this.#live.state.unreadable, most);
   }
 
-  tune(changes: Tuning): void {
+  async tune(changes: Tuning): Promise<void> {
     this.#live.tune(changes);
+    if (!this.#live.device.isLinear) await keepTuned(this.#clone, changes);
   }
 
   async commit(): Promise<void> {

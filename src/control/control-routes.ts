@@ -66,24 +66,24 @@ const ROUTES: Record<string, Route> = {
   "POST /tune": {
     description:
       "Changes a running hydration: rate, minRate, threshold, batchSize, paused, hydrateOnRead; answers as /status",
-    answer({ target, body }) {
-      target.tune(parseTuning(body));
+    async answer({ target, body }) {
+      await target.tune(parseTuning(body));
       return json(200, target.status());
     },
   },
   "POST /pause": {
     description: "Lets hydration in the background rest; answers as /status",
-    answer({ target, body }) {
+    async answer({ target, body }) {
       parseNothing(body);
-      target.tune({ paused: true });
+      await target.tune({ paused: true });
       return json(200, target.status());
     },
   },
   "POST /resume": {
     description: "Lets hydration in the background go on; answers as /status",
-    answer({ target, body }) {
+    async answer({ target, body }) {
       parseNothing(body);
-      target.tune({ paused: false });
+      await target.tune({ paused: false });
       return json(200, target.status());
     },
   },

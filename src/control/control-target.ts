@@ -21,8 +21,12 @@ export interface ControlTarget {
   status(): object;
   /** The regions, for those who draw them or list them: half-open ranges, ascending, of at most `most`. */
   regions(most: number): { hydrated: [number, number][]; unreadable: [number, number][]; complete: boolean };
-  /** @throws {UsageError} for what this process cannot change */
-  tune(changes: Tuning): void;
+  /**
+   * Changes what is given, at once, and keeps it for the next process.
+   * @throws {UsageError} for what this process cannot change
+   * @throws {DeviceError} where it is changed, and cannot be kept
+   */
+  tune(changes: Tuning): Promise<void>;
   /** Makes durable what is hydrated so far. @throws {CloneError} */
   commit(): Promise<void>;
   /** Makes the destination stand alone. @throws {CloneError} where it cannot be yet */

@@ -69,6 +69,18 @@ export interface UnreadableRegions {
   complete?: boolean;
 }
 
+/** What has been set for the hydration while it ran, and holds for the next one too. What is absent was never set. */
+export interface TunedSettings {
+  /** Bytes per second at most; null is unlimited. */
+  rate?: number | null;
+  /** Bytes per second that clients never take away; null is the default. */
+  minRate?: number | null;
+  /** Most regions being copied at once; null is automatic. */
+  threshold?: number | null;
+  /** Most neighbouring regions per copy; null is automatic. */
+  batchSize?: number | null;
+}
+
 /** Says that the destination is complete and needs nothing else. */
 export interface FinalizeRecord {
   /** ISO 8601, UTC. */
@@ -101,6 +113,7 @@ export interface Descriptor {
   served: boolean;
   /** When a changed source was last accepted, ISO 8601: what was copied before may differ from it by right. */
   acceptedChange?: string;
+  tuned?: TunedSettings;
   finalized: FinalizeRecord | null;
   /**
    * True where the place of the metadata was all zero when it was formatted: every block in it that is sound is then of this
@@ -157,6 +170,12 @@ export function descriptorFromJson(value: unknown, geometry: Geometry): Descript
   }
   for (const name of ["blank", "alone"]) if (top.has(name)) top.boolean(name);
   if (top.has("acceptedChange")) top.text("acceptedChange", MAX_TEXT_BYTES);
+  if (top.has("tuned")) {
+    const tuned = top.object("tuned");
+    for (const name of ["rate", "minRate", "threshold", "batchSize"]) {
+      if (tuned.has(name) && tuned.value(name) !== null) tuned.integer(name);
+    }
+  }
   if (top.value("finalized") !== null) {
     const record = top.object("finalized");
     record.text("finished", MAX_TEXT_BYTES);

@@ -24,6 +24,7 @@ export {
   MAX_URI_BYTES,
   type SettledState,
   type SourceIdentity,
+  type TunedSettings,
   type UnreadableRegions,
 } from "./descriptor-json.ts";
 export type { DescriptorPlace } from "./descriptor-slot.ts";

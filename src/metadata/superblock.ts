@@ -7,7 +7,7 @@
  *
  * It is built from zeroes on every commit, as the kernel does (`__prepare_superblock`), so nothing else can be kept in it.
  */
-import { MetadataError } from "../base/errors.ts";
+import { DeviceError, MetadataError } from "../base/errors.ts";
 import { Geometry, isRegionSize, MAX_REGION_COUNT, SECTOR_SIZE } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import { BLOCK_SIZE, classifyBlock, readU64, verifyBlock, viewOf, writeU64 } from "../persistent-data/checksum.ts";
@@ -63,18 +63,19 @@ export function encodeSuperblock({ geometry, spaceMap, bitsetRoot }: Superblock)
 /**
  * Looks at block 0 of a device and says what it is.
  *
- * @throws {DeviceError} only where reading fails
+ * @throws {DeviceError} only where it cannot be read; what follows it may be unreadable, metadata has free space
  */
 export async function probeSuperblock(device: BlockDevice): Promise<SuperblockVerdict> {
-  const sample = new Uint8Array(Math.min(device.size, CONTENT_SAMPLE_BYTES));
-  await device.read(0, sample);
+  const bytes = new Uint8Array(Math.min(device.size, BLOCK_SIZE));
+  await device.read(0, bytes);
   const { name } = device;
   const error = (message: string, hint?: string) =>
     new MetadataError(message, hint === undefined ? { block: 0 } : { block: 0, hint });
 
-  const hasMagic = hasSuperblockMagic(sample);
+  const hasMagic = hasSuperblockMagic(bytes);
+  const sample = hasMagic ? bytes : await readWhatCanBe(device, CONTENT_SAMPLE_BYTES);
   if (!hasMagic && sample.some((byte) => byte !== 0)) {
-    const inFirstBlock = sample.subarray(0, BLOCK_SIZE).some((byte) => byte !== 0);
+    const inFirstBlock = bytes.some((byte) => byte !== 0);
     const content = describeContent(sample);
     // A zeroed first block with anything behind it is a verdict of its own, unless that is a known format.
     if (inFirstBlock || content !== undefined) {
@@ -92,7 +93,6 @@ export async function probeSuperblock(device: BlockDevice): Promise<SuperblockVe
       error: error(`"${name}" is too short for clone metadata: ${device.size} bytes`),
     };
   }
-  const bytes = sample.slice(0, BLOCK_SIZE);
   if (!hasMagic) {
     const orphans = await hasMetadataBlocks(device);
     const message = orphans
@@ -172,11 +172,27 @@ function decodeSuperblock(bytes: Uint8Array, name: string): Superblock {
 
 /** Whether valid metadata blocks lie among the first blocks of a device. */
 async function hasMetadataBlocks(device: BlockDevice): Promise<boolean> {
-  const last = Math.min(ORPHANS_SEARCHED, Math.floor(device.size / BLOCK_SIZE));
-  const bytes = new Uint8Array(last * BLOCK_SIZE);
-  await device.read(0, bytes);
-  for (let block = 1; block < last; block++) {
-    if (classifyBlock(bytes.subarray(block * BLOCK_SIZE, (block + 1) * BLOCK_SIZE)) !== undefined) return true;
+  const bytes = await readWhatCanBe(device, ORPHANS_SEARCHED * BLOCK_SIZE);
+  for (let at = BLOCK_SIZE; at + BLOCK_SIZE <= bytes.length; at += BLOCK_SIZE) {
+    if (classifyBlock(bytes.subarray(at, at + BLOCK_SIZE)) !== undefined) return true;
   }
   return false;
+}
+
+/** The first `length` bytes of a device, or all of a shorter one; blocks that cannot be read are zero. */
+async function readWhatCanBe(device: BlockDevice, length: number): Promise<Uint8Array> {
+  const bytes = new Uint8Array(Math.min(device.size, length));
+  try {
+    await device.read(0, bytes);
+  } catch (error) {
+    if (!(error instanceof DeviceError)) throw error;
+    for (let at = 0; at < bytes.length; at += BLOCK_SIZE) {
+      const block = bytes.subarray(at, at + BLOCK_SIZE);
+      await device.read(at, block).catch((reason: unknown) => {
+        if (!(reason instanceof DeviceError)) throw reason;
+        block.fill(0);
+      });
+    }
+  }
+  return bytes;
 }

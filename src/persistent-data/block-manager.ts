@@ -7,7 +7,7 @@
  * it is written by `writeSuperblock` alone, which refuses while anything it could point to is not flushed.
  */
 import assert from "node:assert";
-import { MetadataError } from "../base/errors.ts";
+import { DeviceError, MetadataError } from "../base/errors.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import { BLOCK_SIZE, type BlockType, sealBlock, verifyBlock } from "./checksum.ts";
 
@@ -89,7 +89,8 @@ export class BlockManager {
         signal?.throwIfAborted();
         const start = blocks[order[group.from] as number] as number;
         const last = blocks[order[group.to - 1] as number] as number;
-        await this.device.read(start * BLOCK_SIZE, buffer.subarray(0, (last + 1 - start) * BLOCK_SIZE));
+        const wanted = order.subarray(group.from, group.to).map((position) => blocks[position] as number);
+        await this.#readRun(wanted, buffer.subarray(0, (last + 1 - start) * BLOCK_SIZE));
         for (let i = group.from; i < group.to; i++) {
           const position = order[i] as number;
           const block = blocks[position] as number;
@@ -135,6 +136,20 @@ export class BlockManager {
     sealBlock(sealed, "superblock", 0);
     await this.device.write(0, sealed);
     await this.device.flush();
+  }
+
+  /** Fills `buffer` from the first of `wanted`, ascending. Blocks between them that cannot be read are nobody's concern. */
+  async #readRun(wanted: Uint32Array, buffer: Uint8Array): Promise<void> {
+    const start = wanted[0] as number;
+    try {
+      await this.device.read(start * BLOCK_SIZE, buffer);
+    } catch (error) {
+      if (!(error instanceof DeviceError) || wanted.length * BLOCK_SIZE === buffer.length) throw error;
+      for (const block of wanted) {
+        const at = (block - start) * BLOCK_SIZE;
+        await this.device.read(block * BLOCK_SIZE, buffer.subarray(at, at + BLOCK_SIZE));
+      }
+    }
   }
 
   #checkRange(block: number): void {

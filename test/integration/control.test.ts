@@ -143,6 +143,23 @@ describe("clone status of a running clone hydrate", () => {
 });
 
 describe("clone tune", () => {
+  test("sets what holds for the next process too, until it is set back or an option says otherwise", async () => {
+    await using first = await hydrating();
+    await first.tune("--rate", "128K", "--threshold", "4");
+    first.running.child.kill("SIGTERM");
+    await first.running.done;
+    const again = { args: ["copy.img"], cwd: first.cwd };
+    await using second = await hydrating(again);
+    expect(second.running.output().stderr).toContain("as it was tuned before: rate 128 KiB/s, threshold 4");
+    expect((await second.status()).hydration).toMatchObject({ rate: 131072, threshold: 4 });
+    await second.tune("--threshold", "auto", "--pause");
+    second.running.child.kill("SIGTERM");
+    await second.running.done;
+    await using third = await hydrating({ ...again, args: ["copy.img", "--rate", "64K"] });
+    expect(third.running.output().stderr).not.toContain("tuned before");
+    expect((await third.status()).hydration).toMatchObject({ rate: 65536, enabled: true });
+  });
+
   test("changes a running hydration at once, and prints what holds then", async () => {
     await using clone = await hydrating();
     const printed = await clone.tune("--rate", "1M", "--threshold", "4", "--batch-size", "3");

@@ -352,4 +352,10 @@ export const MISTAKES: readonly Mistake[] = [
     ],
     finds: /asked 3 times/,
   },
+  {
+    mistake: "Forgetting what was tuned when a process ends",
+    scene: ["failures", "rateThatWasTuned"],
+    without: [{ file: "clone/tuned.ts", text: "await clone.updateDescriptor(", becomes: "void (" }],
+    finds: /the next process/,
+  },
 ];

@@ -1,6 +1,7 @@
 import { defineCommand } from "../command.ts";
 import { ExitCode } from "../exit-codes.ts";
 import { createOptions, hydrationOptions, jsonOption, progressOption, readOrder } from "../options.ts";
+import { asTunedBefore } from "../tuned-before.ts";
 import { copyRequest } from "./create.ts";
 import { printFinalized, runFinalize } from "./finalize.ts";
 import { exitCodeOfReport, hydrateRequest, printReport, runHydration } from "./hydrate.ts";
@@ -22,7 +23,7 @@ export const copyCommand = defineCommand({
     const { clone: opened, created } = await startCopy(copyRequest(options), { signal, onWarning, onDetail });
     await using clone = opened;
     for (const warning of created?.warnings ?? []) onWarning(warning);
-    const request = { ...hydrateRequest(options), order };
+    const request = await asTunedBefore(clone, { ...hydrateRequest(options), order }, options, context);
     if (clone.finalized === null) {
       const report = await runHydration(clone, request, { ...options, context });
       if (report.end !== "complete" || !options.json) {

@@ -16,6 +16,7 @@ import {
 } from "../options.ts";
 import type { ProgressStyle } from "../progress-style.ts";
 import { formatRegions } from "../regions.ts";
+import { asTunedBefore } from "../tuned-before.ts";
 
 /** `clone hydrate CLONE` */
 export const hydrateCommand = defineCommand({
@@ -32,7 +33,8 @@ export const hydrateCommand = defineCommand({
     const order = await readOrder(options.order, signal);
     try {
       await using clone = await Clone.open({ name: options.clone, access: "exclusive", signal, onWarning, onDetail });
-      const request = { ...hydrateRequest(options), limit: options.limit ?? null, order };
+      const asked = { ...hydrateRequest(options), limit: options.limit ?? null, order };
+      const request = await asTunedBefore(clone, asked, options, context);
       const report = await runHydration(clone, request, { ...options, context });
       printReport(report, { json: options.json, goOn: `clone hydrate ${options.clone}`, context });
       return exitCodeOfReport(report, context);

@@ -16,6 +16,7 @@ import {
   minRateOf,
   readOrder,
 } from "../options.ts";
+import { asTunedBefore } from "../tuned-before.ts";
 
 /** `clone serve CLONE` */
 export const serveCommand = defineCommand({
@@ -145,7 +146,7 @@ export const serveCommand = defineCommand({
       onWarning,
       onDetail,
     });
-    const serving = serveClone(clone, request, {
+    const serving = serveClone(clone, await asTunedBefore(clone, request, options, context), {
       signal: stop,
       onNote: (line) => terminal.note(line),
       onDetail: (line) => terminal.detail(line),

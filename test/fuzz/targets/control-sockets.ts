@@ -29,7 +29,7 @@ class StrictTarget implements ControlTarget {
     return { hydrated: [[0, 5]] as [number, number][], unreadable: [], complete: true };
   }
 
-  tune(changes: Tuning): void {
+  async tune(changes: Tuning): Promise<void> {
     parseTuning(JSON.parse(JSON.stringify(changes)));
   }
 

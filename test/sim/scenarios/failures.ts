@@ -1,6 +1,7 @@
 /** What goes wrong after an error, at an end, and when nobody looks. */
 import { CloneError, MetadataError } from "../../../src/base/errors.ts";
 import { Geometry } from "../../../src/base/geometry.ts";
+import { keepTuned, tunedBefore } from "../../../src/clone/tuned.ts";
 import { FilterDevice } from "../../../src/device/filters/filter-device.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { Governor } from "../../../src/engine/governor.ts";
@@ -9,6 +10,7 @@ import { PeriodicCommits } from "../../../src/engine/periodic-commits.ts";
 import { Throttle } from "../../../src/engine/throttle.ts";
 import { checkMetadata } from "../../../src/metadata/check.ts";
 import { CloneMetadata } from "../../../src/metadata/clone-metadata.ts";
+import { DESCRIPTOR_BYTES, type Descriptor, DescriptorStore } from "../../../src/metadata/descriptor.ts";
 import { minimumBlockCount } from "../../../src/metadata/metadata-size.ts";
 import { SpaceMap } from "../../../src/persistent-data/space-map.ts";
 import { bytesAt, makeClone } from "../../support/clone-device.ts";
@@ -222,4 +224,38 @@ export async function readTwice(): Promise<string[]> {
     await whenIdle();
   }
   return source.most === 1 ? [] : [`the source is asked ${source.most} times for what was read once`];
+}
+
+/** 14.2, 10: what was tuned while one process hydrated holds for the next. */
+export async function rateThatWasTuned(): Promise<string[]> {
+  const geometry = new Geometry({ size: 16 * REGION, regionSize: REGION });
+  const place = { geometry, blockCount: 32 };
+  const device = new MemoryDevice({ name: "metadata", size: 32 * 4096 + DESCRIPTOR_BYTES });
+  const descriptors = await DescriptorStore.format(device, place);
+  const identity = { uri: "disk.img", size: geometry.size, fingerprint: {} };
+  const first: Descriptor = {
+    uuid: "1",
+    created: "2026-01-01T00:00:00Z",
+    source: { ...identity, format: "raw" },
+    destination: identity,
+    exactSize: geometry.size,
+    options: {},
+    unreadable: { ranges: [], inexact: false },
+    served: false,
+    finalized: null,
+  };
+  await descriptors.write(first);
+  const clone = {
+    descriptor: descriptors.read(),
+    updateDescriptor: async (changes: Partial<Descriptor>) => {
+      await descriptors.write({ ...first, ...changes });
+      return true;
+    },
+  };
+  await keepTuned(clone, { rate: MIB, threshold: null });
+  await keepTuned({ ...clone, descriptor: descriptors.read() }, { batchSize: 7 });
+  const next = { descriptor: (await DescriptorStore.open(device, place)).read() };
+  const tuned = JSON.stringify(tunedBefore(next, { threshold: 3 }));
+  const expected = JSON.stringify({ rate: MIB, batchSize: 7 });
+  return tuned === expected ? [] : [`the next process hydrates with ${tuned}`];
 }

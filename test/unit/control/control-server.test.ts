@@ -39,7 +39,7 @@ class FakeTarget implements ControlTarget {
     return { hydrated: [[0, 5]] as [number, number][], unreadable: [], complete: true };
   }
 
-  tune(changes: object): void {
+  async tune(changes: object): Promise<void> {
     this.#note("tune", changes);
   }
 

@@ -89,6 +89,7 @@ describe("DescriptorStore", () => {
       { unreadable: { ranges: [{ start: 3, end: 9 }], inexact: true, complete: true } },
     ],
     ["a list that does not", { unreadable: { ranges: [], inexact: false, complete: false } }],
+    ["what was tuned", { tuned: { rate: 1048576, minRate: null, threshold: 4, batchSize: null } }],
     ["an accepted change", { acceptedChange: "2026-01-02T03:04:05.678Z" }],
     [
       "a record that says whether the metadata was to stay",
@@ -112,6 +113,7 @@ describe("DescriptorStore", () => {
     ],
     ["a mark of completeness that is no boolean", { unreadable: { ranges: [], inexact: false, complete: 1 } }],
     ["an accepted change that is no text", { acceptedChange: true }],
+    ["a tuned rate that is no number", { tuned: { rate: "fast" } }],
     [
       "a record whose mark is no boolean",
       { finalized: { finished: "", verified: true, unreadableRegions: 0, metadataKept: "yes" } },

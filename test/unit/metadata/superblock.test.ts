@@ -4,6 +4,7 @@ import { Geometry } from "../../../src/base/geometry.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { CloneMetadata } from "../../../src/metadata/clone-metadata.ts";
 import { probeSuperblock } from "../../../src/metadata/superblock.ts";
+import { FaultyDevice } from "../../support/faulty-device.ts";
 import { imageOf } from "../../support/image.ts";
 import { MetadataImage } from "../../support/metadata-image.ts";
 
@@ -149,4 +150,17 @@ test.each(outOfRange)("probeSuperblock() refuses %s", async (_what, offset, valu
   const probed = await probeSuperblock(deviceOf(image.bytes));
   expect(probed.verdict).toBe("damaged");
   expect(probed.verdict === "damaged" && probed.error.message).toContain(message);
+});
+
+// Found by the damage campaign (seed 268435491): a device with one bad block in its free space was refused.
+test("probeSuperblock() needs no other block than the first to be readable", async () => {
+  const image = await healthyImage();
+  const isBad = ({ offset, length }: { offset: number; length: number }) => offset + length > 4096;
+  const device = new FaultyDevice(deviceOf(image.bytes), { failRead: isBad });
+  expect((await probeSuperblock(device)).verdict).toBe("valid");
+  image.block(0).fill(0);
+  const zeroed = new FaultyDevice(deviceOf(image.bytes), {
+    failRead: ({ offset, length }) => offset <= 8192 && offset + length > 8192,
+  });
+  expect(await probeSuperblock(zeroed)).toMatchObject({ verdict: "unformatted", orphans: true });
 });

@@ -79,6 +79,24 @@ test("BlockManager.readMany() reads runs of blocks in one request each and repor
   expect([...device.log].sort()).toEqual(["read 1000+256", "read 1256+256", "read 1512+88", "read 5+3"]);
 });
 
+test("BlockManager.readMany() does not mind unreadable blocks between those that are wanted", async () => {
+  const inner = new MemoryDevice({ name: "store", size: 20 * BLOCK_SIZE });
+  const written = new BlockManager(inner, { blockCount: 20 });
+  for (const block of [5, 7, 12]) await written.write(block, "array", content(block));
+  await written.flush();
+  const bad = (block: number) => {
+    const touches = ({ offset, length }: { offset: number; length: number }) =>
+      offset < (block + 1) * BLOCK_SIZE && offset + length > block * BLOCK_SIZE;
+    return new BlockManager(new FaultyDevice(inner, { failRead: touches }), { blockCount: 20 });
+  };
+  const seen: number[] = [];
+  await bad(6).readMany(Uint32Array.of(12, 5, 7), "array", (_position, bytes) => void seen.push(bytes[32] as number));
+  expect(seen).toEqual([5, 7, 12]);
+  await expect(bad(7).readMany(Uint32Array.of(12, 5, 7), "array", () => {})).rejects.toThrow(
+    /at 28672 from "store": EIO/,
+  );
+});
+
 test("BlockManager refuses blocks beyond its count, naming the device", async () => {
   const blocks = new BlockManager(recording(10), { blockCount: 8 });
   await expect(blocks.read(8, "node")).rejects.toThrow('Block 8 of "store" is beyond its 8 blocks');

@@ -1,0 +1,196 @@
+/**
+ * Sound images that damage is done to, and the truth about them, known from how they were made: our own of random geometry and
+ * history, and those that the kernel left, some with further commits of ours. Blocks in use are found by a hand of its own
+ * (test/support/metadata-image.ts), not by src.
+ */
+import { Geometry } from "../../src/base/geometry.ts";
+import { CloneMetadata } from "../../src/metadata/clone-metadata.ts";
+import { DESCRIPTOR_BYTES, type Descriptor, DescriptorStore } from "../../src/metadata/descriptor.ts";
+import { writeFormatted } from "../../src/metadata/format-image.ts";
+import { minimumBlockCount } from "../../src/metadata/metadata-size.ts";
+import { kernelFixtures, readFixtureImage, readFixtureTruth } from "../support/kernel-fixtures.ts";
+import { MetadataImage, type SealedType } from "../support/metadata-image.ts";
+import { type SeededRandom, seededRandom } from "../support/random.ts";
+import { DamagedDevice } from "./damaged-device.ts";
+
+export const BLOCK = 4096;
+
+/** Half-open; lists of them are ascending and do not touch. */
+export type Range = [start: number, end: number];
+
+/** What a live block is for, which tells the type that it must have. */
+export type Role = "superblock" | "index" | "reference counts" | "bitmap" | "node" | "array";
+
+export const TYPE_OF_ROLE: Readonly<Record<Role, SealedType>> = {
+  superblock: "superblock",
+  index: "index",
+  "reference counts": "node",
+  bitmap: "bitmap",
+  node: "node",
+  array: "array",
+};
+
+/** A sound image. */
+export interface BaseImage {
+  name: string;
+  bytes: Buffer;
+  blockCount: number;
+  regionCount: number;
+  /** Regions that are hydrated. */
+  truth: Range[];
+  live: Map<number, Role>;
+  /** What blocks held before, oldest first: the same place at earlier commits. */
+  older: Map<number, Buffer[]>;
+  /** What the last commit has changed, as it was before. */
+  lastCommit: Map<number, Buffer>;
+}
+
+/** The image of a seed, which alone decides what it is. */
+export async function baseImage(seed: number): Promise<BaseImage> {
+  const random = seededRandom(Math.imul(seed, 0x9e3779b1));
+  return seed % 3 === 0 ? await kernelImage(Math.floor(seed / 3), random) : await ownImage(seed, random);
+}
+
+async function kernelImage(turn: number, random: SeededRandom): Promise<BaseImage> {
+  const fixture = kernelFixtures[turn % kernelFixtures.length] as string;
+  // The largest takes as long as a hundred of the others.
+  if (fixture === "large-4t-32k" && turn % (4 * kernelFixtures.length) >= kernelFixtures.length) {
+    return await kernelImage(turn + 1, random);
+  }
+  const { hydrated, nr_regions } = readFixtureTruth(fixture);
+  const device = new DamagedDevice(readFixtureImage(fixture), new Map(), { readOnly: false });
+  const truth = merged(hydrated.map(([first, last]): Range => [first, last + 1]));
+  return await withHistory(`the kernel's ${fixture}`, device, { truth, regionCount: nr_regions, random, most: 4 });
+}
+
+async function ownImage(seed: number, random: SeededRandom): Promise<BaseImage> {
+  const regionCount = random.oneIn(30)
+    ? random.integer(253 * 32576, 300 * 32576)
+    : random.pick([random.integer(1, 130), random.integer(1, 33_000), random.integer(30_000, 200_000)]);
+  const slack = random.oneIn(40) ? 17_000 : random.integer(0, random.pick([0, 6, 60]));
+  const blockCount = minimumBlockCount(regionCount) + slack;
+  const geometry = new Geometry({ size: regionCount * 4096 - 512 * random.integer(0, 7), regionSize: 4096 });
+  const described = random.oneIn(2);
+  const room = blockCount * BLOCK + (described ? DESCRIPTOR_BYTES : random.integer(0, 5000));
+  const device = new DamagedDevice(Buffer.alloc(room), new Map(), { readOnly: false });
+  const descriptor = described ? describe(geometry) : null;
+  await writeFormatted(device, { geometry, blockCount, bits: null, descriptor });
+  const base = await withHistory(`image ${seed}`, device, {
+    truth: [],
+    regionCount,
+    random,
+    most: random.pick([1, 6, 25]),
+  });
+  if (descriptor !== null) {
+    const store = await DescriptorStore.open(device, { geometry, blockCount });
+    await store.write({ ...descriptor, served: true });
+    base.bytes = await contentOf(device);
+  }
+  return base;
+}
+
+/** Commits some times, keeping what was there before. */
+async function withHistory(
+  name: string,
+  device: DamagedDevice,
+  { truth, regionCount, random, most }: { truth: Range[]; regionCount: number; random: SeededRandom; most: number },
+): Promise<BaseImage> {
+  const older = new Map<number, Buffer[]>();
+  let lastCommit = new Map<number, Buffer>();
+  let ranges = truth;
+  for (let commits = random.integer(0, most); commits > 0; commits--) {
+    const before = new Map(device.blocks);
+    const original = new DamagedDevice(await sharedOf(device), before);
+    const metadata = await CloneMetadata.open(device);
+    const marked = Array.from({ length: random.integer(1, 6) }, (): Range => {
+      const start = random.integer(0, regionCount - 1);
+      return [start, Math.min(regionCount, start + random.integer(1, random.pick([1, 40, 5000])))];
+    });
+    for (const [start, end] of marked) metadata.markHydrated({ start, end });
+    metadata.preCommit();
+    await metadata.commit();
+    ranges = merged([...ranges, ...marked]);
+    lastCommit = new Map();
+    for (const [block, bytes] of device.blocks) {
+      if (before.get(block) === bytes) continue;
+      const was = original.block(block);
+      lastCommit.set(block, was);
+      older.set(block, [...(older.get(block) ?? []), was]);
+    }
+  }
+  const bytes = await contentOf(device);
+  const image = new MetadataImage(bytes);
+  return {
+    name,
+    bytes,
+    blockCount: image.get64(0, 44),
+    regionCount,
+    truth: ranges,
+    live: liveBlocks(image),
+    older,
+    lastCommit,
+  };
+}
+
+const shared = new WeakMap<DamagedDevice, Buffer>();
+
+/** The bytes that a device began with. */
+async function sharedOf(device: DamagedDevice): Promise<Buffer> {
+  let bytes = shared.get(device);
+  if (bytes === undefined) {
+    bytes = await contentOf(device);
+    shared.set(device, bytes);
+  }
+  return bytes;
+}
+
+async function contentOf(device: DamagedDevice): Promise<Buffer> {
+  const bytes = Buffer.alloc(device.size);
+  await device.read(0, bytes);
+  return bytes;
+}
+
+/** Every block that the superblock leads to, and what for. */
+function liveBlocks(image: MetadataImage): Map<number, Role> {
+  const live = new Map<number, Role>([
+    [0, "superblock"],
+    [image.indexBlock, "index"],
+    [image.referenceCountRoot, "reference counts"],
+  ]);
+  for (let i = 0; i < Math.ceil(image.get64(0, 44) / 16320); i++) live.set(image.bitmapBlock(i), "bitmap");
+  const visit = (node: number): void => {
+    live.set(node, "node");
+    for (let i = 0; i < image.get32(node, 16); i++) {
+      const child = image.get64(node, 2048 + 8 * i);
+      if (image.get32(node, 4) === 2) live.set(child, "array");
+      else visit(child);
+    }
+  };
+  visit(image.bitsetRoot);
+  return live;
+}
+
+/** Sorted, joined where they overlap or touch. */
+export function merged(ranges: readonly Range[]): Range[] {
+  const result: Range[] = [];
+  for (const [start, end] of [...ranges].sort((a, b) => a[0] - b[0])) {
+    const last = result.at(-1);
+    if (last !== undefined && start <= last[1]) last[1] = Math.max(last[1], end);
+    else result.push([start, end]);
+  }
+  return result;
+}
+
+function describe({ size }: Geometry): Descriptor {
+  return {
+    uuid: "12954880-dcd8-4fee-a479-37857fe06e58",
+    created: "2026-01-02T03:04:05Z",
+    source: { uri: "file:///source.img", size, format: "raw", fingerprint: { kind: "file", inode: "12" } },
+    destination: { uri: "file:///copy.img", size, fingerprint: {} },
+    exactSize: size,
+    options: {},
+    unreadable: { ranges: [{ start: 0, end: 1 }], inexact: false },
+    served: false,
+    finalized: null,
+  };
+}
