@@ -25,7 +25,7 @@ test.skipIf(wanted === 0)("clones keep what was flushed, whichever of their proc
     const size = random.pick([...sizes.slice(0, 2), ...sizes]);
     await using clone = await KilledClone.begin({ random, tally, disks: plainFiles, size });
     tally.add("lives");
-    if (random.oneIn(6)) await copied(clone, random);
+    if (random.oneIn(8)) await copied(clone, random);
     else {
       await created(clone, random);
       await served(clone, random);
@@ -45,7 +45,7 @@ async function after(clone: KilledClone, what: string, killed: boolean): Promise
 }
 
 async function created(clone: KilledClone, random: SeededRandom): Promise<void> {
-  for (let left = random.integer(0, 2); left > 0 && clone.state === "new" && !enough(); left--) {
+  for (let left = random.pick([0, 0, 1, 2]); left > 0 && clone.state === "new" && !enough(); left--) {
     await after(clone, "a creation", await killAfter(clone.start(clone.createArgs()), random.integer(60, 260)));
   }
   if (clone.state === "new") await clone.ok(clone.createArgs());
@@ -54,7 +54,7 @@ async function created(clone: KilledClone, random: SeededRandom): Promise<void> 
 }
 
 async function served(clone: KilledClone, random: SeededRandom): Promise<void> {
-  for (let left = random.integer(2, 7); left > 0 && !enough(); left--) {
+  for (let left = random.integer(3, 9); left > 0 && !enough(); left--) {
     if (clone.state === "gone" || clone.state === "finalized") return;
     const kind = drawKind(clone, random);
     tally.add("generations");

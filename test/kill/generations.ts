@@ -29,20 +29,18 @@ export type Kind =
   | "a hydration that opens"
   | "a hydration told to end";
 
-/** One in so many of them each; of those that a clone can have. */
+/** Drawn as often as they stand here. */
 const KINDS: readonly Kind[] = [
-  "a server under load",
-  "a server under load",
-  "a server under load",
-  "a server under load",
+  ...new Array<Kind>(8).fill("a server under load"),
+  ...new Array<Kind>(5).fill("a hydration"),
   "a server that opens",
+  "a server that opens",
+  "a server in a huge write",
   "a server in a huge write",
   "a server that finalizes",
   "a server told to finalize",
   "a server told to end",
   "the parent of a command",
-  "a hydration",
-  "a hydration",
   "a hydration that opens",
   "a hydration told to end",
 ];
