@@ -14,7 +14,7 @@ export const MAX_HEADER_FILE = 65536;
  * @throws {UsageError} naming the line, never what it says
  */
 export function parseHeaderFile(text: string, path: string): Record<string, string> {
-  const fields: Record<string, string> = {};
+  const fields = new Map<string, string>(); // a name may be `__proto__`
   for (const [index, line] of text.split(/\r?\n/).entries()) {
     if (/^\s*(#.*)?$/.test(line)) continue;
     const match = /^([!#$%&'*+.^_`|~0-9A-Za-z-]+)[ \t]*:[ \t]*(.*?)[ \t]*$/.exec(line);
@@ -22,11 +22,10 @@ export function parseHeaderFile(text: string, path: string): Record<string, stri
     if (problem !== undefined) throw new UsageError(`Cannot use "${path}": line ${index + 1}: ${problem}`);
     const [, name, value] = match as unknown as [string, string, string];
     const key = name.toLowerCase();
-    if (Object.hasOwn(fields, key))
-      throw new UsageError(`Cannot use "${path}": line ${index + 1}: ${name} is there twice`);
-    fields[key] = value;
+    if (fields.has(key)) throw new UsageError(`Cannot use "${path}": line ${index + 1}: ${name} is there twice`);
+    fields.set(key, value);
   }
-  return fields;
+  return Object.fromEntries(fields);
 }
 
 function problemWith(name: string, value: string): string | undefined {

@@ -24,7 +24,8 @@ const MAX_LENGTH = 1024;
 export function validatorsOf(head: ReplyHead, size: number): Validators {
   const tag = parseTag(headerOf(head, "etag"));
   const modified = headerOf(head, "last-modified")?.trim();
-  const isDate = modified !== undefined && modified.length <= MAX_LENGTH && !Number.isNaN(Date.parse(modified));
+  const isPlain = modified !== undefined && modified.length <= MAX_LENGTH && /^[\x20-\x7e]*$/.test(modified);
+  const isDate = isPlain && !Number.isNaN(Date.parse(modified)); // which takes much for a date
   return {
     size,
     etag: tag !== undefined && !tag.weak ? tag.text : undefined,

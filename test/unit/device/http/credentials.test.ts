@@ -47,6 +47,14 @@ describe("parseNetrc()", () => {
 });
 
 describe("parseHeaderFile()", () => {
+  test("loses no field, whatever its name is (fuzz, seed 22, message 6 of header-files)", () => {
+    expect(Object.entries(parseHeaderFile("__proto__: x\nConstructor: y\n", "f"))).toEqual([
+      ["__proto__", "x"],
+      ["constructor", "y"],
+    ]);
+    expect(() => parseHeaderFile("__proto__: x\n__proto__: y\n", "f")).toThrow(/line 2: __proto__ is there twice/);
+  });
+
   test("reads lines like curl", () => {
     const text = "# comment\r\nAuthorization: Bearer a:b=c\r\n\r\n  \nX-Empty-Before:value\nCookie:  a=b; c=d  \n";
     expect(parseHeaderFile(text, "f")).toEqual({
