@@ -97,6 +97,9 @@ export async function holdsMetadata(path: string): Promise<boolean> {
     const head = new Uint8Array(BLOCK_SIZE);
     const { bytesRead } = await read(opened.fd, head, 0, head.length, 0);
     return bytesRead === head.length && hasSuperblockMagic(head);
+  } catch (error) {
+    if (errnoOf(error) === undefined) throw error;
+    return false; // whoever needs what it holds says why it cannot be read
   } finally {
     fs.closeSync(opened.fd);
   }

@@ -32,10 +32,15 @@ export class ModelClient {
     this.#session = undefined;
   }
 
-  /** The server was killed, or has taken back what was not flushed. */
+  /** The server was killed. */
   async lost(): Promise<void> {
     await this.#session?.[Symbol.asyncDispose]();
     this.#session = undefined;
+    this.fallBack();
+  }
+
+  /** What was not flushed may be gone. */
+  fallBack(): void {
     this.#model.crashed();
   }
 
@@ -55,6 +60,37 @@ export class ModelClient {
       const refused = await this.#writeOne();
       if (refused !== undefined) throw refused;
     }
+  }
+
+  /** Writes so many times, whatever becomes of it. */
+  async writeAnyhow(count: number): Promise<void> {
+    for (let done = 0; done < count; done++) await this.#writeOne();
+  }
+
+  /** Reads all there is, of which any part may be refused. @throws {Error} for a sector that cannot be right */
+  async readAnyhow(): Promise<void> {
+    const length = LONGEST_WRITE;
+    for (let start = 0; start < this.#model.sectors; start += length) {
+      const read = this.#model.sendRead(start, start + length);
+      const bytes = await this.#required.read(start * SECTOR, length * SECTOR).catch((error: unknown) => {
+        if (!(error instanceof NbdRequestError)) throw error;
+        this.refused++;
+        return undefined;
+      });
+      if (bytes === undefined) this.#model.forget(read);
+      else hold(this.#model.didRead(read, bytes), "read");
+    }
+  }
+
+  /** The errno of a flush that has to be refused. */
+  async refusedFlush(): Promise<number> {
+    try {
+      await this.flush();
+    } catch (error) {
+      if (error instanceof NbdRequestError) return error.errno;
+      throw error;
+    }
+    throw new Error("a flush succeeded that was to be refused");
   }
 
   /** The errno of a write that has to be refused. */

@@ -1,5 +1,5 @@
 /** File systems of some MiB that fill up, grow and turn read-only, on loop devices of their own. They need root. */
-import { open, readFile, truncate, unlink, writeFile } from "node:fs/promises";
+import { open, readFile, stat, truncate, unlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { loopDevice, noFileSystem, noLoopDevices, run, type Scratch, scratchDirectory } from "./scratch.ts";
 
@@ -81,7 +81,10 @@ async function mayUseResources(): Promise<boolean> {
 
 /** Takes space in steps that become smaller, until there is none; then gives back what is to be left. */
 async function fill(path: string, left: number): Promise<void> {
-  let length = 0;
+  let length = await stat(path).then(
+    ({ size }) => size,
+    () => 0, // the first time
+  );
   for (let step = 64 * MIB; step >= 4096; ) {
     try {
       await run("fallocate", "--offset", `${length}`, "--length", `${step}`, path);
