@@ -17,7 +17,6 @@ import { metadataByteLength } from "../metadata/metadata-size.ts";
 import { type PlannedRepair, writeRepaired } from "../metadata/repair.ts";
 import { imageBytes } from "../metadata/repair-descriptor.ts";
 import { overwriteWithImage } from "../metadata/repair-in-place.ts";
-import { METADATA_MODE } from "./metadata-file.ts";
 import { takeAfter } from "./take-after.ts";
 
 const PIECE_BYTES = 2 ** 20;
@@ -30,7 +29,7 @@ const NO_LINKS = ["EPERM", "EOPNOTSUPP", "ENOTSUP", "ENOSYS", "EMLINK", "EXDEV"]
  * @throws {DeviceError} where it cannot be made; nothing is then left
  */
 export async function writeToNewFile(path: string, plan: PlannedRepair): Promise<void> {
-  await using file = await UnnamedFile.create(path, { mode: METADATA_MODE });
+  await using file = await UnnamedFile.create(path);
   await fill(file.device, plan);
   if (!(await file.publish())) throw alreadyThere(path);
 }
@@ -42,7 +41,7 @@ export async function writeToNewFile(path: string, plan: PlannedRepair): Promise
  */
 export async function replaceFile(old: FileDevice, plan: PlannedRepair, backup: string): Promise<void> {
   const path = await fs.realpath(old.path); // a symbolic link stays one
-  await using file = await UnnamedFile.create(path, { mode: METADATA_MODE });
+  await using file = await UnnamedFile.create(path);
   await fill(file.device, plan);
   await takeAfter(file.device, old);
   if (!(await giveName(path, old, backup))) await copyToNewFile(old, old.size, backup);
@@ -66,7 +65,7 @@ export async function overwriteDevice(
       { hint: "--output FILE writes to a new file." },
     );
   }
-  await using image = await UnnamedFile.create(backup, { mode: METADATA_MODE });
+  await using image = await UnnamedFile.create(backup);
   await fill(image.device, plan);
   const covered = metadataByteLength(plan.blockCount) + DESCRIPTOR_BYTES;
   await copyToNewFile(device, Math.min(device.size, covered), backup);
@@ -127,7 +126,7 @@ async function isNameOf({ fd }: FileDevice, name: string): Promise<boolean> {
 
 /** A copy of the first `size` bytes, durable, holes kept. @throws {UsageError} where something stands there */
 async function copyToNewFile(from: FileDevice, size: number, path: string): Promise<void> {
-  await using file = await UnnamedFile.create(path, { mode: METADATA_MODE });
+  await using file = await UnnamedFile.create(path);
   const to = file.device;
   await to.resize(size);
   const buffer = new Uint8Array(PIECE_BYTES);
