@@ -10,6 +10,7 @@
 import { DeviceError, MetadataError } from "../base/errors.ts";
 import { Geometry, isRegionSize, MAX_REGION_COUNT, SECTOR_SIZE } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
+import { arrayBlockCountOf } from "../persistent-data/array.ts";
 import { BLOCK_SIZE, classifyBlock, readU64, verifyBlock, viewOf, writeU64 } from "../persistent-data/checksum.ts";
 import { MAX_METADATA_BLOCKS, type SpaceMapRoot } from "../persistent-data/space-map.ts";
 import { CONTENT_SAMPLE_BYTES, describeContent } from "./foreign-content.ts";
@@ -153,6 +154,9 @@ function decodeSuperblock(bytes: Uint8Array, name: string): Superblock {
     blockCount >= MIN_METADATA_BLOCKS && blockCount <= MAX_METADATA_BLOCKS,
     `nr_blocks is ${blockCount}, not from ${MIN_METADATA_BLOCKS} to ${MAX_METADATA_BLOCKS}`,
   );
+  // Before memory is taken for the regions: their bits fill blocks of their own.
+  const arrayBlocks = arrayBlockCountOf(Math.ceil(regionCount / 64));
+  check(arrayBlocks < blockCount, `the bits of ${regionCount} regions do not fit ${blockCount} blocks`);
   const root = (offset: number, field: string): number => {
     const block = readU64(view, offset);
     check(block > 0 && block < blockCount, `${field} is block ${block} of ${blockCount}`);

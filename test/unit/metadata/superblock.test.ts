@@ -31,6 +31,15 @@ test("probeSuperblock() takes a healthy superblock apart", async () => {
   });
 });
 
+test("probeSuperblock() refuses more regions than there are blocks for, before memory is taken for them (fuzz, metadata-images)", async () => {
+  const image = await healthyImage();
+  image.edit(0, "superblock", () => image.set64(0, 180, 2 ** 31 * 8));
+  const error = {
+    message: 'The superblock of "x.meta" is damaged: the bits of 2147483648 regions do not fit 32 blocks',
+  };
+  expect(await probeSuperblock(deviceOf(image.bytes))).toMatchObject({ verdict: "damaged", error });
+});
+
 const at = (offset: number, bytes: string | Uint8Array, size = 131072): Uint8Array => {
   const content = new Uint8Array(size);
   content.set(typeof bytes === "string" ? Buffer.from(bytes, "latin1") : bytes, offset);
