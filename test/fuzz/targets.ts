@@ -3,6 +3,7 @@ import type { FuzzTarget } from "./target.ts";
 import { commandLines } from "./targets/command-lines.ts";
 import { controlAnswers, controlRequests } from "./targets/control-sockets.ts";
 import { descriptors } from "./targets/descriptors.ts";
+import { dumps } from "./targets/dumps.ts";
 import * as text from "./targets/files-of-text.ts";
 import { httpReplies, replyHeads, s3Dialogues } from "./targets/http-replies.ts";
 import { imageChains, imageHeaders } from "./targets/image-headers.ts";
@@ -16,5 +17,5 @@ export const TARGETS: readonly FuzzTarget[] = [
   ...[words.listenAddresses, words.dmMessages, words.tunings],
   ...[text.traces, text.netrcs, text.headerFiles, text.pskFiles, text.s3Errors, text.childOutput],
   ...[text.serviceEnvironments, descriptors, metadata, imageHeaders, imageChains, nbdServer, nbdReplies, nbdHandshakes],
-  ...[controlRequests, controlAnswers, replyHeads, httpReplies, s3Dialogues, commandLines],
+  ...[controlRequests, controlAnswers, replyHeads, httpReplies, s3Dialogues, commandLines, dumps],
 ];

@@ -101,7 +101,7 @@ interface Result {
 /** The parser, whose commands only note what they are told. */
 export const commandLines: FuzzTarget = {
   name: "command-lines",
-  weight: 8,
+  weight: 6,
   mostBytes: 4 * 1024 * 1024,
   async open() {
     const restore: (() => void)[] = [];

@@ -19,7 +19,8 @@ const BLOCKS = 16;
 const BLOCK = 4096;
 const HEADER = 64;
 const geometry = new Geometry({ size: 2 ** 30 - 512, regionSize: 65536 });
-const place = { geometry, blockCount: BLOCKS };
+/** The metadata that they belong to. */
+export const PLACE = { geometry, blockCount: BLOCKS };
 
 function identity(random: SeededRandom, uri: string) {
   const fingerprint = random.oneIn(2)
@@ -35,7 +36,7 @@ function identity(random: SeededRandom, uri: string) {
 }
 
 /** A good descriptor. */
-function descriptor(random: SeededRandom): Descriptor {
+export function goodDescriptor(random: SeededRandom): Descriptor {
   const ranges = Array.from({ length: random.integer(0, 6) }, (_, index) => ({
     start: index * 100 + random.integer(0, 40),
     end: index * 100 + random.integer(41, 99),
@@ -94,8 +95,8 @@ function message(seal: number, slot: Uint8Array): Buffer {
 }
 
 function generate(random: SeededRandom): { bytes: Buffer; isGood: boolean } {
-  const payload = Buffer.from(JSON.stringify(descriptorToJson(descriptor(random))));
-  const slot = Buffer.from(encodeSlot(place, { sequence: random.integer(1, 9), minorVersion: 0, payload: "" }));
+  const payload = Buffer.from(JSON.stringify(descriptorToJson(goodDescriptor(random))));
+  const slot = Buffer.from(encodeSlot(PLACE, { sequence: random.integer(1, 9), minorVersion: 0, payload: "" }));
   const sealed = (text: Buffer, header: Buffer): Buffer => {
     header.writeUInt32LE(text.length, 48);
     return message(1, Buffer.concat([header, text]));
@@ -123,7 +124,7 @@ function slotOf(bytes: Buffer): Buffer {
 async function run(bytes: Buffer): Promise<Outcome> {
   const device = new MemoryDevice({ size: BLOCKS * BLOCK + 2 * SLOT_BYTES });
   await device.write(BLOCKS * BLOCK, slotOf(bytes));
-  const store = await DescriptorStore.open(device, place);
+  const store = await DescriptorStore.open(device, PLACE);
   const found = store.read();
   for (const warning of store.warnings) mustHold(warning.length < 4096, "a warning that shows all of it");
   if (found === null) return "refused";
@@ -136,7 +137,7 @@ async function run(bytes: Buffer): Promise<Outcome> {
   assert.equal(JSON.stringify((JSON.parse(dump) as { descriptor: unknown }).descriptor), json);
   await outcomeOfAsync(async () => {
     await store.write(found);
-    const again = (await DescriptorStore.open(device, place)).read();
+    const again = (await DescriptorStore.open(device, PLACE)).read();
     mustHold(again !== null, "what was written is not read");
     if (!again.unreadable.inexact || found.unreadable.inexact)
       assert.equal(JSON.stringify(descriptorToJson(again)), json);
@@ -147,7 +148,7 @@ async function run(bytes: Buffer): Promise<Outcome> {
 /** Descriptors. */
 export const descriptors: FuzzTarget = {
   name: "descriptors",
-  weight: 60,
+  weight: 50,
   mostBytes: 1024 * 1024,
   open: () => ({ generate, run, async [Symbol.asyncDispose]() {} }),
 };

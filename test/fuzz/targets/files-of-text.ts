@@ -95,7 +95,7 @@ export const headerFiles: FuzzTarget = textTarget({
       const fields = parseHeaderFile(text, "headers");
       const lines = text.split(/\r?\n/).filter((line) => !/^\s*(#.*)?$/.test(line));
       assert.equal(Object.keys(fields).length, lines.length, "a field was lost");
-      mustHold([...new Headers(fields).keys()].length === lines.length, "fields that cannot be sent");
+      mustHold([...new Headers(Object.entries(fields)).keys()].length === lines.length, "fields that cannot be sent");
       const written = Object.entries(fields).map(([name, value]) => `${name}: ${value}`);
       assert.deepEqual(parseHeaderFile(written.join("\n"), "again"), fields);
     }),

@@ -210,7 +210,7 @@ const patience = () => ({
 /** Web servers. */
 export const httpReplies: FuzzTarget = dialogues({
   name: "http-replies",
-  weight: 10,
+  weight: 8,
   good: GOOD,
   others: BAD,
   open: (origin, environment) =>

@@ -116,7 +116,7 @@ export const imageHeaders: FuzzTarget = {
 /** Chains of images in files, as they are looked at before qemu is told of them. */
 export const imageChains: FuzzTarget = {
   name: "image-chains",
-  weight: 2,
+  weight: 1,
   mostBytes: 4 * 1024 * 1024,
   async open() {
     const place = await scratchDirectory();

@@ -223,7 +223,7 @@ async function commitOne(device: MemoryDevice): Promise<void> {
 /** Opening, checking, dumping and committing to metadata. */
 export const metadata: FuzzTarget = {
   name: "metadata-images",
-  weight: 40,
+  weight: 25,
   mostBytes: 16 * 1024 * 1024,
   open() {
     const originals = IMAGES.map((build) => build());

@@ -36,7 +36,8 @@ const shared = new SharedBuffer();
 export interface Asked {
   cookie: number;
   request: PendingRequest;
-  /** Where a read goes, with a guard before and behind. */
+  /** Where a read goes; and the same with a guard before and behind. */
+  target: Buffer | undefined;
   around: Buffer | undefined;
   outcome: { runs: unknown } | Error | undefined;
   expected: Buffer | "done" | "error";
@@ -45,8 +46,10 @@ export interface Asked {
 
 function ask(cookie: number, type: number, length: number): Asked {
   const around = type === Command.read ? Buffer.alloc(length + 2 * GUARD, 0xee) : undefined;
+  const target = around?.subarray(GUARD, GUARD + length);
   const asked: Asked = {
     cookie,
+    target,
     around,
     outcome: undefined,
     expected: "done",
@@ -56,7 +59,7 @@ function ask(cookie: number, type: number, length: number): Asked {
         type,
         offset: 4096 * cookie,
         length,
-        ...(around === undefined ? {} : { target: around.subarray(GUARD, GUARD + length) }),
+        ...(target === undefined ? {} : { target }),
       },
       0,
       (runs) => {
