@@ -1,5 +1,5 @@
 /** Clients of a simulated clone: what they ask for, and what they are told, as the history of its sectors. */
-import { CloneError } from "../../src/base/errors.ts";
+import { CloneError, DeviceError } from "../../src/base/errors.ts";
 import type { ClientRead, SectorHistory } from "./sim-history.ts";
 import type { Machine } from "./sim-machine.ts";
 import type { SimRequest } from "./sim-scenario.ts";
@@ -9,8 +9,8 @@ export interface Seen {
   reads: ClientRead[];
   /** One sentence for each answer that is wrong by itself, or is no operating error. */
   wrong: string[];
-  /** Requests that failed. */
-  failures: number;
+  /** Requests that failed with an operating error: what each was, and was told. */
+  failures: string[];
   /** The destination may lose what it was given: once the clone has failed for it, only what was flushed is certain. */
   forgiving: boolean;
 }
@@ -31,7 +31,8 @@ export async function runClient(
       () => machine.log.note(`${what}: done`, { answer: true }),
       (error: Error) => {
         machine.log.note(`${what}: ${error.message}`);
-        seen.failures++;
+        const isRefused = error instanceof DeviceError && error.errno === "ENOTSUP"; // not fast, which is no failure
+        if (!isRefused) seen.failures.push(`${what}: ${error.message}`);
         if (!(error instanceof CloneError)) seen.wrong.push(`${what}: ${error.stack ?? error.message}`);
       },
     );
@@ -61,6 +62,8 @@ async function send(
       history.flushed(askedAt);
       return;
     }
+    case "describe":
+      return await machine.notebook?.write();
     case "commit":
       return await commits.commit();
     case "pause":

@@ -9,6 +9,7 @@ import { SimulatedDisk, SimulationLog } from "./sim-disk.ts";
 import { SectorHistory } from "./sim-history.ts";
 import { ImageDevice, type SparseImage } from "./sim-image.ts";
 import { type Machine, type MachineDevices, type Mutation, openMachine } from "./sim-machine.ts";
+import type { Notebook } from "./sim-notebook.ts";
 import { type OfflineMachine, openOffline } from "./sim-offline.ts";
 import { checkOrder } from "./sim-order.ts";
 import type { Life, SimRequest, World } from "./sim-scenario.ts";
@@ -21,6 +22,8 @@ export interface Lived {
   history: SectorHistory;
   /** Sentences. */
   wrong: string[];
+  /** The descriptor, where it has one. */
+  notebook: Notebook | undefined;
   /** From this moment on every region is hydrated, whatever happens; or Infinity. */
   completeAt: number;
 }
@@ -86,8 +89,8 @@ export async function liveOnce({ world, life, media, born, seed, mutation, lying
       disk.habits = { ...disk.habits, failWrite: 0, failFlush: 0 };
     if (link !== undefined) link.options = { ...link.options, chance: 0, patienceMs: Infinity };
   };
-  const seen: Seen = { reads: [], wrong: [], failures: 0, forgiving: link !== undefined };
-  const scene: Scene = { life, history, heal, seen, completeAt: Infinity };
+  const seen: Seen = { reads: [], wrong: [], failures: [], forgiving: link !== undefined };
+  const scene: Scene = { life, history, heal, seen, notebook: undefined, completeAt: Infinity };
   const undo = mutation?.patch?.();
   const over = new AbortController();
   try {
@@ -103,14 +106,16 @@ export async function liveOnce({ world, life, media, born, seed, mutation, lying
     undo?.();
     log.close();
   }
-  const wrong = [...seen.wrong];
+  // Where every device does as it should, nothing may fail.
+  const isWell = world.kind !== "faulty" && link === undefined && world.unreadable.length === 0;
+  const wrong = isWell ? [...seen.wrong, ...seen.failures] : [...seen.wrong];
   for (const read of seen.reads) {
     const answer = history.checkRead(read);
     if (answer !== undefined) wrong.push(`${read.what}, from ${read.begunAt} to ${read.endedAt}: ${answer.what}`);
     if (wrong.length >= MOST_WRONG) break;
   }
   wrong.push(...(await checkOrder(log.events, disks)));
-  return { log, disks, history, wrong, completeAt: scene.completeAt };
+  return { log, disks, history, wrong, notebook: scene.notebook, completeAt: scene.completeAt };
 }
 
 interface Scene {
@@ -119,6 +124,7 @@ interface Scene {
   /** From now on all devices are well. */
   heal: () => void;
   seen: Seen;
+  notebook: Notebook | undefined;
   completeAt: number;
 }
 
@@ -127,6 +133,7 @@ async function serve(devices: MachineDevices, scene: Scene, mutation: Mutation |
   const { life, history, seen } = scene;
   const machine = await openMachine(devices, life.options, mutation);
   const { hydrator, periodic, governor, device, commits, log } = machine;
+  scene.notebook = machine.notebook;
   const stop = new AbortController();
   if (life.paused) hydrator.pause();
   if (life.options.governed) governor.start();
@@ -173,13 +180,12 @@ async function standAlone(machine: Machine, scene: Scene): Promise<void> {
   const { history, seen, life } = scene;
   scene.completeAt = log.moment();
   const askedAt = log.moment();
-  const flushed = await device.flush().then(
-    () => true,
-    () => false,
-  );
-  if (flushed) {
+  try {
+    await device.flush();
     history.flushed(askedAt);
     log.note("flushed at the end: done", { answer: true });
+  } catch (error) {
+    seen.failures.push(`the last flush: ${(error as Error).message}`);
   }
   await device.drain();
   if (machine.commits.failure !== undefined) return;
@@ -206,7 +212,9 @@ async function hydrateOffline(devices: MachineDevices, scene: Scene, mutation: M
     machine.pace.tune({ threshold: null, batchSize: null });
     machine.throttle.bytesPerSecond = null;
     const end = await running;
+    scene.notebook ??= machine.notebook;
     log.note(`hydration ended: ${end}`, { answer: true });
+    if (end instanceof Error) seen.failures.push(`hydration: ${end.message}`);
     if (end === "complete") {
       scene.completeAt = log.moment();
       log.note("complete: done", { answer: true });
@@ -215,7 +223,7 @@ async function hydrateOffline(devices: MachineDevices, scene: Scene, mutation: M
       if (life.ending === "complete" && end !== "complete") seen.wrong.push(`hydration ended ${end}`);
       return;
     }
-    // What is on the disks is looked at anew only after a failure; here the same process goes on.
+    // With what is in memory of a failed clone nothing goes on.
     if (commits.failure !== undefined) return;
     scene.heal();
   }

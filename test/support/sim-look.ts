@@ -10,6 +10,7 @@ import type { SectorHistory, WrongBytes } from "./sim-history.ts";
 import { ImageDevice, SparseImage } from "./sim-image.ts";
 import type { Lived } from "./sim-life.ts";
 import { openMachine } from "./sim-machine.ts";
+import { Notebook } from "./sim-notebook.ts";
 import type { Life, RunKind, World } from "./sim-scenario.ts";
 import { mix } from "./sim-seed.ts";
 import { VirtualClock } from "./virtual-clock.ts";
@@ -38,12 +39,15 @@ interface Promised {
   history: SectorHistory;
   /** At least so many regions are hydrated. */
   committed: number;
+  notebook: Notebook | undefined;
 }
 
 /** What some metadata says. */
 interface Verdict {
   wrong?: string;
   metadata?: CloneMetadata;
+  /** What the descriptor says. */
+  turn?: number | undefined;
 }
 
 /** One crash state, or all those of a cut or a generation. */
@@ -116,7 +120,12 @@ export class CrashLook {
       if (!wanted.has(cut)) continue;
       counts.cuts++;
       const at = event?.at ?? 0;
-      const promised = { at, history: lived.history, committed: at >= lived.completeAt ? Infinity : committed };
+      const promised = {
+        at,
+        history: lived.history,
+        committed: at >= lived.completeAt ? Infinity : committed,
+        notebook: lived.notebook,
+      };
       const seen = new Set<string>();
       for (const subset of subsetsAt(cut)) {
         const goesOn = cut === goOn && subset === 1;
@@ -150,7 +159,7 @@ export class CrashLook {
     destination: SparseImage,
     image: SparseImage,
     name: string,
-    { at, history, committed }: Promised,
+    { at, history, committed, notebook }: Promised,
     reopens: boolean,
   ): Promise<{ what: string; offset?: number } | undefined> {
     let verdict = this.#verdicts.get(name);
@@ -159,8 +168,10 @@ export class CrashLook {
       verdict = await judge(image);
       this.#verdicts.set(name, verdict);
     }
-    const { metadata, wrong } = verdict;
+    const { metadata, wrong, turn } = verdict;
     if (metadata === undefined) return { what: wrong ?? "" };
+    const stale = notebook?.check(at, turn);
+    if (stale !== undefined) return { what: stale };
     const { regionSize, regionCount } = this.#world.geometry;
     if (metadata.hydratedCount < Math.min(committed, regionCount)) {
       return { what: `of the regions ${metadata.hydratedCount} are hydrated, though ${committed} were committed` };
@@ -248,13 +259,18 @@ const READING: Omit<Life["options"], "exactSize"> = {
 
 /** What the checker and the opener say of metadata. */
 async function judge(image: SparseImage): Promise<Verdict> {
-  const { verdict, fatal, warnings } = await checkMetadata(new ImageDevice(image, "metadata"));
-  if (verdict !== "clean") {
+  const device = new ImageDevice(image, "metadata");
+  const { fatal, warnings } = await checkMetadata(device);
+  // One slot of the descriptor may be torn: the other one counts then.
+  const torn = warnings.filter(({ structure }) => structure === "descriptor").length;
+  if (fatal.length > 0 || warnings.length > Math.min(torn, 1)) {
     const findings = [...fatal, ...warnings].slice(0, 3).map(formatFinding);
-    return { wrong: `the metadata is ${verdict}: ${findings.join("; ")}` };
+    return { wrong: `the metadata is not clean: ${findings.join("; ")}` };
   }
   try {
-    return { metadata: await opened(image) };
+    const metadata = await opened(image);
+    const place = { geometry: metadata.geometry, blockCount: metadata.totalBlocks };
+    return { metadata, turn: await Notebook.turnOn(device, place) };
   } catch (error) {
     return { wrong: `the metadata is clean, and cannot be opened: ${(error as Error).message}` };
   }

@@ -22,6 +22,7 @@ import { Throttle } from "../../src/engine/throttle.ts";
 import { CloneMetadata } from "../../src/metadata/clone-metadata.ts";
 import type { LossyLinkDevice } from "./lossy-link-device.ts";
 import type { SimulationLog } from "./sim-disk.ts";
+import { Notebook } from "./sim-notebook.ts";
 import type { VirtualClock } from "./virtual-clock.ts";
 
 /** What a test puts in the place of a part, or round it. Each is called once, before anything runs. */
@@ -83,6 +84,8 @@ export interface Machine extends MachineDevices {
   periodic: PeriodicCommits;
   copier: RegionCopier;
   halt: AbortController;
+  /** The descriptor, where it has one. */
+  notebook: Notebook | undefined;
   device: CloneDevice;
 }
 
@@ -127,7 +130,23 @@ export async function openParts(devices: MachineDevices, options: MachineOptions
   const commits = mutation.commits?.(pipeline) ?? pipeline;
   const order = new HydrationOrder();
   for (const range of options.order) order.push(range);
-  return { source, destination, metadata, geometry, halt, throttle, extents, shared, copying, regions, commits, order };
+  const place = { geometry, blockCount: metadata.totalBlocks };
+  const notebook = await Notebook.open(store, place, () => log.moment());
+  return {
+    notebook,
+    source,
+    destination,
+    metadata,
+    geometry,
+    halt,
+    throttle,
+    extents,
+    shared,
+    copying,
+    regions,
+    commits,
+    order,
+  };
 }
 
 /** The parts that both have. */
@@ -216,6 +235,7 @@ export async function openMachine(
     periodic,
     copier,
     halt,
+    notebook: parts.notebook,
   };
   return { ...machine, device: mutation.device?.(device, machine) ?? device };
 }

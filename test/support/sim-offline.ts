@@ -14,7 +14,7 @@ import {
 } from "./sim-machine.ts";
 
 /** A clone that can be hydrated. */
-export interface OfflineMachine extends MachineDevices, Pick<MachineParts, "commits" | "regions"> {
+export interface OfflineMachine extends MachineDevices, Pick<MachineParts, "commits" | "regions" | "notebook"> {
   pace: HydrationPace;
   throttle: Throttle;
   /** Hydrates until all is done, or `signal` aborts. */
@@ -37,6 +37,7 @@ export async function openOffline(
   );
   return {
     ...devices,
+    notebook: parts.notebook,
     commits,
     regions,
     throttle,

@@ -1,6 +1,7 @@
 /** Everything about a run that is chosen before it begins, drawn from its seed. */
 import { Geometry, type RegionRange } from "../../src/base/geometry.ts";
 import { CloneMetadata } from "../../src/metadata/clone-metadata.ts";
+import { DESCRIPTOR_BYTES } from "../../src/metadata/descriptor.ts";
 import { minimumBlockCount } from "../../src/metadata/metadata-size.ts";
 import { readFixtureImage } from "./kernel-fixtures.ts";
 import type { LossyLinkOptions } from "./lossy-link-device.ts";
@@ -8,6 +9,7 @@ import type { SeededRandom } from "./random.ts";
 import type { DiskHabits } from "./sim-disk.ts";
 import { ImageDevice, SparseImage } from "./sim-image.ts";
 import type { MachineOptions } from "./sim-machine.ts";
+import { Notebook } from "./sim-notebook.ts";
 
 /** What kind of clone is simulated. */
 export type RunKind =
@@ -33,7 +35,7 @@ export type SimRequest = { pauseMs: number; waits: boolean } & (
   | { kind: "discard"; offset: number; length: number; fua: boolean }
   | { kind: "hint"; offset: number; length: number }
   | { kind: "extents"; offset: number; length: number }
-  | { kind: "flush" | "commit" | "pause" | "resume" | "linear" }
+  | { kind: "flush" | "commit" | "describe" | "pause" | "resume" | "linear" }
   | {
       kind: "tune";
       threshold: number | null;
@@ -111,9 +113,13 @@ export async function drawWorld(random: SeededRandom, only?: RunKind): Promise<W
     }
   }
   const least = minimumBlockCount(regionCount);
-  const blockCount = random.pick([least, least + 1, least + random.integer(1, 40)]);
-  const metadata = new SparseImage(blockCount * PAGE + random.pick([0, 8 * PAGE]));
-  await CloneMetadata.create(new ImageDevice(metadata, "metadata"), { geometry, blockCount });
+  // Where there are no more than a commit needs, blocks are used again at once.
+  const blockCount = random.pick([least, least, least + 1, least + random.integer(1, 40)]);
+  const described = random.oneIn(2);
+  const metadata = new SparseImage(blockCount * PAGE + (described ? DESCRIPTOR_BYTES : random.pick([0, 8 * PAGE])));
+  const device = new ImageDevice(metadata, "metadata");
+  await CloneMetadata.create(device, { geometry, blockCount });
+  if (described) await Notebook.format(device, { geometry, blockCount });
   const generations = kind === "short" ? random.integer(1, 2) : random.integer(1, 4);
   return { kind, exactSize, geometry, source, unreadable, media: { destination, metadata }, generations };
 }
@@ -261,7 +267,7 @@ function drawRequest(
   if (draw < 84) return { ...timing, kind: "flush" };
   if (draw < 88) return { ...timing, kind: "hint", ...range() };
   if (draw < 91) return { ...timing, kind: "extents", ...range() };
-  if (draw < 94) return { ...timing, kind: random.pick(["pause", "resume", "commit", "linear"] as const) };
+  if (draw < 96) return { ...timing, kind: random.pick(["pause", "resume", "commit", "linear", "describe"] as const) };
   return {
     ...timing,
     kind: "tune",
