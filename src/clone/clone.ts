@@ -6,7 +6,8 @@ import assert from "node:assert";
 import { CloneError, DeviceError, MetadataError, UsageError } from "../base/errors.ts";
 import type { Geometry } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
-import type { FileDevice } from "../device/file-device.ts";
+import { FileDevice } from "../device/file-device.ts";
+import { sysfsAttribute } from "../device/file-identity.ts";
 import { refuseClaimed, refuseInUse } from "../device/in-use.ts";
 import { acquireLock } from "../device/lock.ts";
 import type { RemoteOptions } from "../device/remote-device.ts";
@@ -75,7 +76,8 @@ export interface AttachedDestination extends OpenedDestination {
   sampled?: SampledDevice;
 }
 
-type DestinationAccess = "read-write" | "read-only";
+/** `beside-the-kernel`: as `read-only`, but the kernel's clone may be what uses it. */
+type DestinationAccess = "read-write" | "read-only" | "beside-the-kernel";
 
 /** An open clone. Dispose of it to let everything go; nothing is committed by that. */
 export class Clone implements AsyncDisposable {
@@ -264,7 +266,7 @@ export class Clone implements AsyncDisposable {
    * @throws {BusyError} where it is in use
    */
   async attachDestination(request: DeviceRequest, access: DestinationAccess): Promise<AttachedDestination> {
-    assert(access === "read-only" || this.#destination?.access !== "read-only", "opened for reading only before");
+    assert((this.#destination?.access ?? access) === access || access === "read-only", "opened for less before");
     this.#destination ??= { ...(await this.#openDestination(request, access)), access };
     return this.#destination;
   }
@@ -277,13 +279,17 @@ export class Clone implements AsyncDisposable {
         hint: "Where it was moved, name it with --destination.",
       });
     }
-    const opened = this.#own(await openDestination(location, { ...this.#remoteOptions, access }));
+    const writes = access === "read-write";
+    const options = { ...this.#remoteOptions, access: writes ? ("read-write" as const) : ("read-only" as const) };
+    const opened = this.#own(await openDestination(location, options));
     await this.#refuseShared(opened, "destination", this.#source);
     if (opened.file !== undefined) await this.#lockDestination(opened.file, access);
     this.#refuseSmall(opened.device, "destination");
-    await this.#checkDestination(opened, request.destination !== undefined);
+    if (access !== "beside-the-kernel" || !(await this.#isBehindLoop(opened))) {
+      await this.#checkDestination(opened, request.destination !== undefined);
+    }
     const { remote } = opened;
-    if (remote?.verifyBy === undefined || access === "read-only") {
+    if (remote?.verifyBy === undefined || !writes) {
       return { ...opened, view: destinationView(opened.device, this.exactSize) };
     }
     const sampled = new SampledDevice(remote);
@@ -301,6 +307,17 @@ export class Clone implements AsyncDisposable {
     if (!(await isStillThere(file))) {
       throw new CloneError("failed", `Cannot use "${file.path}" as the destination: it was replaced just now`);
     }
+  }
+
+  /** Whether this is a loop device of the very file that the clone belongs to, from its first byte on. @throws {DeviceError} */
+  async #isBehindLoop({ file }: OpenedDestination): Promise<boolean> {
+    const pinned = this.descriptor?.destination;
+    const path = pinned === undefined ? undefined : recordedPath(pinned.uri);
+    if (file?.identity.rdev === undefined || path === undefined || !(await exists(path))) return false;
+    if ((await sysfsAttribute(`/sys/dev/block/${file.identity.rdev}`, "loop/offset")) !== "0") return false;
+    await using recorded = await FileDevice.open(path, { access: "read-only", direct: "off" });
+    const now = destinationFingerprint({ file: recorded, device: recorded });
+    return differenceFrom(pinned?.fingerprint ?? {}, now) === undefined && (await sharesStorage(file, recorded));
   }
 
   /** A clone's destination may move, but only where the user says so, and the one it was made with is nowhere any more. */

@@ -252,7 +252,8 @@ async function refuseForeign(clone: Clone, request: DeviceRequest, destination: 
  */
 export async function linearTable(clone: Clone, request: DeviceRequest): Promise<string> {
   refuseMissing(clone, { acceptUnreadable: false });
-  const { device, file } = await clone.attachDestination(request, "read-only");
+  // Whoever has it open: what is hydrated stays so, and this is what the kernel's clone is to be replaced by.
+  const { device, file } = await clone.attachDestination(request, "beside-the-kernel");
   if (file === undefined) {
     throw new UsageError(`Cannot make a table for "${device.name}": device-mapper maps block devices of this machine`, {
       hint: "Where nbd-client has attached it, --destination /dev/nbd0 names the device.",

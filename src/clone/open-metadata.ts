@@ -8,8 +8,11 @@ import { acquireLock, type Lock } from "../device/lock.ts";
 import { parsePath } from "./location.ts";
 import { exists, findMetadata, metadataName } from "./metadata-file.ts";
 
-/** `exclusive` locks it to change it; `quiescent` reads it and keeps writers away; `any` reads it as it is. */
-export type MetadataAccess = "exclusive" | "quiescent" | "any";
+/**
+ * `exclusive` locks it to change it; `quiescent` reads it and keeps writers away; `any` reads it as it is. `beside-the-kernel`
+ * keeps our writers away, but not the kernel's clone, which takes no locks: for what is told of a state that lasts.
+ */
+export type MetadataAccess = "exclusive" | "quiescent" | "beside-the-kernel" | "any";
 
 /** Open metadata. Disposing of it closes it and lets the lock go. */
 export interface OpenedMetadata extends AsyncDisposable {
@@ -66,8 +69,10 @@ async function openAndLock(path: string, access: MetadataAccess): Promise<AsyncD
   };
   try {
     if (access !== "any") {
-      await refuseInUse(device, writes ? "write" : "read");
-      if (!writes) await refuseClaimed(device);
+      if (access !== "beside-the-kernel") {
+        await refuseInUse(device, writes ? "write" : "read");
+        if (!writes) await refuseClaimed(device);
+      }
       lock = await acquireLock(device, writes ? "exclusive" : "shared");
     }
     return { device, [Symbol.asyncDispose]: close };

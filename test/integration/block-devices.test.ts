@@ -152,6 +152,26 @@ describe.skipIf(noLoopDevices !== undefined)(withReason("block devices", noLoopD
   });
 });
 
+test.skipIf(noLoopDevices !== undefined)(
+  withReason("finalize --table is told while loop devices have both files, and names the destination's", noLoopDevices),
+  async () => {
+    await using place = await scratchDirectory();
+    const cwd = place.path;
+    await randomFile(join(cwd, "disk.img"), MIB);
+    await cloneOk(["create", "disk.img", "copy.img"], { cwd });
+    await cloneOk(["hydrate", "copy.img"], { cwd });
+    // As they stand when the kernel's clone is to be replaced.
+    await using _metadata = await loopDevice(join(cwd, "copy.img.clone"));
+    await using destination = await loopDevice(join(cwd, "copy.img"));
+    const table = ["finalize", "copy.img.clone", "--table", "--destination"];
+    expect(await cloneOk([...table, destination.path], { cwd })).toBe(`0 2048 linear ${destination.path} 0\n`);
+    // Another file's is no more the destination than it was.
+    await using other = await scratchLoopDevice(MIB);
+    expectFailure(await clone([...table, other.path], { cwd }), 1, /belongs to/);
+    expectFailure(await clone(["verify", "copy.img"], { cwd }), 4, /in use by loop device/);
+  },
+);
+
 const noExt4 = noFileSystem("ext4") ?? (hasProgram("e2fsck") ? undefined : "needs e2fsck");
 test.skipIf(noExt4 !== undefined)(
   withReason("a finalized copy of an ext4 file system mounts, whole", noExt4),

@@ -30,7 +30,8 @@ export const finalizeCommand = defineCommand({
     const { Clone } = await import("../../clone/clone.ts");
     if (options.table) {
       const { linearTable } = await import("../../clone/finalize-clone.ts");
-      await using clone = await Clone.open({ name: options.clone, access: "quiescent", signal, onWarning, onDetail });
+      const access = "beside-the-kernel";
+      await using clone = await Clone.open({ name: options.clone, access, signal, onWarning, onDetail });
       terminal.print(await linearTable(clone, deviceRequest(options)));
       return ExitCode.done;
     }
