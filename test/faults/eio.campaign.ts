@@ -61,12 +61,12 @@ async function clonePlace({ device, form, request }: Fault) {
   let name = metadata;
   if (device === "source") {
     disk = await failingDisk({ cwd, file: source, size: SIZE, form });
-    await cloneOk(["create", disk.at, destination], { cwd });
+    await created(disk, ["create", disk.at, destination], cwd);
   } else if (device === "destination") {
     await writeFile(destination, "");
     await truncate(destination, SIZE);
     disk = await failingDisk({ cwd, file: destination, size: SIZE, form, flushes });
-    await cloneOk(["create", source, disk.at, "--metadata", metadata, "--force"], { cwd });
+    await created(disk, ["create", source, disk.at, "--metadata", metadata, "--force"], cwd);
   } else {
     await cloneOk(["create", source, destination], { cwd });
     const { size } = await stat(metadata);
@@ -84,6 +84,16 @@ async function clonePlace({ device, form, request }: Fault) {
       await place[Symbol.asyncDispose]();
     },
   };
+}
+
+/** Makes the clone; where that fails, no disk is left mounted. */
+async function created(disk: FailingDisk, args: string[], cwd: string): Promise<void> {
+  try {
+    await cloneOk(args, { cwd });
+  } catch (error) {
+    await disk[Symbol.asyncDispose]();
+    throw error;
+  }
 }
 
 /** What metadata calls hydrated is there; and `check` is content. */

@@ -10,7 +10,7 @@ export const SMALL_FILE_SYSTEMS = {
   // No reserve for root, or it is not full for us.
   ext4: { machine: noFileSystem("ext4"), programs: ["mkfs.ext4", "e2fsck"], size: 16 * MIB, mkfs: ["-q", "-m", "0"] },
   // What mkfs.xfs calls supported begins at 300 MiB.
-  xfs: { machine: noFileSystem("xfs"), programs: ["mkfs.xfs"], size: 320 * MIB, mkfs: ["-q"] },
+  xfs: { machine: noFileSystem("xfs"), programs: ["mkfs.xfs", "xfs_repair"], size: 320 * MIB, mkfs: ["-q"] },
   tmpfs: { machine: noLoopDevices, programs: [], size: 16 * MIB, mkfs: [] },
 } as const;
 
@@ -25,8 +25,12 @@ export interface SmallFileSystem extends Scratch {
   grow(): Promise<void>;
   /** Whether it can grow while files of it are open: the kernel lets only who has CAP_SYS_RESOURCE make an ext4 larger. */
   readonly growsInUse: boolean;
-  /** Mounts it anew, read-only or not, while it is in use. */
+  /** Mounts it anew, read-only or not; no file of it may be open for writing. */
   remount(how: "ro" | "rw"): Promise<void>;
+  /** Has it go down as after an error of its disk, whoever uses it: ext4 turns read-only, XFS refuses everything. */
+  die(): Promise<void>;
+  /** Mounts it again after that, with whatever recovery it takes; no file of it may be open. */
+  revive(): Promise<void>;
   /** The loop device; undefined where there is none. */
   readonly device: string | undefined;
 }
@@ -64,6 +68,17 @@ export async function smallFileSystem(kind: SmallKind): Promise<SmallFileSystem>
       await run("resize2fs", device.path);
       if (!growsInUse) await run("mount", "-t", kind, device.path, path);
     },
+    async die() {
+      if (kind === "xfs") await run("xfs_io", "-x", "-c", "shutdown", path);
+      else await run("mount", "-o", "remount,abort", path);
+    },
+    async revive() {
+      if (device === undefined) throw new Error(`${kind} does not die`);
+      await run("umount", path);
+      // It corrects what it finds, and says so by its exit code.
+      if (kind === "ext4") await run("e2fsck", "-f", "-y", device.path).catch(refuseMore);
+      await run("mount", "-t", kind, device.path, path);
+    },
     remount: async (how) => void (await run("mount", "-o", `remount,${how}`, path)),
     async [Symbol.asyncDispose]() {
       await run("umount", path);
@@ -71,6 +86,11 @@ export async function smallFileSystem(kind: SmallKind): Promise<SmallFileSystem>
       await directory[Symbol.asyncDispose]();
     },
   };
+}
+
+/** e2fsck(8): 1 is "errors corrected". */
+function refuseMore(error: { code?: number }): void {
+  if (error.code !== 1) throw error;
 }
 
 /** Whether this process has CAP_SYS_RESOURCE (include/uapi/linux/capability.h). */
