@@ -1,5 +1,6 @@
 // A server is killed again and again while clients write and the clone hydrates as fast as it can. Whatever a client was told
-// is flushed is there afterwards, and what was not flushed is old or new; at the end the destination alone says the same.
+// is flushed is there afterwards, and what was not flushed is old or new; at the end the destination alone says the same. Here it
+// is a few times, and with qemu-io and fio; hundreds of times, and at other moments, in the campaign (test/kill).
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { readFile, writeFile } from "node:fs/promises";
@@ -19,7 +20,7 @@ import { SECTOR, stampSectors } from "../support/stamped-sectors.ts";
 
 const KIB = 1024;
 const MIB = 1024 * KIB;
-const { CLONE_TEST_KILLS = "12" } = process.env;
+const { CLONE_TEST_KILLS = "3" } = process.env;
 const KILLS = Number.parseInt(CLONE_TEST_KILLS, 10);
 const KILLS_OF_ONE = 3;
 
@@ -53,7 +54,7 @@ describe("a server that is killed at any moment", () => {
       await cloneOk(["create", "disk.img", "copy.img"], { cwd });
       // The first half is qemu-io's: blocks of 4 KiB of one byte, and what each must hold.
       const blocks = new Map<number, number>();
-      for (let round = 0; round < 5; round++) {
+      for (let round = 0; round < 2; round++) {
         await using server = await startServe({ clone: "copy.img", cwd, args: rateOf(random) });
         const wanted = [...blocks].flatMap(([block, byte]) => ["-c", `read -P ${byte} ${block * 4 * KIB} 4096`]);
         if (wanted.length > 0) {

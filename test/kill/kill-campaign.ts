@@ -12,7 +12,7 @@ export function killCampaign(): Campaign {
   return campaign({
     kills: 200,
     cuts: 24,
-    points: 100,
+    points: 50,
     "all-points": 0,
     stops: 2,
     "stop-seconds": 10,
