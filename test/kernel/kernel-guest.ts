@@ -34,6 +34,8 @@ const MODULES = [
   ...["loop", "dm-mod", "dm-bufio", "dm-persistent-data", "dm-zero", "dm-delay", "crc32c_generic"],
 ];
 const DONE = "guest-job-done";
+/** A destination without discard, disks that come and go, and what an emulator on a busy machine does to clocks. */
+const NO_COMPLAINT = /discard unsupported: Disabling discard passdown|\] sd \d+:|\] hrtimer:|\] clocksource:|\] rcu: /;
 
 /** A file to plug in as a disk. */
 export interface DiskRequest {
@@ -53,6 +55,8 @@ export interface GuestDisks<Name extends string> {
 export interface GuestJob {
   /** Lines that it has printed so far. */
   readonly lines: string[];
+  /** Resolves when a condition holds, looked at whenever there is another line; rejects where the job ends before. */
+  until(condition: () => boolean): Promise<void>;
   /** Resolves to its output; rejects where it ends with another status than 0, or the guest dies. */
   done: Promise<string>;
 }
@@ -66,6 +70,8 @@ export class KernelGuest implements AsyncDisposable {
   readonly #taken = new Set<number>();
   #last: Promise<void> = Promise.resolve();
   #rest = "";
+  /** Who waits for another line. */
+  #heard: (() => void)[] = [];
   #onLine: (line: string) => void = () => {};
   #onDeath: () => void = () => {};
 
@@ -143,7 +149,14 @@ export class KernelGuest implements AsyncDisposable {
       () => {},
       () => {},
     );
-    return { lines, done };
+    const until = async (condition: () => boolean): Promise<void> => {
+      const ended = done.then(() => {
+        throw new Error(`the job has ended too soon:\n${script}\nit said:\n${lines.join("\n")}`);
+      });
+      while (!condition()) await Promise.race([ended, new Promise<void>((resolve) => this.#heard.push(resolve))]);
+      ended.catch(() => {});
+    };
+    return { lines, until, done };
   }
 
   #runNow(script: string, lines: string[]): Promise<string> {
@@ -226,8 +239,8 @@ done`);
   }
 
   /**
-   * What the kernel has said since this was asked last: every warning and worse, and all that device-mapper says. Its notice
-   * that a destination without discard gets none is no complaint, nor that of disks which come and go.
+   * What the kernel has said since this was asked last: every warning and worse, and all that device-mapper says, but for what
+   * is no complaint.
    */
   async kernelLog(): Promise<string[]> {
     const told = await this.run("dmesg --raw; dmesg --clear");
@@ -237,7 +250,7 @@ done`);
       .filter((line) => line !== null)
       .filter(([, level, text = ""]) => Number(level) % 8 <= 4 || text.includes("device-mapper"))
       .map(([, , text = ""]) => text)
-      .filter((text) => !/discard unsupported: Disabling discard passdown|\] sd \d+:/.test(text));
+      .filter((text) => !NO_COMPLAINT.test(text));
   }
 
   /** Ends it without a warning; what QEMU has taken from it is in the files. */
@@ -259,6 +272,7 @@ done`);
     const lines = `${this.#rest}${text}`.split("\n");
     this.#rest = lines.pop() ?? "";
     for (const line of lines) this.#onLine(line.replace(/\r$/, ""));
+    for (const wake of this.#heard.splice(0)) wake();
   }
 }
 

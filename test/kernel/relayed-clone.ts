@@ -3,7 +3,7 @@
  * hold, and what this program does to it. (kernel-session.ts has what the kernel does.)
  */
 import { createHash, randomBytes } from "node:crypto";
-import { readFile, truncate, writeFile } from "node:fs/promises";
+import { open, readFile, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { expect } from "vitest";
 import { Geometry } from "../../src/base/geometry.ts";
@@ -13,9 +13,10 @@ import { checkMetadata, formatFinding } from "../../src/metadata/check.ts";
 import { CloneMetadata } from "../../src/metadata/clone-metadata.ts";
 import { Command, CommandFlag } from "../../src/nbd/protocol.ts";
 import { NbdClient } from "../support/nbd-client.ts";
-import { cloneOk } from "../support/run-clone.ts";
+import { clone, cloneOk, oneJson } from "../support/run-clone.ts";
 import { type Server, startServe, stopServe } from "../support/serve.ts";
-import { type CloneRequest, DATA_SIZE, ExpectedClone } from "./requests.ts";
+import { type CloneRequest, DATA_SIZE, ExpectedClone, type Piece, runsOf } from "./requests.ts";
+import type { SparseBytes } from "./sparse-bytes.ts";
 
 /** How a clone is cut out; sizes in sectors, as dm-clone counts. */
 export interface Shape {
@@ -23,6 +24,8 @@ export interface Shape {
   regionSectors: number;
   /** Of metadata that the kernel formats. */
   metadataBlocks?: number;
+  /** Bytes at which the source holds something; all of it by default. */
+  islands?: readonly number[];
 }
 
 /** What metadata says, by the code of this program. */
@@ -32,30 +35,43 @@ export interface OurView {
   status: string;
 }
 
-const MIB = 2 ** 20;
+/** Where the superblock says which block that is: clone-metadata(5). */
+const SPACE_MAP_INDEX = 60;
+const ISLAND_SIZE = 100 * 1024;
 
 export class RelayedClone {
   readonly cwd: string;
   readonly shape: Shape;
   readonly expected: ExpectedClone;
   readonly data: Buffer;
+  readonly #source: SparseBytes;
   /** Metadata that the kernel has made names no devices. */
   #named: readonly string[] = [];
   #hydratedExactly = true;
 
-  private constructor(cwd: string, shape: Shape, source: Buffer, data: Buffer) {
+  private constructor(cwd: string, shape: Shape, source: readonly Piece[], data: Buffer) {
     this.cwd = cwd;
     this.shape = shape;
     this.data = data;
     const geometry = new Geometry({ size: shape.sectors * 512, regionSize: shape.regionSectors * 512 });
     this.expected = new ExpectedClone(geometry, source);
+    this.#source = new ExpectedClone(geometry, source).content;
   }
 
   /** Source, an empty destination and data to write, in an empty directory. */
   static async prepare(cwd: string, shape: Shape): Promise<RelayedClone> {
-    const source = randomBytes(shape.sectors * 512);
+    const size = shape.sectors * 512;
+    const islands = shape.islands?.map((offset) => ({ offset, length: Math.min(ISLAND_SIZE, size - offset) }));
+    const source = (islands ?? [{ offset: 0, length: size }]).map(({ offset, length }) => ({
+      offset,
+      bytes: randomBytes(length),
+    }));
+    await writeFile(join(cwd, "source.img"), "");
+    await truncate(join(cwd, "source.img"), size);
+    const file = await open(join(cwd, "source.img"), "r+");
+    for (const { offset, bytes } of source) await file.write(bytes, 0, bytes.length, offset);
+    await file.close();
     const data = randomBytes(DATA_SIZE);
-    await writeFile(join(cwd, "source.img"), source);
     await writeFile(join(cwd, "data.img"), data);
     return new RelayedClone(cwd, shape, source, data);
   }
@@ -112,6 +128,22 @@ export class RelayedClone {
     this.#hydratedExactly = false;
   }
 
+  /** `clone dump`, and `clone restore` in the place of what was dumped. */
+  async dumpAndRestore(): Promise<void> {
+    await writeFile(join(this.cwd, "dump.json"), await cloneOk(["dump", "metadata"], { cwd: this.cwd }));
+    await cloneOk(["restore", "--input", "dump.json", "--output", "metadata", "--force"], { cwd: this.cwd });
+  }
+
+  /** Breaks the index of the space map, which nobody can go on without, and has `clone repair` make it anew. */
+  async damageAndRepair(): Promise<void> {
+    const file = await open(this.path("metadata"), "r+");
+    const root = Buffer.alloc(8);
+    await file.read(root, 0, 8, SPACE_MAP_INDEX);
+    await file.write(randomBytes(4096), 0, 4096, Number(root.readBigUInt64LE()) * 4096);
+    await file.close();
+    await cloneOk(["repair", "--in-place", "metadata"], { cwd: this.cwd });
+  }
+
   /** `clone hydrate`, all of it or some of it. */
   async hydrate(limitBytes?: number): Promise<void> {
     const limit = limitBytes === undefined ? [] : ["--limit", String(limitBytes)];
@@ -124,25 +156,53 @@ export class RelayedClone {
     this.#hydratedExactly = false;
   }
 
-  /** All bytes of the clone, as a client of `clone serve` reads them. */
-  async readAll(): Promise<Buffer> {
+  /** All that was ever written, as a client of `clone serve` reads it. */
+  async read(): Promise<Piece[]> {
     await using server = await this.#serve("--no-hydrate", "--read-only");
     await using client = await NbdClient.go({ path: server.socket });
-    const pieces: Buffer[] = [];
-    const { size } = this.expected.geometry;
-    for (let offset = 0; offset < size; offset += MIB) {
-      const { error, text, data } = await client.read(offset, Math.min(MIB, size - offset));
+    const pieces: Piece[] = [];
+    for (const { offset, length } of this.expected.content.extents()) {
+      const { error, text, data } = await client.read(offset, length);
       if (error !== 0) throw new Error(`the server cannot read at ${offset}: ${text}`);
-      pieces.push(data);
+      pieces.push({ offset, bytes: data });
     }
     await stopServe(server);
-    return Buffer.concat(pieces);
+    return pieces;
+  }
+
+  /** All that was ever written, as a file of the clone's size holds it. */
+  async readFile(name: "destination.img" | "out.img"): Promise<Piece[]> {
+    const file = await open(this.path(name));
+    const pieces: Piece[] = [];
+    for (const { offset, length } of this.expected.content.extents()) {
+      const bytes = Buffer.alloc(length);
+      await file.read(bytes, 0, length, offset);
+      pieces.push({ offset, bytes });
+    }
+    await file.close();
+    return pieces;
+  }
+
+  /** `clone verify`: it must list exactly the regions in which the clone is not what the source is. */
+  async verify(): Promise<void> {
+    const { geometry, content } = this.expected;
+    const differs = new Uint8Array(geometry.regionCount);
+    for (const { offset, length } of content.extents()) {
+      for (let at = offset; at < offset + length; at += 512) {
+        const same = content.read(at, 512).equals(this.#source.read(at, 512));
+        if (!same) differs[Math.floor(at / geometry.regionSize)] = 1;
+      }
+    }
+    const run = await clone(["verify", "metadata", ...this.#named, "--json"], { cwd: this.cwd });
+    const told = oneJson<{ equal: boolean; differing: [number, number][] }>(run.stdout);
+    expect(told.differing).toEqual(runsOf(differs));
+    expect(run.code, run.stderr).toBe(told.equal ? 0 : 1);
   }
 
   /** `clone finalize`: the destination stands alone afterwards, and is compared. */
   async finalize(): Promise<void> {
     await cloneOk(["finalize", "metadata", ...this.#named, "--accept-changed-source", "-q"], { cwd: this.cwd });
-    expect(this.expected.settle(await readFile(this.path("destination.img")))).toBeUndefined();
+    expect(this.expected.settle(await this.readFile("destination.img"))).toBeUndefined();
   }
 
   /**

@@ -1,6 +1,8 @@
 /** What is asked of a clone, by whoever has it open, and what the clone must hold and have hydrated afterwards. */
+import assert from "node:assert";
 import type { Geometry } from "../../src/base/geometry.ts";
 import type { SeededRandom } from "../support/random.ts";
+import { SparseBytes } from "./sparse-bytes.ts";
 
 const SECTOR = 512;
 
@@ -54,62 +56,76 @@ function randomRange(random: SeededRandom, { size, regionSize }: Geometry): { of
   return { offset, length: Math.min(length, size - offset, DATA_SIZE / 2) };
 }
 
+/** Some of the bytes of a disk. */
+export interface Piece {
+  offset: number;
+  bytes: Buffer;
+}
+
 /** A clone as it must be: its bytes, and which regions have been hydrated. */
 export class ExpectedClone {
   readonly geometry: Geometry;
-  readonly content: Buffer;
+  readonly content: SparseBytes;
   /** 1 for each region that is known to be hydrated. */
   readonly hydrated: Uint8Array;
   /** What a sector may also hold, until `settle` knows: its bytes before a write that was not durable at a crash. */
   readonly #before = new Map<number, Buffer>();
 
-  constructor(geometry: Geometry, source: Buffer) {
+  constructor(geometry: Geometry, source: readonly Piece[]) {
     this.geometry = geometry;
-    this.content = Buffer.from(source);
+    this.content = new SparseBytes(geometry.size);
+    for (const { offset, bytes } of source) this.content.write(offset, bytes);
     this.hydrated = new Uint8Array(geometry.regionCount);
   }
 
   /** Takes a request as carried out. */
   apply(request: CloneRequest, data: Buffer, by: Implementation): void {
     if (request.kind === "flush") return;
+    const { regionSize } = this.geometry;
     let { offset, length } = request;
-    if (request.kind === "write" || request.kind === "fua") {
-      data.copy(this.content, offset, request.from, request.from + length);
+    if ("from" in request) {
+      this.content.write(offset, data.subarray(request.from, request.from + length));
     } else {
       if (request.kind === "discard" && by === "kernel") {
         // The kernel discards whole regions only, of which the short last one is none.
-        const { regionSize } = this.geometry;
         const start = Math.ceil(offset / regionSize);
         const end = Math.floor((offset + length) / regionSize);
         if (start >= end) return;
         [offset, length] = [start * regionSize, (end - start) * regionSize];
       }
-      this.content.fill(0, offset, offset + length);
+      this.content.zero(offset, length);
     }
-    const { regionSize } = this.geometry;
     this.hydrated.fill(1, Math.floor(offset / regionSize), Math.ceil((offset + length) / regionSize));
   }
 
   /** Takes writes as lost or not, sector by sector. They must not overlap. */
   applyPerhaps(requests: readonly CloneRequest[], data: Buffer): void {
     for (const request of requests) {
-      if (request.kind !== "write" && request.kind !== "fua") continue;
+      if (!("from" in request)) continue;
       const { offset, length, from } = request;
-      for (let at = offset; at < offset + length; at += SECTOR) {
-        this.#before.set(at, Buffer.from(this.content.subarray(at, at + SECTOR)));
-      }
-      data.copy(this.content, offset, from, from + length);
+      for (let at = offset; at < offset + length; at += SECTOR) this.#before.set(at, this.content.read(at, SECTOR));
+      this.content.write(offset, data.subarray(from, from + length));
     }
   }
 
-  /** The first byte at which `actual` is not what it may be, or undefined. Doubtful sectors are those of `actual` from then on. */
-  settle(actual: Buffer): number | undefined {
-    for (const [at, before] of this.#before) {
-      const sector = actual.subarray(at, at + SECTOR);
-      if (sector.equals(before)) before.copy(this.content, at);
+  /**
+   * The first byte that is not what it may be, or undefined, in pieces that hold all that was ever written. Sectors in doubt are
+   * what is found there from then on.
+   */
+  settle(found: readonly Piece[]): number | undefined {
+    for (const { offset, bytes } of found) {
+      for (let at = 0; at < bytes.length; at += SECTOR) {
+        const before = this.#before.get(offset + at);
+        if (before?.equals(bytes.subarray(at, at + SECTOR))) this.content.write(offset + at, before);
+        this.#before.delete(offset + at);
+      }
     }
-    this.#before.clear();
-    return firstDifference(actual, this.content);
+    assert.equal(this.#before.size, 0);
+    for (const { offset, bytes } of found) {
+      const difference = firstDifference(bytes, this.content.read(offset, bytes.length));
+      if (difference !== undefined) return offset + difference;
+    }
+    return undefined;
   }
 
   /** The runs of regions known to be hydrated. */
@@ -131,7 +147,7 @@ export function runsOf(bits: Uint8Array): [start: number, end: number][] {
 }
 
 /** The first byte that differs, or undefined. */
-export function firstDifference(actual: Buffer, expected: Buffer): number | undefined {
+function firstDifference(actual: Buffer, expected: Buffer): number | undefined {
   if (actual.equals(expected)) return undefined;
   const length = Math.min(actual.length, expected.length);
   for (let at = 0; at < length; at++) if (actual[at] !== expected[at]) return at;

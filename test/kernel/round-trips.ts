@@ -3,8 +3,9 @@ import { expect } from "vitest";
 import type { SeededRandom } from "../support/random.ts";
 import type { KernelGuest } from "./kernel-guest.ts";
 import { KernelSession, type KernelView } from "./kernel-session.ts";
-import { type OurView, type RelayedClone, upToFeatures } from "./relayed-clone.ts";
+import { type OurView, type RelayedClone, type Shape, upToFeatures } from "./relayed-clone.ts";
 import { type CloneRequest, disjointWrites, type Implementation, randomRequests } from "./requests.ts";
+import { CommitsAlike } from "./same-commits.ts";
 
 /** Small, and each different in a way that matters. Sectors. */
 export const SHAPES = {
@@ -17,9 +18,53 @@ export const SHAPES = {
   "large regions": { sectors: 20000, regionSectors: 2048 },
 } as const;
 
+/** As little metadata as works: allocation goes round it with every other commit. */
+export const LITTLE_METADATA: Shape = { sectors: 16384, regionSectors: 8, metadataBlocks: 11 };
+
+const REGIONS_PER_BLOCK = 509 * 64;
+const TERABYTE = 2 ** 31;
+/** Too large to be read whole: what is in them is looked at where something is. */
+export const LARGE_SHAPES: Record<string, Shape> = {
+  // 253 array blocks: the btree has a root and two leaves.
+  "btree of two levels": {
+    sectors: (252 * REGIONS_PER_BLOCK + 100) * 8 + 3,
+    regionSectors: 8,
+    islands: [0, 2 ** 30 - 4096, 126 * REGIONS_PER_BLOCK * 4096 - 8192, 252 * REGIONS_PER_BLOCK * 4096 - 4096],
+    metadataBlocks: 1024,
+  },
+  "regions of 1 GiB": {
+    sectors: 3 * 2 ** 21 + 100,
+    regionSectors: 2 ** 21,
+    islands: [3 * 2 ** 30],
+    metadataBlocks: 64,
+  },
+  "beyond 2 TiB": {
+    sectors: 3 * TERABYTE + 1,
+    regionSectors: 2 ** 15,
+    islands: [0, 2 * 2 ** 40 - 4096, 2 * 2 ** 40 + 2 ** 24, 3 * 2 ** 40 - 512],
+    metadataBlocks: 256,
+  },
+};
+
 /** What has been done to a clone before it is handed over. */
-export const STATES = ["fresh", "half hydrated", "discarded", "written", "mixed", "full", "killed"] as const;
+export const STATES = [
+  "fresh",
+  "half hydrated",
+  "discarded",
+  "written",
+  "mixed",
+  "full",
+  "killed",
+  "restored",
+  "repaired",
+] as const;
 export type State = (typeof STATES)[number];
+/** States of the kernel's making: it can neither restore nor repair, and killed-guest.campaign.ts kills it. */
+export type KernelState = Exclude<State, "killed" | "restored" | "repaired">;
+
+export function isKernelState(state: State): state is KernelState {
+  return state !== "killed" && state !== "restored" && state !== "repaired";
+}
 
 const WRITES: readonly CloneRequest["kind"][] = ["write", "write", "fua", "zero", "flush"];
 const ALL: readonly CloneRequest["kind"][] = ["write", "fua", "discard", "zero", "flush"];
@@ -52,17 +97,21 @@ export class Relay {
       await this.#clone.hydrate();
       await this.#inKernel(await this.#clone.inspect(), async () => {});
     }
+    await this.#clone.verify();
     await this.#clone.finalize();
   }
 
   /** A state of the kernel's making, which we go on with; then the kernel does. */
-  async fromKernel(state: Exclude<State, "killed">, ending: Implementation): Promise<void> {
+  async fromKernel(state: KernelState, ending: Implementation): Promise<void> {
     await this.#clone.makeForKernel();
     const session = await KernelSession.attach(this.#guest, this.#clone);
     await session.open();
     await this.#makeKernel(session, state);
     await session.close();
     await this.#takeFromKernel(session);
+    const alike = await CommitsAlike.format(this.#clone);
+    await alike.repeatThoseFound();
+    await alike.compare();
     await this.#look();
     if (ending === "ours") await this.#clone.hydrate();
     else await this.#clone.request(this.#requests(ALL, 8));
@@ -70,6 +119,7 @@ export class Relay {
       if (ending === "kernel") await opened.hydrate();
     });
     await this.#look();
+    await this.#clone.verify();
     await this.#clone.finalize();
   }
 
@@ -92,14 +142,91 @@ export class Relay {
     await this.#look();
     await this.#clone.hydrate();
     await this.#inKernel(await this.#clone.inspect(), async () => {});
+    await this.#clone.verify();
     await this.#clone.finalize();
+  }
+
+  /** The same commits in the same order, however often allocation goes round, and after the metadata was opened again. */
+  async sameCommits(count: number): Promise<void> {
+    const clone = this.#clone;
+    const { regionCount, regionSize } = clone.expected.geometry;
+    await clone.makeForKernel();
+    const alike = await CommitsAlike.format(clone);
+    const left = new Set(Array.from({ length: regionCount }, (_, region) => region));
+    for (let opening = 0; opening < 3; opening++) {
+      const regions = Array.from({ length: count }, () => {
+        const region = this.#random.pick([...left]);
+        left.delete(region);
+        return region;
+      });
+      const session = await KernelSession.attach(this.#guest, clone);
+      await session.open();
+      // One region at a time: a commit by the clock between a write and its flush takes nothing from the flush's but all.
+      await session.request(
+        regions.flatMap((region): CloneRequest[] => [
+          { kind: "write", offset: region * regionSize, length: regionSize, from: 0 },
+          { kind: "flush" },
+        ]),
+      );
+      await session.close();
+      await this.#takeFromKernel(session);
+      this.states += 1;
+      await alike.repeat(regions.map((region) => [{ start: region, end: region + 1 }]));
+      await alike.compare();
+    }
+    await this.#look();
+    await clone.hydrate();
+    await clone.finalize();
+  }
+
+  /** A clone too large for most of what the others do: all but the surroundings of what is in the source is discarded. */
+  async large(first: Implementation, options: { endInKernel: boolean }): Promise<void> {
+    const clone = this.#clone;
+    const { size, regionSize } = clone.expected.geometry;
+    const { islands = [] } = clone.shape;
+    const writes = islands.flatMap((island): CloneRequest[] => [
+      { kind: "write", offset: Math.min(island + 512, size - 512), length: 512, from: 0 },
+      { kind: "discard", offset: Math.min(island + 2 ** 22, size - 512), length: 512 },
+    ]);
+    // One at a time, as long as the wire allows.
+    const gaps = islands.flatMap((island, index): CloneRequest[] => {
+      const start = Math.ceil((island + 2 ** 21) / regionSize) * regionSize;
+      const end = Math.min((islands[index + 1] ?? size) - 2 ** 21, start + 2 ** 40);
+      const most = 2 ** 31;
+      const count = Math.max(0, Math.ceil((end - start) / most));
+      return Array.from({ length: count }, (_, part) => {
+        const offset = start + part * most;
+        return { kind: "discard", offset, length: Math.floor(Math.min(most, end - offset) / 512) * 512 };
+      });
+    });
+    const work = [...writes.slice(0, 2), ...gaps, ...writes.slice(2)];
+    if (first === "ours") {
+      await clone.create();
+      await clone.request(work);
+      await this.#inKernel(await clone.inspect(), async (session) => {
+        await session.request(writes.slice(0, 1));
+        if (options.endInKernel) await session.hydrate();
+      });
+    } else {
+      await clone.makeForKernel();
+      const session = await KernelSession.attach(this.#guest, clone);
+      await session.open();
+      await session.request(work);
+      await session.close();
+      await this.#takeFromKernel(session);
+      await clone.request(writes);
+    }
+    await this.#look();
+    await clone.hydrate();
+    await this.#inKernel(await clone.inspect(), async () => {});
+    await clone.finalize();
   }
 
   /** What we find in what somebody has left behind: the metadata is clean, and every byte is there. */
   async #look(): Promise<OurView> {
     this.states += 1;
     const view = await this.#clone.inspect();
-    expect(this.#clone.expected.settle(await this.#clone.readAll())).toBeUndefined();
+    expect(this.#clone.expected.settle(await this.#clone.read())).toBeUndefined();
     return view;
   }
 
@@ -108,10 +235,10 @@ export class Relay {
     this.states += 1;
     const before = await this.#clone.metadataHash();
     const session = await KernelSession.attach(this.#guest, this.#clone);
-    agree(await session.view(), ours);
+    agree(await session.view(ours.ranges), ours);
     expect(await this.#clone.metadataHash()).toBe(before);
     await session.open();
-    expect(this.#clone.expected.settle(await session.readAll())).toBeUndefined();
+    expect(this.#clone.expected.settle(await session.read())).toBeUndefined();
     await goOn(session);
     await session.close();
     await this.#takeFromKernel(session);
@@ -119,10 +246,11 @@ export class Relay {
 
   /** After the kernel has closed it: it had nothing to say, and we read there what it reads there itself. */
   async #takeFromKernel(session: KernelSession): Promise<void> {
-    const view = await session.view();
+    const ours = await this.#clone.inspect();
+    const view = await session.view(ours.ranges);
     await session.detach();
     expect(await this.#guest.kernelLog()).toEqual([]);
-    agree(view, await this.#clone.inspect());
+    agree(view, ours);
   }
 
   async #goOn(session: KernelSession): Promise<void> {
@@ -142,18 +270,20 @@ export class Relay {
     if (state === "discarded") await clone.request(this.#requests(["discard"], 12));
     if (state === "written") await clone.request(this.#requests(WRITES, 20));
     if (state === "full") await clone.hydrate();
-    if (state === "mixed") {
+    if (state === "mixed" || state === "restored" || state === "repaired") {
       await clone.request(this.#requests(ALL, 12));
       await clone.hydrate(Math.ceil(half / 2 / regionSize) * regionSize);
       await clone.request(this.#requests(ALL, 12));
     }
+    if (state === "restored") await clone.dumpAndRestore();
+    if (state === "repaired") await clone.damageAndRepair();
     if (state === "killed") {
       const requests = disjointWrites(this.#random, clone.expected.geometry, 24);
       await clone.requestAndKill(requests, { acknowledged: this.#random.integer(2, requests.length - 4) });
     }
   }
 
-  async #makeKernel(session: KernelSession, state: Exclude<State, "killed">): Promise<void> {
+  async #makeKernel(session: KernelSession, state: KernelState): Promise<void> {
     const { regionCount } = this.#clone.expected.geometry;
     if (state === "half hydrated") await session.hydrate(Math.ceil(regionCount / 2));
     if (state === "discarded") await session.request(this.#requests(["discard"], 12));
