@@ -21,6 +21,11 @@ export { type CreatedClone, type CreateRequest, createClone } from "./clone/crea
 export { type Deletion, deleteClone } from "./clone/delete-clone.ts";
 export { type FinalizeReport, type FinalizeRequest, finalizeClone, linearTable } from "./clone/finalize-clone.ts";
 export { type HydrateReport, type HydrateRequest, hydrateClone, type RunningHydration } from "./clone/hydrate-clone.ts";
+export {
+  type RepairCloneRequest,
+  type RepairReport,
+  repairClone,
+} from "./clone/repair-clone.ts";
 export type { Trace } from "./clone/trace-codec.ts";
 export { readTrace } from "./clone/trace-file.ts";
 export { type RunningVerify, type VerifyReport, verifyClone } from "./clone/verify-clone.ts";
@@ -30,3 +35,10 @@ export { type CheckReport, checkMetadata, type Finding, formatFinding } from "./
 export { CloneMetadata } from "./metadata/clone-metadata.ts";
 export { type Descriptor, DescriptorStore } from "./metadata/descriptor.ts";
 export { type DumpContent, dumpMetadata } from "./metadata/dump.ts";
+export {
+  type PlannedRepair,
+  planRepair,
+  type RepairPlan,
+  type RepairRequest,
+  writeRepaired,
+} from "./metadata/repair.ts";

@@ -100,7 +100,7 @@ async function chooseTarget({ device }: OpenedMetadata, request: RepairCloneRequ
   const isFile = device.kind === "file";
   if (inPlace && output !== undefined)
     throw new UsageError("Cannot use --output with --in-place: it is one or the other");
-  if (!inPlace && backup !== undefined) throw new UsageError("Cannot use --backup without --in-place");
+  if (!inPlace && backup !== undefined) throw new UsageError("Cannot use --backup: only --in-place keeps one");
   if (!isFile && !dryRun && output === undefined && backup === undefined) {
     throw new UsageError(`Cannot repair "${device.path}": it is a device, and nothing can stand beside it`, {
       hint: "--output FILE writes to a new file; --in-place --backup FILE overwrites the device after a copy was made.",

@@ -84,9 +84,12 @@ async function fill(device: FileDevice, plan: PlannedRepair): Promise<void> {
   await refuseUnsound(device, plan);
 }
 
+/** Whatever stands where a descriptor could, behind metadata that has none, was not written, and is nobody's fault. */
 async function refuseUnsound(device: FileDevice, plan: PlannedRepair): Promise<void> {
   const { fatal, warnings } = await checkMetadata(device);
-  const [finding] = [...fatal, ...warnings];
+  const finding = [...fatal, ...warnings].find(
+    ({ structure }) => structure !== "descriptor" || plan.descriptor !== null,
+  );
   if (finding !== undefined) {
     throw new CloneError(
       "failed",

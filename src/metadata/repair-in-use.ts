@@ -3,9 +3,9 @@
  *
  * The space map calls in use exactly the blocks of the last commit. Those of them that the walk did not reach were
  * pointed to by what is lost of the tree: its array blocks for the unreached keys and, where an inner node is lost, the
- * nodes below. This holds only where the counts add up: as many sound array blocks as unreached keys, and nothing else
- * but nodes. (A leaked block, or one that is damaged, spoils that, and then nothing is concluded.) So these array blocks
- * are the live ones; what is lost is which is whose. It is known again
+ * nodes below. This holds only where the counts add up: everything reached is in use, nothing twice; as many sound array
+ * blocks as unreached keys are not reached, and nothing else but nodes. (A leaked block, or one that is damaged, spoils
+ * that, and then nothing is concluded.) So these array blocks are the live ones; what is lost is which is whose. It is known again
  *
  *     exactly     where the leaves among the nodes name each of the keys and of the blocks once
  *     exactly     where only one block can be a key's: the last key's by its number of words, or a single one that is left
@@ -93,9 +93,12 @@ async function surveyUnreached(
   references: BlockReferences,
 ): Promise<Unreached | null> {
   const numbers: number[] = [];
-  counts.forEach((count, block) => {
-    if (count > 0 && references.counts[block] === 0) numbers.push(block);
-  });
+  for (let block = 0; block < counts.length; block++) {
+    const [count, reached] = [counts[block] as number, references.counts[block] as number];
+    // An older bitmap, which a lost write left in its place, gives itself away by what is in use since.
+    if (count > 1 || (count === 0 && reached > 0)) return null;
+    if (count === 1 && reached === 0) numbers.push(block);
+  }
   const arrays = new Map<number, number>();
   let named: Map<number, number> | null = new Map();
   let isWhole = true;

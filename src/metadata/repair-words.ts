@@ -25,10 +25,15 @@ export function describeFindings({ fatal, warnings }: CheckReport): string[] {
   return [...parts];
 }
 
+/** `1 region`, `12 regions`. */
+export function countOf(ranges: readonly RegionRange[]): string {
+  const count = countRegions(ranges);
+  return count === 1 ? "1 region" : `${count} regions`;
+}
+
 /** Why nothing can be written where regions are left of which nothing is known. */
 export function noBits(unknown: RegionRange[], { compare }: RepairRequest): Pick<RefusedRepair, "reason" | "hint"> {
-  const count = countRegions(unknown);
-  const regions = count === 1 ? "1 region is" : `${count} regions are`;
+  const regions = `${countOf(unknown)} ${countRegions(unknown) === 1 ? "is" : "are"}`;
   const compared = compare === undefined ? "" : ", and source and destination differ there";
   const ways =
     compare === undefined ? "--compare finds those that are equal in source and destination; --assume" : "--assume";

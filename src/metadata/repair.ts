@@ -46,7 +46,7 @@ import type {
 import { readCounts } from "./repair-space-map.ts";
 import { checksumText, recoverSuperblock } from "./repair-superblock.ts";
 import { BlockSurvey } from "./repair-survey.ts";
-import { describeFindings, noBits } from "./repair-words.ts";
+import { countOf, describeFindings, noBits } from "./repair-words.ts";
 
 export type {
   Assumption,
@@ -90,7 +90,7 @@ export async function planRepair(device: BlockDevice, request: RepairRequest = {
   if ("reason" in live) return { ok: false, ...account, ...live };
 
   const { geometry } = live;
-  const { proven, unknown } = await findBits(reader, live, account);
+  const { proven, unknown } = before.bitsRefuted ? refuted(geometry) : await findBits(reader, live, account);
   account.exact.push(...describeFindings(before));
   const isExact = unknown.nextSet(0) === unknown.size;
   if (!isExact) await decide({ proven, unknown, live }, account, request);
@@ -114,6 +114,13 @@ export async function writeRepaired(
   { isBlank = false }: { isBlank?: boolean } = {},
 ): Promise<void> {
   await writeFormatted(device, { geometry, blockCount, bits, descriptor, isBlank });
+}
+
+/** Sound blocks that together do not say what the clone was left with: which of them is another's cannot be told. */
+function refuted(geometry: Geometry): { proven: ProvenBits; unknown: RegionBitmap } {
+  const unknown = new RegionBitmap(geometry.regionCount);
+  unknown.setRange({ start: 0, end: geometry.regionCount });
+  return { proven: new ProvenBits(geometry), unknown };
 }
 
 function newAccount(before: CheckReport): RepairAccount {
@@ -237,7 +244,13 @@ async function decide(
   }
   if (assume !== undefined) {
     const regions = take(unknown.ranges(), assume === "hydrated");
-    if (regions.length > 0) account.assumed = { as: assume, regions };
+    if (regions.length === 0) return;
+    account.assumed = { as: assume, regions };
+    account.lost.push(
+      assume === "unhydrated"
+        ? `What clients may have written to the ${countOf(regions)} called unhydrated: the source is copied over it`
+        : `Those of the ${countOf(regions)} called hydrated that were not: they hold what the destination held before, not the source`,
+    );
   }
 }
 

@@ -235,7 +235,7 @@ export class SpaceMap {
       throw new CloneError(
         "failed",
         `No block is free in the metadata "${this.#name}" (${this.allocatedCount} of ${this.blockCount} in use)`,
-        { hint: "It is smaller than commits need; rebuild it into a larger file or device." },
+        { hint: "It is smaller than commits need: `clone repair` makes a larger one of it." },
       );
     }
     this.#cursor = block + 1;
