@@ -26,7 +26,7 @@ import {
 } from "./destination-state.ts";
 import { destinationFingerprint, differenceFrom } from "./fingerprint.ts";
 import { displayUri, type Location, parseLocation, parsePath, recordedPath } from "./location.ts";
-import { defaultMetadataPath, exists, holdsMetadata, metadataName } from "./metadata-file.ts";
+import { defaultMetadataPath, exists, findMetadata, holdsMetadata, metadataName } from "./metadata-file.ts";
 import { refuseStrangersWord, warningOfWriters } from "./metadata-owner.ts";
 import {
   destinationView,
@@ -40,6 +40,7 @@ import {
 import { isStillThere, type MetadataAccess, type OpenedMetadata, openMetadata } from "./open-metadata.ts";
 import { recordedLocation } from "./recorded-location.ts";
 import { SampledDevice } from "./sampled-device.ts";
+import { refuseOtherBits } from "./settled-bits.ts";
 
 /** How a clone is opened. */
 export interface OpenRequest {
@@ -139,6 +140,8 @@ export class Clone implements AsyncDisposable {
       const descriptors = await DescriptorStore.open(device, place);
       const warning = access === "exclusive" ? await warningOfWriters(device) : undefined;
       if (warning !== undefined) onWarning(warning);
+      const older = access === "any" ? undefined : await refuseOtherBits(device, metadata, descriptors.read());
+      if (older !== undefined) onWarning(older);
       for (const warning of metadata.warnings) onWarning(warning);
       for (const warning of descriptors.warnings) onWarning(`The descriptor of "${device.path}": ${warning}`);
       const remoteOptions = { signal, onDetail, onNote: onWarning };
@@ -146,7 +149,7 @@ export class Clone implements AsyncDisposable {
     } catch (error) {
       await disposeAll(opened);
       if (!(error instanceof MetadataError)) throw error;
-      const hint = error.hint ?? (await elsewhereHint(name));
+      const hint = error.hint ?? (await elsewhereHint(name)) ?? (await repairHint(name));
       throw new MetadataError(`Cannot open the clone "${name}": ${error.message}`, {
         cause: error,
         ...(hint === undefined ? {} : { hint }),
@@ -522,6 +525,13 @@ async function elsewhereHint(name: string): Promise<string | undefined> {
   const beside = await defaultMetadataPath(path);
   if (path.endsWith(metadataName("")) || (await holdsMetadata(path)) || (await exists(beside))) return undefined;
   return `There is no "${metadataName(name)}" either: where --metadata put it elsewhere, name that.`;
+}
+
+/** For a name that is metadata without doubt, which only cannot be opened. */
+async function repairHint(name: string): Promise<string | undefined> {
+  const { path } = await findMetadata(parsePath(name));
+  if (!(await holdsMetadata(path))) return undefined;
+  return "`clone check` says all that is wrong with it, `clone repair` makes new metadata of what it still proves.";
 }
 
 async function disposeAll(opened: AsyncDisposable[]): Promise<void> {

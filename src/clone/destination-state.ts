@@ -42,19 +42,25 @@ const fsync = promisify(fs.fsync);
 export async function settledState(clone: Clone, { file, device }: OpenedDestination): Promise<SettledState> {
   if (file === undefined) {
     // It has been flushed, and has neither times nor a name of its own: what it holds is all that it is known by.
-    return { ...(await presentState(clone, file)), sample: await sampleDigests(clone, device) };
+    return { ...(await presentState(clone, file)), ...presentBits(clone), sample: await sampleDigests(clone, device) };
   }
   // All of it: a flush of the data may leave the time of change behind, and after a power cut it would be another one.
   await fsync(file.fd).catch((cause: unknown) => {
     const errno = errnoOf(cause);
     throw new DeviceError(`Cannot flush "${file.name}": ${errno}`, { errno, cause });
   });
-  return await presentState(clone, file);
+  return { ...(await presentState(clone, file)), ...presentBits(clone) };
 }
 
 async function presentState(clone: Clone, file: FileDevice | undefined): Promise<SettledState> {
   const mtimeNs = file === undefined ? 0 : (await statDescriptor(file.fd, { bigint: true })).mtimeNs;
   return { mtimeNs: String(mtimeNs), superblock: await superblockChecksum(clone) };
+}
+
+/** Which regions are hydrated, as far as a digest tells. */
+function presentBits({ metadata }: Clone): Pick<SettledState, "hydratedRegions" | "hydratedDigest"> {
+  if (metadata.changed || metadata.failed) return {}; // what is on disk is something else
+  return { hydratedRegions: metadata.hydratedCount, hydratedDigest: metadata.hydratedDigest() };
 }
 
 /** Digests of samples of the hydrated regions. Which they are follows from which regions are hydrated. */

@@ -8,6 +8,7 @@ import { type Block, type BlockReader, explainBlock, readUint64 } from "./check-
 import type { BlockReferences } from "./check-references.ts";
 import type { FindingList } from "./check-report.ts";
 import { TreeChecker } from "./check-tree.ts";
+import { BitsDigest } from "./descriptor-digest.ts";
 
 const WORDS_PER_BLOCK = 509;
 const REGIONS_PER_BLOCK = 64 * WORDS_PER_BLOCK;
@@ -27,6 +28,7 @@ export class BitsetChecker {
   /** Block of each array block, or MISSING or LOST. */
   readonly #blocks: Int32Array;
   #hydrated = 0;
+  readonly #digest = new BitsDigest();
   #unreadable = false;
   /** Sound nodes of the tree. */
   nodeCount = 0;
@@ -53,6 +55,11 @@ export class BitsetChecker {
   /** Set bits, or null where an array block is missing or unreadable. */
   get hydratedRegions(): number | null {
     return this.#unreadable ? null : this.#hydrated;
+  }
+
+  /** Digest of which regions are hydrated, or null where an array block is missing or unreadable. */
+  get hydratedDigest(): string | null {
+    return this.#unreadable ? null : this.#digest.toString();
   }
 
   async check(root: number): Promise<void> {
@@ -146,16 +153,20 @@ export class BitsetChecker {
     return null;
   }
 
-  #countBits({ number, bytes, view }: Block, key: number): void {
+  #countBits({ number, bytes }: Block, key: number): void {
     const words = this.#wordsIn(key);
     const halves = new Uint32Array(bytes.buffer, bytes.byteOffset + 24, 2 * words);
     for (const half of halves) if (half !== 0) this.#hydrated += countOnes(half);
-    if (key !== this.#blocks.length - 1 || this.#regions % 64 === 0) return;
+    const inUse = Uint8Array.from(bytes.subarray(24, 24 + 8 * words));
     let stray = 0;
-    for (let bit = this.#regions % 64; bit < 64; bit++) {
-      const byte = view.getUint8(24 + 8 * (words - 1) + Math.floor(bit / 8));
-      if ((byte >> (bit % 8)) & 1) stray++;
+    const end = this.#regions - key * REGIONS_PER_BLOCK; // of the last block, within it
+    for (let bit = end; bit < words * 64; bit++) {
+      const byte = inUse[Math.floor(bit / 8)] as number;
+      if ((byte >> (bit % 8)) % 2 === 0) continue;
+      inUse[Math.floor(bit / 8)] = byte - 2 ** (bit % 8);
+      stray++;
     }
+    this.#digest.add(key, inUse);
     this.#hydrated -= stray;
     if (stray > 0) {
       const bits = stray === 1 ? "1 bit beyond the last region is" : `${stray} bits beyond the last region are`;

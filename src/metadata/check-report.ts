@@ -44,6 +44,8 @@ export interface CheckFacts {
   regionSize: number;
   regions: number;
   hydratedRegions: number | null;
+  /** Digest of which they are, as the descriptor records it. */
+  hydratedDigest: string | null;
   /** Metadata blocks under management, in use, and the least that can never run out (format section 9). */
   totalBlocks: number;
   usedBlocks: number | null;
@@ -58,6 +60,8 @@ export interface CheckReport {
   warnings: Finding[];
   /** Absent where no superblock could be read. */
   facts?: CheckFacts;
+  /** There where what is hydrated is certainly not what the clone was left with: no bit is proof of anything then. */
+  bitsRefuted?: true;
 }
 
 /** A finding as one line of text: `bitmap block 7: block 12 is in use but counted free; …`. */

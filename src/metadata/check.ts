@@ -15,7 +15,7 @@ import { BlockReferences } from "./check-references.ts";
 import { type CheckFacts, type CheckReport, type CheckVerdict, FindingList } from "./check-report.ts";
 import { SpaceMapChecker } from "./check-space-map.ts";
 import { checkSuperblock, type Superblock } from "./check-superblock.ts";
-import { DescriptorStore } from "./descriptor.ts";
+import { type Descriptor, DescriptorStore } from "./descriptor.ts";
 
 export { type CheckFacts, type CheckReport, type CheckVerdict, type Finding, formatFinding } from "./check-report.ts";
 
@@ -39,8 +39,9 @@ export async function checkMetadata(
   const superblock = await checkSuperblock(reader, device.size, findings);
   if (typeof superblock === "string") return conclude(findings, superblock);
   const facts = await checkStructures(reader, superblock, findings);
-  await checkDescriptor(device, superblock, findings.warnings);
-  return conclude(findings, null, facts);
+  const descriptor = await checkDescriptor(device, superblock, findings.warnings);
+  const bitsRefuted = compareWithDescriptor(superblock, facts, descriptor, findings);
+  return { ...conclude(findings, null, facts), ...(bitsRefuted && { bitsRefuted }) };
 }
 
 async function checkStructures(
@@ -76,6 +77,7 @@ async function checkStructures(
     regionSize: regionSectors * 512,
     regions,
     hydratedRegions: bitset.hydratedRegions,
+    hydratedDigest: bitset.hydratedDigest,
     totalBlocks: blockCount,
     usedBlocks: spaceMap.usedBlocks,
     minimumBlocks,
@@ -83,12 +85,43 @@ async function checkStructures(
 }
 
 /** What is said about the descriptor is never fatal: everything works without one. */
-async function checkDescriptor(device: BlockDevice, superblock: Superblock, warnings: FindingList): Promise<void> {
+async function checkDescriptor(
+  device: BlockDevice,
+  superblock: Superblock,
+  warnings: FindingList,
+): Promise<Descriptor | null> {
   const { regions, regionSectors, targetSectors, blockCount } = superblock;
-  if (regions === null || blockCount === null || targetSectors * 512 > Number.MAX_SAFE_INTEGER) return;
+  if (regions === null || blockCount === null || targetSectors * 512 > Number.MAX_SAFE_INTEGER) return null;
   const geometry = new Geometry({ size: targetSectors * 512, regionSize: regionSectors * 512 });
   const store = await DescriptorStore.open(device, { geometry, blockCount });
   for (const warning of store.warnings) warnings.add("descriptor", null, warning);
+  return store.read();
+}
+
+/**
+ * Holds the bits against what the descriptor says the clone was left with. As long as the superblock is the one of then they
+ * must be the same; whoever goes on with the clone, as the kernel, only adds to them.
+ * @returns whether they are certainly wrong
+ */
+function compareWithDescriptor(
+  { checksum }: Superblock,
+  facts: CheckFacts | undefined,
+  descriptor: Descriptor | null,
+  { fatal, warnings }: Findings,
+): boolean {
+  const settled = descriptor?.destination.settled;
+  if (facts == null || facts.hydratedRegions === null || settled == null) return false;
+  const { hydratedRegions = 0, hydratedDigest } = settled;
+  if (settled.superblock !== checksum) {
+    if (facts.hydratedRegions >= hydratedRegions) return false;
+    const numbers = `${facts.hydratedRegions} regions are hydrated, ${hydratedRegions} were when the clone was left`;
+    warnings.add("superblock", 0, `${numbers}: it is an older one, or the clone was begun anew`);
+    return false;
+  }
+  if (hydratedDigest === undefined || hydratedDigest === facts.hydratedDigest) return false;
+  const cause = "an array block or a node of another clone, or of another time, stands in the place of the true one";
+  fatal.add("bitset", null, `which regions are hydrated is not what the clone was left with: ${cause}`);
+  return true;
 }
 
 function conclude({ fatal, warnings }: Findings, verdict: CheckVerdict | null, facts?: CheckFacts): CheckReport {

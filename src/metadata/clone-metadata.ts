@@ -23,12 +23,20 @@ import assert from "node:assert";
 import { MetadataError } from "../base/errors.ts";
 import type { Geometry, Region, RegionRange } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
+import { WORDS_PER_ARRAY_BLOCK, wordsInArrayBlock } from "../persistent-data/array.ts";
 import type { BitsetLayout } from "../persistent-data/bitset.ts";
-import { readBitsetLayout, readBitsetWords, setBits } from "../persistent-data/bitset.ts";
+import {
+  BITS_PER_ARRAY_BLOCK,
+  readBitsetLayout,
+  readBitsetWords,
+  setBits,
+  wordCountOf,
+} from "../persistent-data/bitset.ts";
 import { BlockManager } from "../persistent-data/block-manager.ts";
 import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
 import { SpaceMap } from "../persistent-data/space-map.ts";
 import { type BlockSource, TransactionManager } from "../persistent-data/transaction-manager.ts";
+import { BitsDigest } from "./descriptor-digest.ts";
 import { DirtyRegions } from "./dirty-regions.ts";
 import { formatBlocks } from "./format-image.ts";
 import { metadataByteLength, minimumBlockCount } from "./metadata-size.ts";
@@ -188,6 +196,18 @@ export class CloneMetadata implements AsyncDisposable {
   /** The first region from `from` on, below `end`, that is hydrated, or `end`. */
   nextHydrated(from: Region, end: Region = this.regionCount): Region {
     return this.#hydrated.nextSet(from, end);
+  }
+
+  /** The digest of which regions are hydrated (`descriptor-digest.ts`). Takes a pass over all bits. */
+  hydratedDigest(): string {
+    const digest = new BitsDigest();
+    const words = new Uint8Array(WORDS_PER_ARRAY_BLOCK * 8);
+    for (let first = 0, key = 0; first < this.regionCount; first += BITS_PER_ARRAY_BLOCK, key++) {
+      const piece = words.subarray(0, wordsInArrayBlock(key, wordCountOf(this.regionCount)) * 8);
+      this.#hydrated.store(first, piece);
+      digest.add(key, piece);
+    }
+    return digest.toString();
   }
 
   /** The runs of hydrated regions, ascending, as of the moment each is asked for. */
@@ -376,7 +396,7 @@ function checkCounts(spaceMap: SpaceMap, superblock: Superblock, layout: BitsetL
         count === 0
           ? `Block ${block} of "${name}" is in use, but the space map calls it free`
           : `Block ${block} of "${name}" is used twice`,
-        { block, hint: "Rebuild the metadata before anything more is written to it." },
+        { block, hint: "`clone repair` makes its counts anew; nothing is to be written to it before." },
       );
     }
     seen[block] = 1;

@@ -45,6 +45,9 @@ export interface SettledState {
   superblock: string;
   /** Digests of samples of what it holds in hydrated regions, where nothing else tells it from another of its size. */
   sample?: string;
+  /** How many regions were hydrated then, and the digest of which (`descriptor-digest.ts`). */
+  hydratedRegions?: number;
+  hydratedDigest?: string;
 }
 
 /** The destination. */
@@ -167,6 +170,8 @@ export function descriptorFromJson(value: unknown, geometry: Geometry): Descript
     settled.text("mtimeNs", MAX_TEXT_BYTES);
     settled.text("superblock", MAX_TEXT_BYTES);
     if (settled.has("sample")) settled.text("sample", MAX_FOREIGN_TEXT_BYTES);
+    if (settled.has("hydratedRegions")) settled.integer("hydratedRegions", geometry.regionCount);
+    if (settled.has("hydratedDigest")) settled.text("hydratedDigest", MAX_TEXT_BYTES);
   }
   for (const name of ["blank", "alone"]) if (top.has(name)) top.boolean(name);
   if (top.has("acceptedChange")) top.text("acceptedChange", MAX_TEXT_BYTES);

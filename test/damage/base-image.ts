@@ -83,7 +83,14 @@ async function ownImage(seed: number, random: SeededRandom): Promise<BaseImage> 
   });
   if (descriptor !== null) {
     const store = await DescriptorStore.open(device, { geometry, blockCount });
-    await store.write({ ...descriptor, served: true });
+    await using metadata = await CloneMetadata.open(device, { readOnly: true });
+    const settled = {
+      mtimeNs: "1",
+      superblock: base.bytes.subarray(0, 4).toString("hex"),
+      hydratedRegions: metadata.hydratedCount,
+      hydratedDigest: metadata.hydratedDigest(),
+    };
+    await store.write({ ...descriptor, served: true, destination: { ...descriptor.destination, settled } });
     base.bytes = await contentOf(device);
   }
   return base;

@@ -11,9 +11,10 @@
  * hydrated that is not.
  */
 import { CloneError } from "../../src/base/errors.ts";
+import { refuseOtherBits } from "../../src/clone/settled-bits.ts";
 import { type CheckReport, checkMetadata, formatFinding } from "../../src/metadata/check.ts";
 import { CloneMetadata } from "../../src/metadata/clone-metadata.ts";
-import { DESCRIPTOR_BYTES } from "../../src/metadata/descriptor.ts";
+import { DESCRIPTOR_BYTES, DescriptorStore } from "../../src/metadata/descriptor.ts";
 import { dumpMetadata } from "../../src/metadata/dump.ts";
 import { metadataByteLength } from "../../src/metadata/metadata-size.ts";
 import { planRepair, type RepairRequest, writeRepaired } from "../../src/metadata/repair.ts";
@@ -115,6 +116,13 @@ export class Judgement {
       if (report.ok && report.facts?.hydratedRegions !== metadata.hydratedCount) {
         throw new Violation(`check counts ${report.facts?.hydratedRegions} hydrated, open ${metadata.hydratedCount}`);
       }
+      const place = { geometry: metadata.geometry, blockCount: metadata.totalBlocks };
+      const descriptor = (await DescriptorStore.open(device, place)).read();
+      const refused = await refuseOtherBits(device, metadata, descriptor).then(
+        () => false,
+        () => true,
+      );
+      if (refused !== (report.bitsRefuted ?? false)) throw new Violation("check and clone differ about what was left");
       this.#explain("open", ranges);
       return ranges;
     } catch (error) {

@@ -73,6 +73,7 @@ test("checkMetadata() finds nothing in a sound image of two levels", async () =>
       regionSize: 4096,
       regions: REGIONS,
       hydratedRegions: 36,
+      hydratedDigest: "9b084a88498f11a9ba1cb9a0c6f0f7fc",
       totalBlocks: 64,
       usedBlocks: 13,
       minimumBlocks: 24,
