@@ -5,6 +5,9 @@ import { commandText } from "../clone/command-text.ts";
 /** Begins a command whose words follow, as for nbdcopy and nbdinfo; what ends it. */
 const [OPENING, CLOSING] = ["[", "]"];
 
+/** Options that yargs would take for what it keeps itself: arguments as `_`, the program's name as `$0`. */
+const OF_THE_PARSER = /^--(_|\$0)(=|$)|^-[^-=]*[_$]/;
+
 /** The first argument that is no option: the command. */
 export function firstWord(args: string[]): string | undefined {
   return args.find((arg) => !arg.startsWith("-"));
@@ -20,6 +23,8 @@ export function prepareArguments(given: string[]): string[] {
   const options = args
     .slice(0, end)
     .map((arg, index) => (arg === "--watch" && !/^\d+$/.test(args[index + 1] ?? "") ? "--watch=2" : arg));
+  const own = options.find((arg) => OF_THE_PARSER.test(arg));
+  if (own !== undefined) throw new UsageError(`Cannot understand ${own.replace(/=.*/s, "")}: there is no such option`);
   const paths = args.slice(end + 1).map((path) => (path.startsWith("-") ? `./${path}` : path));
   return [...options, ...paths];
 }

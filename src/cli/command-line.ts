@@ -159,6 +159,7 @@ function buildParser(args: string[]): Argv {
     .locale("en")
     .parserConfiguration({
       "camel-case-expansion": false,
+      "dot-notation": false,
       "duplicate-arguments-array": false,
       "parse-numbers": false,
       "boolean-negation": false,

@@ -42,3 +42,18 @@ describe("prepareArguments()", () => {
     expect(prepareArguments(["create", "./[", "x"])).toEqual(["create", "./[", "x"]);
   });
 });
+
+test.each([
+  ["--_=x", "--_"],
+  ["-_", "-_"],
+  ["-v_", "-v_"],
+  ["--$0=x", "--$0"],
+])(
+  "%s, which the parser keeps for itself, is no option (fuzz, seed 31, message 172 of command-lines)",
+  (argument, shown) => {
+    expect(() => prepareArguments(["status", "x", argument])).toThrow(
+      `Cannot understand ${shown}: there is no such option`,
+    );
+    expect(prepareArguments(["status", "--", argument])).toEqual(["status", `./${argument}`]);
+  },
+);
