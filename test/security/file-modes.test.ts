@@ -69,9 +69,10 @@ describe("A new clone", () => {
 });
 
 describe("A server", () => {
-  test.for([0o000, 0o077])(
-    "makes sockets for its user alone under umask %o, and nothing that others write",
-    async (umask) => {
+  test.for(["000", "077"])(
+    "makes sockets for its user alone under umask %s, and nothing that others write",
+    async (octal) => {
+      const umask = Number.parseInt(octal, 8);
       await using directory = await scratchDirectory();
       const cwd = directory.path;
       await randomFile(join(cwd, "source.img"), SIZE);

@@ -24,18 +24,18 @@ describe("readCredentialFile()", () => {
   });
 
   test.for([
-    [0o600, false, false],
-    [0o640, false, true],
-    [0o640, true, false],
-    [0o604, true, true],
-    [0o644, false, true],
+    ["600", false, false],
+    ["640", false, true],
+    ["640", true, false],
+    ["604", true, true],
+    ["644", false, true],
   ] as const)(
-    "tells of a secret of mode %o that others can read; its group may: %s",
+    "tells of a secret of mode %s that others can read; its group may: %s",
     async ([mode, groupMayRead, told]) => {
       await using directory = await scratchDirectory();
       const path = join(directory.path, "secret");
       await writeFile(path, "hunter2");
-      await chmod(path, mode);
+      await chmod(path, Number.parseInt(mode, 8));
       const sentences: string[] = [];
       await readCredentialFile(path, { groupMayRead, onExposed: (sentence) => sentences.push(sentence) });
       expect(sentences.length).toBe(told ? 1 : 0);

@@ -113,6 +113,21 @@ describe("Handshake", () => {
     });
 
     test.for([
+      "../disk",
+      "disk/../disk",
+      "./disk",
+      "/dev/sda",
+      "disk\n",
+      "\u001b]0;x\u0007",
+      "DISK",
+      "disk ",
+      "*",
+      "%64isk",
+    ])("the name of an export is a word, and no path or pattern: %j is unknown", (name) => {
+      expect(answer(handshake(), Option.go, encodeInfoRequest(name, [])).types).toEqual([errUnknown]);
+    });
+
+    test.for([
       ["empty", ""],
       ["too short for the name", "000000056469736b"],
       ["without the count", "000000046469736b"],

@@ -395,6 +395,22 @@ describe("Connections", () => {
     expect(idleToo.socket.destroyed).toBe(false);
   });
 
+  test("whose client has said goodbye, and does not go, are ended in time", async () => {
+    const clock = new ManualClock();
+    await using served = await testServer({ clock, limits: { closeMs: 3000 } });
+    // Its side of the stream stays open when ours has ended.
+    await using client = new NbdClient(connect({ path: served.path, allowHalfOpen: true }));
+    await client.greet();
+    await client.negotiate({});
+    await until(() => clock.sleeping === 1); // the handshake is over: only stalling clients are looked for
+    client.send(requestBytes({ type: Command.disconnect, cookie: 1 }));
+    await until(() => clock.sleeping === 2);
+    await clock.advance(2999);
+    expect(served.server.connections).toBe(1);
+    await clock.advance(1);
+    await until(() => served.server.connections === 0);
+  });
+
   test("by the thousand disturb nobody", async () => {
     await using served = await testServer();
     await using client = await NbdClient.go(served);
