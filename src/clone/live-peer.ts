@@ -96,7 +96,9 @@ async function placesOf(name: string): Promise<Place[]> {
   const uid = process.geteuid?.() ?? 0;
   const owner = Number(stats.uid);
   const users = uid === 0 ? [0, owner] : [uid];
-  const metadata = { path: await realpath(path), identity };
+  const real = await realpath(path).catch(absent);
+  if (real === undefined) return [];
+  const metadata = { path: real, identity };
   const id = metadataId(identity);
   const places = controlPaths(metadata, { runtimeDirectory: process.env.XDG_RUNTIME_DIR, userIds: users }).map(
     (socket): Place => ({ path: socket, isMeant: (status) => status.metadata.id === id }),
@@ -130,8 +132,7 @@ function isObject(value: unknown): boolean {
   return typeof value === "object" && value !== null;
 }
 
-/** What is not there, or not for us to see, is no place. */
+/** What is not there, or cannot be seen, is no place; whoever opens the metadata instead says what is wrong. */
 function absent(error: unknown): undefined {
-  if (["ENOENT", "EACCES", "EPERM", "ENOTDIR", "ELOOP"].includes(errnoOf(error) ?? "")) return undefined;
-  throw error;
+  if (errnoOf(error) === undefined) throw error;
 }

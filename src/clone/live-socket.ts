@@ -67,9 +67,12 @@ async function bind(server: ControlServer, path: string): Promise<LiveSocket> {
   await server.listen(own, () => renameSync(own, path));
   const bound = lstatSync(path, { bigint: true });
   const close = async (): Promise<void> => {
-    const standing = await lstat(path, { bigint: true }).catch(absent);
-    if (standing !== undefined && isSameFile(standing, bound)) await unlink(path).catch(leftBehind);
-    await server.close();
+    try {
+      const standing = await lstat(path, { bigint: true }).catch(leftBehind);
+      if (standing !== undefined && isSameFile(standing, bound)) await unlink(path).catch(leftBehind);
+    } finally {
+      await server.close(); // or the process never ends
+    }
   };
   return { path, close, [Symbol.asyncDispose]: close };
 }
@@ -92,12 +95,7 @@ async function refuseTaken(path: string): Promise<void> {
   if (found === "answered") throw new CloneError("failed", "another process answers there");
 }
 
-/** A socket that cannot be removed is one that the next process replaces. */
-function leftBehind(error: unknown): void {
+/** A socket that cannot be removed, or not even looked at, is one that the next process replaces. */
+function leftBehind(error: unknown): undefined {
   if (errnoOf(error) === undefined) throw error;
-}
-
-function absent(error: unknown): undefined {
-  if (errnoOf(error) === "ENOENT") return undefined;
-  throw error;
 }

@@ -1,6 +1,6 @@
 /** Opens and locks the metadata that a name means, without reading it. */
 import { stat } from "node:fs/promises";
-import { CloneError, errnoOf } from "../base/errors.ts";
+import { CloneError, DeviceError, errnoOf } from "../base/errors.ts";
 import { FileDevice } from "../device/file-device.ts";
 import { isSameFile, statDescriptor } from "../device/file-identity.ts";
 import { refuseClaimed, refuseInUse } from "../device/in-use.ts";
@@ -53,8 +53,10 @@ export async function openMetadata(name: string, access: MetadataAccess): Promis
 /** Whether the path that a device was opened by still names it. @throws {DeviceError} */
 export async function isStillThere(device: FileDevice): Promise<boolean> {
   const named = await stat(device.path, { bigint: true }).catch((error: unknown) => {
-    if (errnoOf(error) === "ENOENT") return undefined;
-    throw error;
+    const errno = errnoOf(error);
+    if (errno === "ENOENT") return undefined;
+    if (errno === undefined) throw error;
+    throw new DeviceError(`Cannot look at "${device.path}": ${errno}`, { errno, cause: error });
   });
   return named !== undefined && isSameFile(named, await statDescriptor(device.fd, { bigint: true }));
 }

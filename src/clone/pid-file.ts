@@ -69,8 +69,7 @@ async function removeFile(path: string): Promise<void> {
   });
 }
 
-/** What is not there any more is not ours to remove, nor what we may not look at. */
+/** What is not there any more is not ours to remove, nor what we cannot look at; to put another in its place says why not. */
 function absent(error: unknown): undefined {
-  if (["ENOENT", "EACCES", "EPERM", "ENOTDIR", "EROFS"].includes(errnoOf(error) ?? "")) return undefined;
-  throw error;
+  if (errnoOf(error) === undefined) throw error;
 }

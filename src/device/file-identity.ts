@@ -4,6 +4,8 @@ import * as fs from "node:fs";
 import { readFile, realpath } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { promisify } from "node:util";
+import { errnoOf } from "../base/errors.ts";
+import { ioError } from "./io-error.ts";
 
 /** What identifies a file or block device. All of it is JSON; compare with `===`. */
 export interface FileIdentity {
@@ -79,8 +81,23 @@ export async function blockDeviceZeroesFast(rdev: string): Promise<boolean> {
   return Number((await sysfsAttribute(disk, "queue/write_zeroes_max_bytes")) ?? 0) > 0;
 }
 
-/** Status of an open file. Its numbers are bigints: inodes and times exceed 2^53. */
-export const statDescriptor = promisify(fs.fstat) as (fd: number, options: { bigint: true }) => Promise<BigIntStats>;
+const fstat = promisify(fs.fstat) as (fd: number, options: { bigint: true }) => Promise<BigIntStats>;
+const readlink = promisify(fs.readlink);
+
+/**
+ * Status of an open file. Its numbers are bigints: inodes and times exceed 2^53.
+ * @throws {DeviceError} where the file system does not tell it: one that has gone down does not
+ */
+export async function statDescriptor(fd: number, options: { bigint: true }): Promise<BigIntStats> {
+  try {
+    return await fstat(fd, options);
+  } catch (cause) {
+    const errno = errnoOf(cause);
+    if (errno === undefined) throw cause;
+    const link = `/proc/self/fd/${fd}`;
+    throw ioError({ verb: "look at", name: await readlink(link).catch(() => link), errno, cause, away: false });
+  }
+}
 
 async function blockDeviceSerial(rdev: string): Promise<string | undefined> {
   const directory = await sysfsDirectory(rdev);
