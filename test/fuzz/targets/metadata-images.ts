@@ -110,6 +110,9 @@ const VALUES = [
   ],
   ...[
     "4294967296",
+    "8589934592",
+    "17179869184",
+    "274877906944",
     "17592186044415",
     "9007199254740991",
     "9007199254740993",
@@ -119,10 +122,9 @@ const VALUES = [
 ];
 
 function blow(random: SeededRandom, image: MetadataImage): Blow {
-  // Blocks in use come first, and they matter most.
-  const block = random.oneIn(4)
-    ? random.integer(0, image.blockCount - 1)
-    : random.integer(0, Math.min(9, image.blockCount - 1));
+  // Blocks in use matter most, and of them the superblock.
+  const last = random.oneIn(4) ? image.blockCount - 1 : Math.min(9, image.blockCount - 1);
+  const block = random.oneIn(4) ? 0 : random.integer(0, last);
   const type = typeOf(image, block);
   const kind = random.integer(0, 11);
   if (kind === 0) return { kind: "flip", block, bit: random.integer(0, BLOCK * 8 - 1) };
