@@ -1,30 +1,23 @@
 /** Commands that are killed at each of their system calls: what they need, and what must hold whatever they have done of it. */
 import { existsSync } from "node:fs";
-import { readdir, readFile, stat } from "node:fs/promises";
+import { readdir, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { expect } from "vitest";
-import { allocatedBytes, randomFile, sparseFile } from "../support/files.ts";
+import { allocatedBytes, randomFile } from "../support/files.ts";
 import { clone, cloneOk, oneJson } from "../support/run-clone.ts";
+import {
+  created,
+  expectCopy,
+  expectNames,
+  expectTrue,
+  hydrated,
+  type KilledCommand,
+  QUIET,
+  SIZE,
+  source,
+} from "./command-surroundings.ts";
 
-const KIB = 1024;
-const MIB = 1024 * KIB;
-/** Regions that are not whole at the end, and sectors neither. */
-const SIZE = 3 * MIB + 5 * KIB + 100;
-const REGION = 65536;
-
-/** A command and its surroundings. */
-export interface KilledCommand {
-  name: string;
-  args: readonly string[];
-  /** Makes what it needs in an empty directory; `bytes` is what the source holds. */
-  prepare(cwd: string): Promise<Buffer>;
-  /** Looks at what the killed command has left, does it again, and looks at what came of it. */
-  settle(cwd: string, bytes: Buffer): Promise<void>;
-}
-
-const QUIET = ["--progress", "none"] as const;
-
-/** All of them. */
+/** Those that make, use and end clones. */
 export const KILLED_COMMANDS: readonly KilledCommand[] = [
   { name: "create", args: ["create", "disk.img", "copy.img"], prepare: source, settle: settleCreation },
   {
@@ -68,51 +61,6 @@ export const KILLED_COMMANDS: readonly KilledCommand[] = [
   { name: "copy", args: ["copy", "disk.img", "copy.img", ...QUIET], prepare: source, settle: settleCopy },
   { name: "delete", args: ["delete", "copy.img", "--yes"], prepare: hydrated, settle: settleDeletion },
 ];
-
-async function source(cwd: string): Promise<Buffer> {
-  const bytes = await sparseFile(join(cwd, "disk.img"), SIZE, [
-    [0, MIB],
-    [2 * MIB, SIZE - 2 * MIB],
-  ]);
-  return bytes;
-}
-
-async function created(cwd: string, ...more: string[]): Promise<Buffer> {
-  const bytes = await source(cwd);
-  await cloneOk(["create", "disk.img", "copy.img", ...more], { cwd });
-  return bytes;
-}
-
-async function hydrated(cwd: string): Promise<Buffer> {
-  const bytes = await created(cwd);
-  await cloneOk(["hydrate", "copy.img", ...QUIET], { cwd });
-  return bytes;
-}
-
-/** Fails where a name stands in the directory that matches none of these. */
-async function expectNames(cwd: string, ...names: string[]): Promise<void> {
-  const strange = (await readdir(cwd)).filter((name) => !names.includes(name));
-  expect(strange, "left behind").toEqual([]);
-}
-
-/** The metadata is sound, and what it calls hydrated is there. */
-async function expectTrue(cwd: string, bytes: Buffer): Promise<void> {
-  const checked = oneJson(await cloneOk(["check", "copy.img.clone", "--json"], { cwd }));
-  expect(checked).toEqual({ ok: true, fatal: [], warnings: [] });
-  const { hydrated } = oneJson<{ hydrated: [number, number][] }>(
-    await cloneOk(["dump", "copy.img.clone", "--json"], { cwd }),
-  );
-  const copy = await readFile(join(cwd, "copy.img"));
-  for (const [start, end] of hydrated) {
-    const [from, to] = [start * REGION, Math.min(end * REGION, bytes.length)];
-    expect(Buffer.compare(copy.subarray(from, to), bytes.subarray(from, to)), `regions [${start}, ${end})`).toBe(0);
-  }
-}
-
-async function expectCopy(cwd: string, bytes: Buffer): Promise<void> {
-  const copy = await readFile(join(cwd, "copy.img"));
-  expect(Buffer.compare(copy.subarray(0, bytes.length), bytes), "the copy").toBe(0);
-}
 
 async function settleCreation(cwd: string, bytes: Buffer): Promise<void> {
   await expectNames(cwd, "disk.img", "copy.img", "copy.img.clone");

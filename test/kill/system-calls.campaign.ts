@@ -5,8 +5,10 @@ import { afterAll, expect, test } from "vitest";
 import { missingPrograms } from "../support/needs.ts";
 import { seededRandom } from "../support/random.ts";
 import { scratchDirectory, withReason } from "../support/scratch.ts";
+import type { KilledCommand } from "./command-surroundings.ts";
 import { killCampaign, Tally } from "./kill-campaign.ts";
-import { KILLED_COMMANDS, type KilledCommand } from "./killed-commands.ts";
+import { KILLED_COMMANDS } from "./killed-commands.ts";
+import { KILLED_REPAIRS } from "./killed-repairs.ts";
 import { type CallPoint, findCallPoints, runUntil } from "./system-call-trace.ts";
 
 const campaign = killCampaign();
@@ -23,7 +25,7 @@ test.skipIf((wanted === 0 && !takesAll) || missing !== undefined)(
   withReason("whatever call a command is killed at, nothing half-made is left, and the next one ends well", missing),
   async () => {
     const all: { command: KilledCommand; point: CallPoint }[] = [];
-    for (const command of KILLED_COMMANDS) {
+    for (const command of [...KILLED_COMMANDS, ...KILLED_REPAIRS]) {
       await using place = await scratchDirectory();
       await command.prepare(place.path);
       for (const point of await findCallPoints(command.args, place.path)) all.push({ command, point });
