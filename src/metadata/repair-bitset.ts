@@ -9,7 +9,7 @@ import type { BlockReferences } from "./check-references.ts";
 import { FindingList } from "./check-report.ts";
 import { TreeChecker } from "./check-tree.ts";
 import { RegionBitmap } from "./region-bitmap.ts";
-import { arrayBlockCount, bitsOf, REGIONS_PER_BLOCK, wordsIn, wordsUnder } from "./repair-array.ts";
+import { arrayBlockCount, bitsOf, REGIONS_PER_BLOCK, regionsUnder, wordsIn, wordsUnder } from "./repair-array.ts";
 
 /** In place of a block number: the tree has no such key that can be reached; a sound leaf names a block that is of no use. */
 const UNREACHED = -1;
@@ -24,11 +24,14 @@ export class ProvenBits {
   readonly hydrated: RegionBitmap;
   /** Array block of each key; negative where it is lost. */
   readonly #blocks: Int32Array;
+  /** The block that a sound leaf names under each key, of use or not; negative where none does. */
+  readonly #named: Int32Array;
 
   constructor(geometry: Geometry) {
     this.geometry = geometry;
     this.hydrated = new RegionBitmap(geometry.regionCount);
     this.#blocks = new Int32Array(arrayBlockCount(geometry)).fill(UNREACHED);
+    this.#named = Int32Array.from(this.#blocks);
   }
 
   /** Walks the tree at `root` and reads all it leads to. @throws the signal's reason */
@@ -83,6 +86,32 @@ export class ProvenBits {
     this.prove(key, bitsOf(block, wordsUnder(key, this.geometry)));
   }
 
+  /** The block that a sound leaf names under a key, whatever stands there; undefined where none does. */
+  placeOf(key: number): number | undefined {
+    const block = this.#named[key] ?? UNREACHED;
+    return block < 0 ? undefined : block;
+  }
+
+  /** The bits of a key, as far as they are proved. A copy. */
+  bitsOf(key: number): Uint32Array {
+    const bits = new Uint32Array(2 * wordsUnder(key, this.geometry));
+    this.hydrated.store(key * REGIONS_PER_BLOCK, new Uint8Array(bits.buffer));
+    return bits;
+  }
+
+  /** Takes these for the bits of a key, which is then not lost any more. */
+  replace(key: number, bits: Uint32Array): void {
+    this.lose(key);
+    this.prove(key, bits);
+    this.#blocks[key] = 0; // no array block's number
+  }
+
+  /** Nothing of a key is proved. */
+  lose(key: number): void {
+    this.hydrated.clearRange(regionsUnder(key, key + 1, this.geometry));
+    this.#blocks[key] = USELESS;
+  }
+
   #keysThat(holds: (block: number) => boolean): number[] {
     const keys: number[] = [];
     this.#blocks.forEach((block, key) => {
@@ -103,6 +132,7 @@ export class ProvenBits {
         const refused = references.enter(block);
         if (refused !== null) twice.add(block);
         this.#blocks[key] = refused === null ? block : USELESS;
+        if (refused === null) this.#named[key] = block;
       },
       onLost: () => {},
       describeLoss: () => "",

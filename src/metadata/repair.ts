@@ -8,14 +8,17 @@
  *     own number, shape. This is all that the kernel itself goes by.
  *  2. The space map of the same commit calls the array block in use, the counts add up, and it cannot be another key's
  *     (`repair-in-use.ts`).
- *  3. The finalize record says that the destination is complete.
+ *  3. The descriptor's digest of the bits of this very state demands it (`repair-digest.ts`); where it does not fit, nothing
+ *     is believed.
+ *  4. Two older blocks of metadata that was blank when formatted have it, which can be no other key's (`repair-older.ts`).
+ *  5. The finalize record says that the destination is complete.
  *
  * A region without such proof is unknown, and is never called hydrated by itself: it would read as whatever the destination
  * held before. Nor is it called unhydrated by itself, since it would be copied again over what a client may have written,
  * unless the descriptor proves that no client ever did. What is left is for `compare` to find equal on both sides, when it
  * may be called either, and for the user to decide.
  *
- * Not proof, however sound it looks, is what lies in free space: formatting does not wipe a device, array blocks do not say
+ * No proof by itself, however sound it looks, is what lies in free space: formatting does not wipe a device, array blocks do not say
  * whose and for which regions they are, and their places are used again.
  */
 
@@ -26,13 +29,14 @@ import { BlockReader } from "./check-blocks.ts";
 import { BlockReferences } from "./check-references.ts";
 import { type CheckReport, FindingList } from "./check-report.ts";
 import { checkSuperblock } from "./check-superblock.ts";
-import type { Descriptor } from "./descriptor.ts";
+import type { Descriptor, SettledState } from "./descriptor.ts";
 import { formattedSuperblock, writeFormatted } from "./format-image.ts";
 import { minimumBlockCount, recommendedBlockCount } from "./metadata-size.ts";
 import { RegionBitmap } from "./region-bitmap.ts";
 import { regionsUnder } from "./repair-array.ts";
 import { ProvenBits } from "./repair-bitset.ts";
 import { geometryOf, readDescriptor } from "./repair-descriptor.ts";
+import { type DigestRequest, proveByDigest } from "./repair-digest.ts";
 import { findInUse } from "./repair-in-use.ts";
 import { salvageOlder } from "./repair-older.ts";
 import type {
@@ -90,7 +94,7 @@ export async function planRepair(device: BlockDevice, request: RepairRequest = {
   if ("reason" in live) return { ok: false, ...account, ...live };
 
   const { geometry } = live;
-  const { proven, unknown } = before.bitsRefuted ? refuted(geometry) : await findBits(reader, live, account);
+  const { proven, unknown } = await findBits(reader, live, account);
   account.exact.push(...describeFindings(before));
   const isExact = unknown.nextSet(0) === unknown.size;
   if (!isExact) await decide({ proven, unknown, live }, account, request);
@@ -114,13 +118,6 @@ export async function writeRepaired(
   { isBlank = false }: { isBlank?: boolean } = {},
 ): Promise<void> {
   await writeFormatted(device, { geometry, blockCount, bits, descriptor, isBlank });
-}
-
-/** Sound blocks that together do not say what the clone was left with: which of them is another's cannot be told. */
-function refuted(geometry: Geometry): { proven: ProvenBits; unknown: RegionBitmap } {
-  const unknown = new RegionBitmap(geometry.regionCount);
-  unknown.setRange({ start: 0, end: geometry.regionCount });
-  return { proven: new ProvenBits(geometry), unknown };
 }
 
 function newAccount(before: CheckReport): RepairAccount {
@@ -181,19 +178,18 @@ async function withoutSuperblock(
 /** Everything that is proved, and the regions of which nothing is. */
 async function findBits(
   reader: BlockReader,
-  { geometry, blockCount, roots, descriptor }: LiveState,
+  live: LiveState,
   account: RepairAccount,
 ): Promise<{ proven: ProvenBits; unknown: RegionBitmap }> {
+  const { geometry, blockCount, roots, descriptor } = live;
   const references = new BlockReferences(blockCount);
   const proven = new ProvenBits(geometry);
   const counts = roots && (await readCounts(reader, references, { blockCount, ...roots }));
   if (roots !== null) await proven.read(reader, references, roots.bitsetRoot);
 
-  const lost = proven.lostKeys;
-  const unknown = new RegionBitmap(lost.length === 0 ? 0 : geometry.regionCount);
-  for (const key of lost) unknown.setRange(regionsUnder(key, key + 1, geometry));
-  if (lost.length === 0) return { proven, unknown };
-  if (counts !== null) {
+  const unknown = new RegionBitmap(geometry.regionCount);
+  for (const key of proven.lostKeys) unknown.setRange(regionsUnder(key, key + 1, geometry));
+  if (counts !== null && proven.lostKeys.length > 0) {
     const { exactKeys, partlyKnownKeys } = await findInUse(reader, { counts, references, proven, unknown });
     if (exactKeys.length > 0) account.exact.push("The tree over the array blocks: made anew from the blocks in use");
     if (partlyKnownKeys.length > 0) {
@@ -202,9 +198,14 @@ async function findBits(
       );
     }
   }
-  if (descriptor?.blank === true && proven.lostKeys.length > 0) {
-    const survey = await BlockSurvey.take(reader, Math.min(blockCount, reader.blocksOnDevice));
-    for (const key of await salvageOlder(reader, survey, { proven, unknown, references })) {
+  let taken: Promise<BlockSurvey> | undefined;
+  const survey = (): Promise<BlockSurvey> => {
+    taken ??= BlockSurvey.take(reader, Math.min(blockCount, reader.blocksOnDevice));
+    return taken;
+  };
+  const isRefuted = await askDigest(reader, live, { proven, unknown, survey }, account);
+  if (!isRefuted && descriptor?.blank === true && proven.lostKeys.length > 0) {
+    for (const key of await salvageOlder(reader, await survey(), { proven, unknown, references })) {
       const { start, end } = regionsUnder(key, key + 1, geometry);
       account.salvaged.push(
         `Regions hydrated by earlier commits, of ${start} to ${end - 1}: two older blocks agree on them`,
@@ -212,6 +213,22 @@ async function findBits(
     }
   }
   return { proven, unknown };
+}
+
+/** Lets the digest that the descriptor records decide, where it is of this very state. Returns whether it refutes the bits. */
+async function askDigest(
+  reader: BlockReader,
+  { descriptor, checksum, geometry }: LiveState,
+  { proven, unknown, survey }: Pick<DigestRequest, "proven" | "unknown" | "survey">,
+  account: RepairAccount,
+): Promise<boolean> {
+  const settled = descriptor?.destination.settled;
+  if (settled == null || settled.superblock !== checksum) return false;
+  const verdict = await proveByDigest(reader, { settled, proven, unknown, survey });
+  if (verdict === "exact") account.exact.push("An array block: its bits are those that the recorded digest demands");
+  if (verdict !== "refuted") return false;
+  unknown.setRange({ start: 0, end: geometry.regionCount });
+  return true;
 }
 
 /** Decides on what nothing in the metadata proves; what it cannot decide stays unknown. */
@@ -265,17 +282,29 @@ function isNeverWritten({ descriptor, checksum }: LiveState): boolean {
 }
 
 /**
- * The descriptor for the new metadata. Where the destination was settled with the old superblock, and the bits are the same,
- * it is with the new one; with other bits it is as after a run that was cut off.
+ * The descriptor for the new metadata, above all what it records of the destination when the clone was left:
+ *
+ *     of the old superblock, the same bits      it is so with the new superblock
+ *     of an earlier one, as by the kernel's     stays so; of bits that may be fewer now, nothing is said
+ *     otherwise                                 as after a run that was cut off
  */
 function describeAnew(
   { descriptor, checksum, geometry }: LiveState,
   { blockCount, isExact }: { blockCount: number; isExact: boolean },
 ): Descriptor | null {
   const settled = descriptor?.destination.settled;
-  if (descriptor === null || settled == null || settled.superblock !== checksum) return descriptor;
-  const anew = isExact ? { ...settled, superblock: checksumText(formattedSuperblock({ geometry, blockCount })) } : null;
-  return { ...descriptor, destination: { ...descriptor.destination, settled: anew } };
+  if (descriptor === null || settled == null) return descriptor;
+  const anew = (state: SettledState | null): Descriptor => ({
+    ...descriptor,
+    destination: { ...descriptor.destination, settled: state },
+  });
+  if (checksum === settled.superblock) {
+    const superblock = checksumText(formattedSuperblock({ geometry, blockCount }));
+    return anew(isExact ? { ...settled, superblock } : null);
+  }
+  if (checksum === null) return anew(null);
+  const { hydratedRegions: _, hydratedDigest: __, ...rest } = settled;
+  return anew(isExact ? settled : rest);
 }
 
 /** As many blocks as before, or more where these were too few for a clone of this size. */

@@ -72,7 +72,9 @@ async function make({ regions, commits, spareBlocks, descriptor: kind }: History
   const bytes = new Uint8Array(device.size);
   await device.read(0, bytes);
   if (descriptor !== null && kind !== "blank") {
-    const settled = { mtimeNs: "0", superblock: Buffer.from(bytes.subarray(0, 4)).toString("hex") };
+    const bits = { hydratedRegions: metadata.hydratedCount, hydratedDigest: metadata.hydratedDigest() };
+    const superblock = Buffer.from(bytes.subarray(0, 4)).toString("hex");
+    const settled = { mtimeNs: "0", superblock, ...(spareBlocks % 2 === 0 ? bits : {}) };
     const store = await DescriptorStore.open(device, { geometry, blockCount });
     await store.write({ ...descriptor, destination: { ...descriptor.destination, settled } });
     await device.read(0, bytes);

@@ -6,7 +6,7 @@ import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { CloneMetadata } from "../../../src/metadata/clone-metadata.ts";
 import { DESCRIPTOR_BYTES, type Descriptor, DescriptorStore } from "../../../src/metadata/descriptor.ts";
 import { writeFormatted } from "../../../src/metadata/format-image.ts";
-import { planRepair, type RepairPlan, type RepairRequest } from "../../../src/metadata/repair.ts";
+import { planRepair, type RepairPlan, type RepairRequest, writeRepaired } from "../../../src/metadata/repair.ts";
 import { flipBit, MetadataImage } from "../../support/metadata-image.ts";
 
 const BLOCK = 4096;
@@ -59,11 +59,18 @@ async function clone(
 }
 
 /** Records in the descriptor that the program has let go of the clone. */
-async function settle(device: MemoryDevice, geometry: Geometry, changes: Partial<Descriptor> = {}): Promise<void> {
+async function settle(
+  device: MemoryDevice,
+  geometry: Geometry,
+  changes: Partial<Descriptor> = {},
+  { hasDigest = false } = {},
+): Promise<void> {
   const image = await imageOf(device);
   const store = await DescriptorStore.open(device, { geometry, blockCount: image.get64(0, 44) });
   const descriptor = store.read() as Descriptor;
-  const settled = { mtimeNs: "0", superblock: image.bytes.subarray(0, 4).toString("hex") };
+  const metadata = await CloneMetadata.open(device, { readOnly: true });
+  const bits = hasDigest ? { hydratedRegions: metadata.hydratedCount, hydratedDigest: metadata.hydratedDigest() } : {};
+  const settled = { mtimeNs: "0", superblock: image.bytes.subarray(0, 4).toString("hex"), ...bits };
   await store.write({ ...descriptor, ...changes, destination: { ...descriptor.destination, settled } });
 }
 
@@ -235,4 +242,72 @@ test("planRepair() names the backup where a repair in place was cut off", async 
   const image = await imageOf(await clone(ONE_KEY, growing([10])));
   image.block(0).fill(0).write("dmclone: a repair in place was cut off; backup: /srv/a b\n");
   expect(await plan(image)).toMatchObject({ ok: false, hint: expect.stringContaining('"/srv/a b"') });
+});
+
+/** A served clone of three array blocks with scattered bits, left behind with a digest. */
+async function withDigest(commits: RegionRange[][]): Promise<{ image: MetadataImage; truth: [number, number][] }> {
+  const device = await clone(THREE_KEYS, commits, { descriptor: descriptorOf(THREE_KEYS, { blank: false }) });
+  await settle(device, THREE_KEYS, { served: true }, { hasDigest: true });
+  const image = await imageOf(device);
+  return { image, truth: image.hydratedRanges() };
+}
+
+const SCATTERED: RegionRange[][] = [
+  [{ start: 0, end: 3 }],
+  [
+    { start: 70, end: 90 },
+    { start: PER_KEY + 100, end: PER_KEY + 700 },
+  ],
+  [
+    { start: 2 * PER_KEY + 5, end: 2 * PER_KEY + 900 },
+    { start: 500, end: 501 },
+  ],
+];
+
+test.for<[string, (image: MetadataImage, array: number) => void]>([
+  ["one bit of it", (image, array) => flipBit(image, array)],
+  ["one bit that is set", (image, array) => flipBit(image, array, 24)],
+  ["its header", (image, array) => image.block(array).fill(0xee, 0, 24)],
+])("planRepair() knows an array block again by the digest where %s was hit", async ([, strike]) => {
+  for (const key of [0, 1, 2]) {
+    const { image, truth } = await withDigest(SCATTERED);
+    strike(image, image.arrayBlocks()[key] as number);
+    const planned = await plan(image);
+    expect(hydrated(planned)).toEqual(truth);
+    expect(planned.unknown).toEqual([]);
+  }
+});
+
+test("planRepair() knows a zeroed array block again that was hydrated in order, and keeps the state settled", async () => {
+  const { image, truth } = await withDigest(growing([10, PER_KEY + 77]));
+  image.block(image.arrayBlocks()[1] as number).fill(0);
+  const planned = await plan(image);
+  expect(hydrated(planned)).toEqual(truth);
+  if (!planned.ok) return;
+  const written = new MemoryDevice({ size: 64 * BLOCK + DESCRIPTOR_BYTES });
+  await writeRepaired(planned, written);
+  const superblock = (await imageOf(written)).bytes.subarray(0, 4).toString("hex");
+  expect(planned.descriptor?.destination.settled).toMatchObject({ superblock, hydratedRegions: PER_KEY + 77 });
+});
+
+test("planRepair() puts the true block in the place of an older one, by the digest", async () => {
+  const { image, truth } = await withDigest(SCATTERED);
+  const live = image.arrayBlocks()[0] as number;
+  const older = [...Array(64).keys()].find((block) => {
+    const isArray = block !== live && block > 5 && image.get32(block, 4) === 509 && image.get64(block, 16) === block;
+    return isArray && !image.arrayBlocks().includes(block);
+  }) as number;
+  const [now, then] = [Buffer.from(image.block(live)), Buffer.from(image.block(older))];
+  now.copy(image.block(older)); // so that the true bits are somewhere
+  then.copy(image.block(live));
+  image.seal(live, "array");
+  image.seal(older, "array");
+  expect(hydrated(await plan(image))).toEqual(truth);
+});
+
+test("planRepair() believes none of the blocks where the digest refutes them and fits nothing else", async () => {
+  const { image } = await withDigest(SCATTERED);
+  image.edit(image.arrayBlocks()[0] as number, "array", (block) => block.fill(0xff, 24, 1000));
+  expect(await plan(image)).toMatchObject({ ok: false, unknown: [{ start: 0, end: THREE_KEYS.regionCount }] });
+  expect(hydrated(await plan(image, { assume: "unhydrated" }))).toEqual([]);
 });
