@@ -1,8 +1,8 @@
-// Processes race to the same clone, two to ten of them at once: to create, hydrate, serve, finalize, copy or delete it, or any of
+// Processes race to the same clone, two to ten of them at once: to create, hydrate, serve, finalize, copy, repair or delete it, or any of
 // that. One at most has it at a time: who comes second is refused in one line that names a racer, or, where the first one has done
 // and gone, told so. Whoever wins: what it did is whole, and nothing else is there.
 import { existsSync } from "node:fs";
-import { readdir, readFile } from "node:fs/promises";
+import { open, readdir, readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, expect, test } from "vitest";
 import { holds, randomFile } from "../support/files.ts";
@@ -29,6 +29,7 @@ const RACES: readonly Race[] = [
   finalizations,
   copies,
   deletions,
+  repairs,
   anything,
 ];
 
@@ -202,6 +203,23 @@ async function deletions(cwd: string, bytes: Buffer, random: SeededRandom): Prom
   expectRefusals(runs, racers, [1, 3]);
   await expectNames(cwd, "disk.img", "copy.img");
   expect(await holds(join(cwd, "copy.img"), bytes)).toBe(true);
+}
+
+/** Repairs in place: one does it, and keeps what stood there; whoever comes later finds nothing wrong. */
+async function repairs(cwd: string, bytes: Buffer, random: SeededRandom): Promise<void> {
+  await hydrated(cwd);
+  const metadata = join(cwd, "copy.img.clone");
+  const file = await open(metadata, "r+");
+  await file.write(Buffer.alloc(4096), 0, 4096, 0); // the superblock is lost; what is behind it tells what it was
+  await file.close();
+  const before = await readFile(metadata);
+  const racers = start(cwd, random, () => ["repair", "copy.img.clone", "--in-place"]);
+  const runs = await Promise.all(racers.map(({ done }) => done));
+  expect(winners(runs)).toBeGreaterThan(0);
+  expectRefusals(runs, racers, [1, 2]);
+  await expectNames(cwd, "disk.img", "copy.img", "copy.img.clone", "copy.img.clone.backup");
+  expect(Buffer.compare(await readFile(`${metadata}.backup`), before), "the backup").toBe(0);
+  await expectWhole(cwd, bytes);
 }
 
 /** Everything at once: whatever becomes of the clone, no byte of the copy is another than the source's. */
