@@ -7,15 +7,9 @@
 import { expect, test } from "vitest";
 import { campaign } from "../support/campaign.ts";
 import { mix, shownReport, simulate } from "../support/simulation.ts";
+import { NONE, OPTIONS } from "./options.ts";
 
-const NONE = 2 ** 40;
-const { seed, shard, share, option, report } = campaign({
-  states: 20_000,
-  replay: NONE,
-  generation: NONE,
-  cut: NONE,
-  subset: NONE,
-});
+const { seed, shard, share, option, report } = campaign(OPTIONS);
 /** After so many runs that go wrong the rest would not tell more. */
 const MOST_WRONG = 5;
 

@@ -9,7 +9,7 @@ import { join, resolve } from "node:path";
 
 const ROOT = resolve(import.meta.dirname, "../..");
 /** What a copy has of the repository, besides the packages. */
-const FOLDERS = ["src", "test/support", "test/sim"];
+const FOLDERS = ["src", "test/support", "test/sim", "test/fixtures"];
 
 /** A replacement of text in one file of `src`. */
 export interface Mutation {

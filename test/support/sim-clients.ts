@@ -119,9 +119,13 @@ async function send(
     }
     case "discard": {
       const { offset, length, fua } = request;
+      // Where it is as quick as a discard the clone zeroes; else what is discarded may be there as it was.
+      const zeroes = (await machine.destination.canZeroFast?.({ mayPunch: true })) === true;
+      const discard = () => device.discard(offset, length, { fua });
+      if (zeroes) return await changed(history, what, offset, Buffer.alloc(length), fua, discard);
       const change = history.begin(what, offset, Buffer.alloc(length));
       try {
-        await device.discard(offset, length, { fua });
+        await discard();
       } finally {
         history.end(change, { certain: false });
       }

@@ -92,6 +92,8 @@ export interface DiskHabits {
   immediate?: number;
   failWrite?: number;
   failFlush?: number;
+  /** Zeroing takes no longer than a discard. Default true. */
+  zeroesFast?: boolean;
   /** A flush is answered and makes nothing durable; so is FUA. */
   lies?: boolean;
 }
@@ -173,7 +175,7 @@ export class SimulatedDisk implements BlockDevice {
   }
 
   async canZeroFast(): Promise<boolean> {
-    return true;
+    return this.habits.zeroesFast !== false;
   }
 
   /** As a sparse file does: whole pages are gone, and read as zeros. */

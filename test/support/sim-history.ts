@@ -6,7 +6,7 @@
  *     change     begun ─────────── ended (certain, or not known) ─────────── durable
  *
  * At a cut a change is certain if it had succeeded and been durable by then. Allowed is every change begun by then, unless a certain
- * one was begun after its end. A discard is never certain, nor is what failed.
+ * one was begun after its end. What failed is never certain, nor is a discard that does not zero.
  */
 import { SECTOR, SparseImage } from "./sim-image.ts";
 

@@ -217,7 +217,7 @@ export function drawLife(random: SeededRandom, world: World, generation: number)
     ...(isFar && { link }),
     habits: {
       source: { latencyMs: random.integer(0, 150), failRead: faulty ? random.pick([0, 0.05, 0.2]) : 0, immediate: 0 },
-      destination: disk(random.pick([3, 60, 200])),
+      destination: { ...disk(random.pick([3, 60, 200])), zeroesFast: !random.oneIn(4) },
       metadata: disk(random.pick([3, 30, 200])),
     },
     clients,
