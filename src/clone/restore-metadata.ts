@@ -27,6 +27,7 @@ import { MAX_METADATA_BLOCKS } from "../persistent-data/space-map.ts";
 import { parsePath } from "./location.ts";
 import { exists } from "./metadata-file.ts";
 import { isStillThere } from "./open-metadata.ts";
+import { takeAfter } from "./take-after.ts";
 
 /** What to restore, and to where. */
 export interface RestoreRequest {
@@ -120,24 +121,6 @@ async function replaceFile(old: FileDevice, dump: RestoredDump): Promise<void> {
   await fill(file, dump);
   await takeAfter(file.device, old);
   await file.replace();
-}
-
-/** Whoever could use the old file can use the new one. */
-async function takeAfter(device: FileDevice, old: FileDevice): Promise<void> {
-  const { path } = old;
-  // By descriptor: the new file has no name to be changed by.
-  const own = `/proc/self/fd/${device.fd}`;
-  try {
-    const [was, is] = [await fs.stat(`/proc/self/fd/${old.fd}`), await fs.stat(own)];
-    if (was.uid !== is.uid || was.gid !== is.gid) await fs.chown(own, was.uid, was.gid);
-    await fs.chmod(own, was.mode % 0o10000);
-  } catch (cause) {
-    const errno = errnoOf(cause);
-    throw new DeviceError(`Cannot replace "${path}": its owner or mode cannot be given to the new file: ${errno}`, {
-      errno,
-      cause,
-    });
-  }
 }
 
 async function writeToDevice(device: FileDevice, dump: RestoredDump): Promise<void> {

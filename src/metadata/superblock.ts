@@ -100,7 +100,7 @@ export async function probeSuperblock(device: BlockDevice): Promise<SuperblockVe
       ? `The first block of "${name}" is zeroed, but metadata blocks follow it`
       : `"${name}" is not formatted: its first block is all zero`;
     const hint = orphans
-      ? "It held a clone whose superblock was lost. Do not create a new clone on it before trying to rebuild it."
+      ? "It held a clone whose superblock was lost. Do not create a new clone on it before `clone repair` was tried."
       : undefined;
     return { verdict: "unformatted", orphans, error: error(message, hint) };
   }
