@@ -1,7 +1,7 @@
 // I/O errors of each of the three devices in turn, over NBD and as a file of a file system, while a clone is hydrated and while
 // it is served. What cannot be done is said; a flush or a commit that fails ends all writing, and reads go on; nothing is ever
 // called hydrated that is not there. When the disk is well again the clone goes on, and its content is right.
-import { readFile, stat, truncate, writeFile } from "node:fs/promises";
+import { readdir, readFile, rm, stat, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect } from "vitest";
 import { campaign } from "../support/campaign.ts";
@@ -45,8 +45,8 @@ const mine = FAULTS.filter((_, index) => index % shards === shard);
 const nameOf = ({ device, form, request }: Fault): string =>
   `${request} of the ${device}, ${form === "nbd" ? "over NBD" : "a file"}`;
 
-/** A fresh clone, one device of which may fail. */
-async function clonePlace({ device, form, request }: Fault) {
+/** A fresh clone, one device of which may fail; `rate` percent of its requests do while it does. */
+async function clonePlace({ device, form, request }: Fault, rate = 100) {
   const place = await scratchDirectory();
   const cwd = place.path;
   const bytes = stampSectors(Buffer.alloc(SIZE), 0, 1);
@@ -60,17 +60,17 @@ async function clonePlace({ device, form, request }: Fault) {
   let disk: FailingDisk;
   let name = metadata;
   if (device === "source") {
-    disk = await failingDisk({ cwd, file: source, size: SIZE, form });
+    disk = await failingDisk({ cwd, file: source, size: SIZE, form, rate });
     await created(disk, ["create", disk.at, destination], cwd);
   } else if (device === "destination") {
     await writeFile(destination, "");
     await truncate(destination, SIZE);
-    disk = await failingDisk({ cwd, file: destination, size: SIZE, form, flushes });
+    disk = await failingDisk({ cwd, file: destination, size: SIZE, form, flushes, rate });
     await created(disk, ["create", source, disk.at, "--metadata", metadata, "--force"], cwd);
   } else {
     await cloneOk(["create", source, destination], { cwd });
     const { size } = await stat(metadata);
-    disk = await failingDisk({ cwd, file: metadata, size, form, flushes });
+    disk = await failingDisk({ cwd, file: metadata, size, form, flushes, rate });
     name = disk.at;
   }
   return {
@@ -132,6 +132,59 @@ describe("a hydration that meets", () => {
       }
       await cloneOk(["finalize", name, "--keep-metadata"], { cwd });
       expect(Buffer.compare(await readFile(join(cwd, "copy.img")), bytes)).toBe(0);
+      report({ "devices that failed": 1 });
+    });
+  }
+});
+
+describe("hydrations that meet, now and then,", () => {
+  for (const fault of mine.filter(({ request }) => request !== "flush")) {
+    testWith(needs, `errors of ${nameOf(fault)} end some day`, async () => {
+      await using place = await clonePlace(fault, 15);
+      const { cwd, disk, name, bytes } = place;
+      for (let run = 0, last = 0; run < 3; run++) {
+        await disk.fail(fault.request);
+        const args = ["hydrate", name, "--progress", "none", "--retry", "0", "--limit", "512K"];
+        const { code, stderr } = await clone(args, { cwd });
+        expect([0, 1, 5], stderr).toContain(code);
+        if (code !== 0) expect(stderr).toMatch(/EIO/);
+        expect(stderr).not.toMatch(/fault of the program/);
+        await disk.heal();
+        const hydrated = await expectSound(place);
+        expect(hydrated).toBeGreaterThanOrEqual(last);
+        last = hydrated;
+      }
+      await cloneOk(["hydrate", name, "--progress", "none"], { cwd });
+      await cloneOk(["finalize", name, "--keep-metadata"], { cwd });
+      expect(Buffer.compare(await readFile(join(cwd, "copy.img")), bytes)).toBe(0);
+      report({ "devices that failed": 1 });
+    });
+  }
+});
+
+describe("a clone that is made", () => {
+  for (const fault of mine.filter(({ device }) => device !== "metadata")) {
+    testWith(needs, `in spite of ${nameOf(fault)} is whole, or not there`, async () => {
+      await using place = await clonePlace(fault);
+      const { cwd, disk, bytes } = place;
+      const [source, destination] =
+        fault.device === "source" ? [disk.at, "second.img"] : [join(cwd, "disk.img"), disk.at];
+      const create = ["create", source, destination, "--metadata", "second.clone", "--force"];
+      await rm(join(cwd, "copy.img.clone"));
+      await disk.fail(fault.request);
+      const run = await clone(create, { cwd });
+      if (run.code !== 0) {
+        expectFailure(run, 1, /EIO/);
+        expect(await readdir(cwd)).not.toContain("second.clone");
+        expect(await readdir(cwd)).not.toContain("second.img");
+      }
+      await disk.heal();
+      if (run.code !== 0) await cloneOk(create, { cwd });
+      await cloneOk(["check", "second.clone"], { cwd });
+      await cloneOk(["hydrate", "second.clone", "--progress", "none"], { cwd });
+      await cloneOk(["finalize", "second.clone"], { cwd });
+      const copy = fault.device === "source" ? "second.img" : "copy.img";
+      expect(Buffer.compare(await readFile(join(cwd, copy)), bytes)).toBe(0);
       report({ "devices that failed": 1 });
     });
   }
