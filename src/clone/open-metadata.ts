@@ -4,6 +4,7 @@ import { CloneError, DeviceError, errnoOf } from "../base/errors.ts";
 import { FileDevice } from "../device/file-device.ts";
 import { isSameFile, statDescriptor } from "../device/file-identity.ts";
 import { refuseClaimed, refuseInUse } from "../device/in-use.ts";
+import { FADV_DONTNEED, fadvise } from "../device/libc.ts";
 import { acquireLock, type Lock } from "../device/lock.ts";
 import { parsePath } from "./location.ts";
 import { exists, findMetadata, metadataName } from "./metadata-file.ts";
@@ -61,6 +62,19 @@ export async function isStillThere(device: FileDevice): Promise<boolean> {
   return named !== undefined && isSameFile(named, await statDescriptor(device.fd, { bigint: true }));
 }
 
+/**
+ * Has what is in memory of a block device read anew. The kernel's clone writes past the page cache, and as long as anybody has the
+ * device open, what was read through it before stays there: bits of long ago.
+ * @throws {DeviceError}
+ */
+async function forgetCached({ fd, name, identity }: FileDevice): Promise<void> {
+  if (identity.rdev === undefined) return;
+  await fadvise(fd, 0, 0, FADV_DONTNEED).catch((cause: unknown) => {
+    const errno = errnoOf(cause);
+    throw new DeviceError(`Cannot read "${name}" anew: ${errno}`, { errno, cause });
+  });
+}
+
 async function openAndLock(path: string, access: MetadataAccess): Promise<AsyncDisposable & { device: FileDevice }> {
   const writes = access === "exclusive";
   const device = await FileDevice.open(path, { access: writes ? "read-write" : "read-only", direct: "off" });
@@ -77,6 +91,7 @@ async function openAndLock(path: string, access: MetadataAccess): Promise<AsyncD
       }
       lock = await acquireLock(device, writes ? "exclusive" : "shared");
     }
+    await forgetCached(device);
     return { device, [Symbol.asyncDispose]: close };
   } catch (error) {
     await close();

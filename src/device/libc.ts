@@ -13,6 +13,7 @@ export const SEEK_DATA = 3;
 export const SEEK_HOLE = 4;
 /** posix_fadvise(2). */
 export const FADV_SEQUENTIAL = 2;
+export const FADV_DONTNEED = 4;
 
 /** linux/fs.h and linux/loop.h, for architectures with the generic _IOC encoding. */
 const FICLONERANGE = 0x4020940d;

@@ -172,6 +172,28 @@ test.skipIf(noLoopDevices !== undefined)(
   },
 );
 
+test.skipIf(noLoopDevices !== undefined)(
+  withReason("metadata on a block device is read anew, whatever its page cache holds", noLoopDevices),
+  async () => {
+    await using place = await scratchDirectory();
+    const cwd = place.path;
+    await randomFile(join(cwd, "disk.img"), MIB);
+    await cloneOk(["create", "disk.img", "copy.img"], { cwd });
+    await run("cp", join(cwd, "copy.img.clone"), join(cwd, "backing"));
+    await cloneOk(["hydrate", "copy.img"], { cwd });
+    await using metadata = await loopDevice(join(cwd, "backing"));
+    // As the kernel's clone has it open, and writes to the disk past the page cache.
+    const user = await open(metadata.path);
+    try {
+      expect(await cloneOk(["status", metadata.path, "--dm"], { cwd })).toContain(" 0/16 ");
+      await writeFile(join(cwd, "backing"), await readFile(join(cwd, "copy.img.clone")), { flag: "r+" });
+      expect(await cloneOk(["status", metadata.path, "--dm"], { cwd })).toContain(" 16/16 ");
+    } finally {
+      await user.close();
+    }
+  },
+);
+
 const noExt4 = noFileSystem("ext4") ?? (hasProgram("e2fsck") ? undefined : "needs e2fsck");
 test.skipIf(noExt4 !== undefined)(
   withReason("a finalized copy of an ext4 file system mounts, whole", noExt4),
