@@ -20,7 +20,7 @@ const enough = (): boolean => tally.get("kills") >= wanted;
 afterAll(() => campaign.report(tally.figures()));
 
 test.skipIf(wanted === 0)("clones keep what was flushed, whichever of their processes is killed, and whenever", () =>
-  eachLife(campaign, enough, async (random) => {
+  eachLife(campaign, tally, enough, async (random) => {
     const sizes = [random.integer(1, 12) * MIB, 5 * MIB + 512 * random.integer(1, 500), 34 * MIB];
     const size = random.pick([...sizes.slice(0, 2), ...sizes]);
     await using clone = await KilledClone.begin({ random, tally, disks: plainFiles, size });

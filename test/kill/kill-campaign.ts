@@ -44,14 +44,17 @@ export class Tally {
  */
 export async function eachLife(
   { seed, option }: Campaign,
+  tally: Tally,
   enough: () => boolean,
   live: (random: SeededRandom) => Promise<void>,
 ): Promise<void> {
   const only = option("life");
+  tally.add("violations", 0);
   for (let life = Math.max(only, 1); !enough(); life++) {
     try {
       await live(seededRandom(seed + life * 0x9e37));
     } catch (error) {
+      tally.add("violations");
       const again = `npm run test:kill -- --seed ${seed} --shards 1 --life ${life}`;
       throw new Error(`life ${life} (${again}): ${(error as Error).message}`, { cause: error });
     }

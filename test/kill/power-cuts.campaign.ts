@@ -4,12 +4,11 @@
 // flushes: there the same looking finds what is missing.
 import { truncate, writeFile } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
-import { afterAll, expect, test } from "vitest";
+import { afterAll, expect } from "vitest";
 import { randomFile } from "../support/files.ts";
-import { missingPrograms } from "../support/needs.ts";
+import { testWith } from "../support/needs.ts";
 import { type SeededRandom, seededRandom } from "../support/random.ts";
 import type { StartedClone } from "../support/run-clone.ts";
-import { withReason } from "../support/scratch.ts";
 import { startServe } from "../support/serve.ts";
 import { CACHED_DISK_PROGRAMS, cachedDisks, noCachedDisks } from "./disks.ts";
 import { eachLife, killCampaign, Tally } from "./kill-campaign.ts";
@@ -20,30 +19,24 @@ const QUIET = ["--progress", "none"] as const;
 const campaign = killCampaign();
 const tally = new Tally();
 const wanted = campaign.share("cuts");
-const missing = noCachedDisks ?? missingPrograms(CACHED_DISK_PROGRAMS);
+const needs = { programs: CACHED_DISK_PROGRAMS, machine: wanted === 0 ? "none is asked for" : noCachedDisks };
 
 afterAll(() => campaign.report(tally.figures()));
 
-test.skipIf(wanted === 0 || missing !== undefined)(
-  withReason("clones keep what was flushed when the disks lose what was not", missing),
-  () => {
-    const enough = (): boolean => tally.get("power cuts") >= wanted;
-    return eachLife(campaign, enough, (random) => live(random, { flushes: "truly", tally }));
-  },
-);
+testWith(needs, "clones keep what was flushed when the disks lose what was not", () => {
+  const enough = (): boolean => tally.get("power cuts") >= wanted;
+  return eachLife(campaign, tally, enough, (random) => live(random, { flushes: "truly", tally }));
+});
 
-test.skipIf(wanted === 0 || missing !== undefined)(
-  withReason("of a clone on a disk that lies about flushes something is lost, and that is found", missing),
-  async () => {
-    // One cut may lose nothing that was promised, five lives do not.
-    for (let life = 1; life <= 5; life++) {
-      const random = seededRandom(campaign.seed + life);
-      const found = await live(random, { flushes: "falsely", tally: new Tally() }).catch((error: Error) => error);
-      if (found !== undefined) return expect(found.message).toMatch(/^sector \d+ holds /);
-    }
-    expect.fail("nothing was missed");
-  },
-);
+testWith(needs, "of a clone on a disk that lies about flushes something is lost, and that is found", async () => {
+  // One cut may lose nothing that was promised, five lives do not.
+  for (let life = 1; life <= 5; life++) {
+    const random = seededRandom(campaign.seed + life);
+    const found = await live(random, { flushes: "falsely", tally: new Tally() }).catch((error: Error) => error);
+    if (found !== undefined) return expect(found.message).toMatch(/^sector \d+ holds /);
+  }
+  expect.fail("nothing was missed");
+});
 
 /** The life of one clone, in which the power fails a few times. */
 async function live(

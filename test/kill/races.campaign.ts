@@ -43,6 +43,7 @@ test.skipIf(wanted === 0)("of processes that race to a clone one wins, and nothi
       const bytes = await randomFile(join(place.path, "disk.img"), random.integer(1, 8) * 256 * KIB + 100);
       await race(place.path, bytes, random);
     } catch (error) {
+      tally.add("violations");
       const again = `npm run test:kill -- --seed ${campaign.seed} --shards 1 --life ${number}`;
       throw new Error(`${race.name}, race ${number} (${again}): ${(error as Error).message}`, { cause: error });
     }
