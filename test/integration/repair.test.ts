@@ -28,7 +28,6 @@ async function damage(path: string, strike: (image: MetadataImage) => void): Pro
 }
 
 const breakArray = (image: MetadataImage): void => flipBit(image, image.arrayBlocks()[0] as number);
-/** What a kill leaves: the destination is not settled, so that the kernel may have gone on. */
 const breakCounts = (image: MetadataImage): void => flipBit(image, image.bitmapBlock(0));
 
 async function expectEqualCopy(cwd: string): Promise<void> {
@@ -37,9 +36,10 @@ async function expectEqualCopy(cwd: string): Promise<void> {
   expect(Buffer.compare(await readFile(join(cwd, "disk.img")), await readFile(join(cwd, "copy.img")))).toBe(0);
 }
 
-/** Writes through a server, so that the descriptor says that clients have. */
+/** A server that was killed: clients may have written, and nothing was recorded of the state that the clone was left in. */
 async function servedOnce(cwd: string): Promise<void> {
-  await stopServe(await startServe({ cwd, clone: "copy.img", args: ["--no-hydrate"] }));
+  await using server = await startServe({ cwd, clone: "copy.img", args: ["--no-hydrate"] });
+  await server.kill9();
 }
 
 /** What was found is the result; why nothing was written is the error. */

@@ -209,6 +209,21 @@ test("planRepair() does not take another key's older blocks for those of a lost 
   expect(hydrated(await plan(image, { assume: "unhydrated" }))).toEqual([[0, PER_KEY]]);
 });
 
+test("planRepair() does not believe old leaves that name other keys' older blocks under the lost one", async () => {
+  const device = await clone(THREE_KEYS, growing([100, 200, 300, PER_KEY]));
+  const image = await imageOf(device);
+  for (let block = 1; block < 64; block++) {
+    const isLeaf = image.get32(block, 4) === 2 && image.get32(block, 24) === 8 && image.get64(block, 8) === block;
+    if (!isLeaf || block === image.bitsetRoot) continue;
+    const [first, second] = [image.get64(block, 2048), image.get64(block, 2056)];
+    image.set64(block, 2048, second);
+    image.set64(block, 2056, first);
+    image.seal(block, "node");
+  }
+  flipBit(image, image.arrayBlocks()[1] as number);
+  expect(hydrated(await plan(image, { assume: "unhydrated" }))).toEqual([[0, PER_KEY]]);
+});
+
 test("planRepair() copies unknown regions again where the descriptor proves that no client has written", async () => {
   const device = await clone(ONE_KEY, growing([100, 200, 300, 400]));
   await settle(device, ONE_KEY);

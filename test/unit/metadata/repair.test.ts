@@ -99,6 +99,16 @@ test("planRepair() leaves unknown what the array blocks of an unreadable leaf do
   ]);
 });
 
+test("planRepair() concludes nothing from the space map where a leaked block could be the lost one", async () => {
+  const image = twoLevelImage();
+  flipBit(image, 12);
+  image.block(9).copy(image.block(30));
+  image.edit(30, "array", (block) => block.fill(0xff, 24, 3000));
+  image.seal(30, "array");
+  image.setCount(30, 1);
+  expect(await plan(image)).toMatchObject({ ok: false, unknown: [{ start: 4 * 32576, end: REGIONS }] });
+});
+
 test("planRepair() follows an unreadable root to the leaves that the space map calls in use", async () => {
   const image = twoLevelImage();
   flipBit(image, 4);
