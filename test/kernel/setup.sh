@@ -7,8 +7,8 @@ set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
 lab=${DMCLONE_KERNEL_LAB:-${XDG_CACHE_HOME:-$HOME/.cache}/dmclone-kernel-lab}
-# Sizes and sectors of man pages are looked up by dmsetup, losetup and blockdev (mount, util-linux); cmp is diffutils'.
-packages="busybox-static cpio diffutils dmsetup gcc kmod libc6-dev make mount qemu-system-x86 qemu-utils util-linux xz-utils"
+# dmsetup, losetup (of mount), blockdev and dmesg (util-linux) and cmp (diffutils) are those that the guest uses, too.
+packages="busybox-static cpio diffutils dmsetup gcc kmod libc6-dev make mount qemu-system-x86 util-linux xz-utils"
 
 # The newest kernel that is installed with modules and with headers to build against; nothing where there is none.
 newest_kernel() {
