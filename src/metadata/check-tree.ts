@@ -130,7 +130,8 @@ export class TreeChecker {
     for (let i = 0, previous = -1; i < entries; i++) {
       const key = readUint64(view, 32 + 8 * i);
       if (key <= previous) return `keys are not ascending: ${previous} is followed by ${key}`;
-      if (key < low || key >= high) return `key ${key} is outside the parent's range from ${low} to ${high - 1}`;
+      const named = Number.isFinite(key) ? `key ${key}` : "a key beyond 2^53";
+      if (key < low || key >= high) return `${named} is outside the parent's range from ${low} to ${high - 1}`;
       previous = key;
     }
     if (flags === LEAF) {

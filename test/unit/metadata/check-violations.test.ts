@@ -202,6 +202,18 @@ const DAMAGES: Damage[] = [
       },
     ];
   }),
+  {
+    name: "the index block as the reference-count root",
+    make: superblock((i) => i.set64(0, 68, 1)),
+    fatal: ["superblock: root of the tree of reference-count nodes: it points to block 1, which is already in use"],
+    warnings: [unreached("1 block is")],
+  },
+  {
+    name: "the bitmap as the bitset root",
+    make: superblock((i) => i.set64(0, 188, 3)),
+    fatal: ["superblock: root of the tree of bitset nodes: it points to block 3, which is already in use elsewhere"],
+    warnings: [unreached("9 blocks are")],
+  },
   // 4. Every block: checksum, type, number
   {
     name: "a damaged index block",
@@ -320,6 +332,21 @@ const DAMAGES: Damage[] = [
     name: "a key below the parent's range",
     make: node(11, (i) => i.set64(11, 32, 1)),
     fatal: ["bitset node 11: key 1 is outside the parent's range from 2 to 3; whether"],
+    warnings: [unreached("2 blocks are")],
+  },
+  {
+    name: "a key beyond 2^53",
+    make: node(11, (i) => i.set64(11, 40, 2n ** 60n)),
+    fatal: ["bitset node 11: a key beyond 2^53 is outside the parent's range from 2 to 3; whether"],
+    warnings: [unreached("2 blocks are")],
+  },
+  {
+    name: "a root whose first key is not 0",
+    make: node(4, (i) => i.set64(4, 32, 1)),
+    fatal: [
+      "bitset node 10: key 0 is outside the parent's range from 1 to 1; whether regions 32576 to 65151",
+      "bitset: key 0 is missing from the tree; whether regions 0 to 32575 are hydrated is unknown",
+    ],
     warnings: [unreached("2 blocks are")],
   },
   {
@@ -544,6 +571,38 @@ const DAMAGES: Damage[] = [
     name: "an entry of 3 that is not listed",
     make: (i) => i.setCount(6, 3),
     warnings: ["bitmap block 3: block 6 is counted as 3 or more, but no such count is in the reference-count tree"],
+  },
+  {
+    name: "a listed count of 2",
+    make: (i) => {
+      i.setCount(6, 3);
+      writeReferenceCountLeaf(i, 2, [[6, 2]]);
+    },
+    warnings: ["bitmap block 3: block 6 is counted as 3 or more, but no such count is in the reference-count tree"],
+  },
+  {
+    name: "a count of 4 in a tree of two levels",
+    make: (i) => {
+      i.setCount(6, 3);
+      i.setCount(13, 1);
+      writeReferenceCountLeaf(i, 13, [[6, 4]]);
+      writeNode(i, 2, 1, [[0, 13]]);
+      recount(i);
+    },
+    warnings: ["bitmap block 3: block 6 is in use once but counted more often; the kernel will never free it"],
+  },
+  {
+    name: "a count of 2 of a block that nothing refers to",
+    make: (i) => {
+      i.setCount(20, 2);
+      recount(i);
+    },
+    warnings: ["bitmap block 3: block 20 is counted in use but nothing refers to it: leaked"],
+  },
+  {
+    name: "free entries in an index entry too many",
+    make: (i) => i.edit(1, "index", () => i.set32(1, 24 + 16 * 3, 5)),
+    warnings: ["index block 1: entry 3 is not zero, though only 1 are needed"],
   },
   // 11. Bits beyond the last region
   {
