@@ -8,6 +8,7 @@ import { recipe, recipesOf } from "../support/recipes.ts";
 import { scratchDirectory } from "../support/scratch.ts";
 import { KernelGuest } from "./kernel-guest.ts";
 import { OPTIONS } from "./options.ts";
+import { upToFeatures } from "./relayed-clone.ts";
 
 const PAGE = "clone-kernel.7";
 const PROGRAM = fileURLToPath(new URL("../../bin/clone.js", import.meta.url));
@@ -107,6 +108,33 @@ describe.skipIf(option("only") !== -1)("clone-kernel(7)", () => {
       goOn,
       "cmp new.img expected.img",
     );
+  });
+
+  test("completes a clone with its metadata on a block device, of which `clone status` says what the kernel says", async () => {
+    const [, enable = ""] = recipe(PAGE, "To the kernel");
+    const [complete = ""] = recipe(PAGE, "Completion in the kernel");
+    const told = await shell(
+      "truncate --size 2M meta.img",
+      "metadata=$(losetup --find --show meta.img)",
+      'clone create old.img new.img --metadata "$metadata" -q',
+      "source=$(losetup --find --show --read-only old.img)",
+      "destination=$(losetup --find --show new.img)",
+      'dmsetup create disk --table "0 4096 clone $metadata $destination $source 128 1 no_hydration"',
+      // Read while the kernel has it open, and again when the kernel has written to it.
+      'clone status "$metadata" --dm',
+      enable,
+      UNTIL_HYDRATED,
+      "dmsetup message disk 0 disable_hydration; dmsetup status disk",
+      'clone status "$metadata" --dm',
+      complete.replace("new.img.clone", '"$metadata"'),
+      SAME,
+      "dmsetup remove disk",
+      'losetup --detach "$metadata"; losetup --detach "$destination"; losetup --detach "$source"',
+    );
+    const [before, , kernel, ours] = told.match(/^0 4096 clone .*$/gm) ?? [];
+    expect(before).toMatch(/ 0\/32 0 1 no_hydration /);
+    expect(kernel).toMatch(/ 32\/32 0 /);
+    expect(upToFeatures(ours ?? "")).toBe(upToFeatures(kernel ?? ""));
   });
 
   test("has no example that is run nowhere", () => {
