@@ -123,8 +123,7 @@ export async function createMetadataFile(path: string, content: NewMetadata): Pr
   await using file = await UnnamedFile.create(path);
   await file.device.resize(size);
   await file.device.allocate(0, size);
-  const descriptor = { ...content.descriptor, blank: true };
-  await writeFormatted(file.device, { ...content, descriptor, blockCount, bits: null, isBlank: true });
+  await writeFormatted(file.device, { ...content, blockCount, bits: null, isBlank: true });
   if (!(await file.publish())) throw new UsageError(...alreadyThere(path, await holdsMetadata(path)));
 }
 

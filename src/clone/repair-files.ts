@@ -79,8 +79,7 @@ async function fill(device: FileDevice, plan: PlannedRepair): Promise<void> {
   await device.resize(size);
   await device.allocate(0, size);
   // The file was empty: what is in it from now on is of this clone.
-  const descriptor = plan.descriptor && { ...plan.descriptor, blank: true };
-  await writeRepaired({ ...plan, descriptor }, device, { isBlank: true });
+  await writeRepaired(plan, device, { isBlank: true });
   await refuseUnsound(device, plan);
 }
 

@@ -58,7 +58,9 @@ export function* dumpMetadata(
 }
 
 function formatDescriptor(descriptor: Descriptor | null, style: DumpStyle): string {
-  const json = descriptor === null ? null : descriptorToJson(descriptor);
+  if (descriptor === null) return "null";
+  // Whether the metadata's place was blank is a fact of that place, not of the clone: it is not for another one to restore.
+  const { blank: _, ...json } = descriptorToJson(descriptor);
   if (style === "line") return JSON.stringify(json);
   return (
     JSON.stringify(json, null, 2)

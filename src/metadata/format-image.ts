@@ -39,8 +39,8 @@ export interface FormatContent {
 
 /**
  * Formats the first `blockCount` blocks of a device, and the place of the descriptor behind them: with `descriptor`, or
- * blank where that is null, lest the remains of an earlier clone be taken for it. (No room is needed for none.) A descriptor
- * keeps its word that the place was blank only where `isBlank` says so, too: it may come from another place.
+ * blank where that is null, lest the remains of an earlier clone be taken for it. (No room is needed for none.) The
+ * descriptor says that the place was blank where `isBlank` does, whatever it said of another place.
  *
  * @throws {UsageError} where the blocks are fewer than commits need, or more than the device or the format has
  * @throws {RangeError} where there is no room for the descriptor, or it breaks its documented limits
@@ -51,7 +51,7 @@ export async function writeFormatted(
   content: FormatContent & { descriptor: Descriptor | null; isBlank?: boolean },
 ): Promise<void> {
   const { geometry, blockCount } = content;
-  const descriptor = content.isBlank ? content.descriptor : withoutBlank(content.descriptor);
+  const descriptor = aboutPlace(content.descriptor, content.isBlank ?? false);
   checkBlockCount(device, content);
   const hasRoom = metadataByteLength(blockCount) + DESCRIPTOR_BYTES <= device.size;
   if (!hasRoom && descriptor !== null) {
@@ -79,10 +79,11 @@ export function formattedSuperblock({ geometry, blockCount }: Omit<FormatContent
   return bytes;
 }
 
-function withoutBlank(descriptor: Descriptor | null): Descriptor | null {
-  if (descriptor?.blank === undefined) return descriptor;
+/** Whether the place was blank is known of this one, whatever the descriptor says of where it came from. */
+function aboutPlace(descriptor: Descriptor | null, isBlank: boolean): Descriptor | null {
+  if (descriptor === null) return null;
   const { blank: _, ...rest } = descriptor;
-  return rest;
+  return isBlank ? { ...rest, blank: true } : rest;
 }
 
 /** The same, but what stands behind the managed blocks stays as it is. @throws as `writeFormatted` */

@@ -48,7 +48,7 @@ async function clone(
   } = {},
 ): Promise<MemoryDevice> {
   const device = on ?? new MemoryDevice({ size: blockCount * BLOCK + DESCRIPTOR_BYTES });
-  await writeFormatted(device, { geometry, blockCount, bits: null, descriptor, isBlank: true });
+  await writeFormatted(device, { geometry, blockCount, bits: null, descriptor, isBlank: descriptor?.blank === true });
   const metadata = await CloneMetadata.open(device);
   for (const ranges of commits) {
     for (const range of ranges) metadata.markHydrated(range);
