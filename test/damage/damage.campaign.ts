@@ -11,7 +11,7 @@ import { type BaseImage, baseImage } from "./base-image.ts";
 import { BLOWS, strike } from "./blows.ts";
 import { Judgement, OUTCOMES, REPAIR_OUTCOMES } from "./judge.ts";
 
-const { seed, share, report } = campaign({ images: 2000 });
+const { seed, share, report } = campaign({ images: 100_000 });
 
 /** Images that come of one base. */
 const FAMILY = 20;
