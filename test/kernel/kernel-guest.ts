@@ -92,9 +92,11 @@ export class KernelGuest implements AsyncDisposable {
     const ownModules = [join(LAB, "dm-clone.ko")];
     const initramfs = await makeInitramfs({ place, modules: MODULES, ownModules, script: AGENT }, release);
     const console = join(place, "console");
+    // It ends with the campaign, also where that is killed.
     const qemu = spawn(
-      "qemu-system-x86_64",
+      "setpriv",
       [
+        ...["--pdeathsig", "KILL", "qemu-system-x86_64"],
         ...guestOptions(release, initramfs),
         ...[
           "-m",
