@@ -1,6 +1,7 @@
 /**
  * Bits that a digest proves. When the program lets go of a clone, the descriptor records how many regions are hydrated and a
- * digest of which. As long as the superblock is still the one of then, the bits must be those: whatever fits the digest is
+ * digest of which. As long as the superblock is still the one of then, and there are no more bits (a kernel that has gone on may
+ * come back to the same superblock, but only adds bits), the bits must be those: whatever fits the digest is
  * the truth, wherever it comes from. The digest is a sum over the array blocks, so that of a single lost one it leaves its
  * own hash, and the number its count of bits. Tried are
  *
@@ -62,6 +63,8 @@ export async function proveByDigest(reader: BlockReader, request: DigestRequest)
   }
   const missing = xor(hydratedDigest, known.toString());
   if (lost.length === 0 && /^0*$/.test(missing)) return "nothing";
+  // More than there were: somebody has gone on, and come back to the same superblock. What was then is not the truth any more.
+  if (rest < 0) return "nothing";
 
   const search = new Search(reader, request);
   // Without a lost one, each of them in turn is taken for it.

@@ -225,8 +225,9 @@ export class Judgement {
     if (missing !== null) this.#explainRegion("open", missing);
     if (findings.length > 0) return "found";
     const isOlder = firstMissing(opened, truth) === null;
-    // Our descriptor can tell, unless another superblock says that somebody has gone on with the clone.
-    if (this.#isDescribed && (isOlder || !this.#struck.has(0))) throw new Violation("the descriptor knows other bits");
+    // Our descriptor can tell, unless another superblock, or more bits, say that somebody has gone on with the clone.
+    const goneOn = !isOlder && (this.#struck.has(0) || count(opened) > count(truth));
+    if (this.#isDescribed && !goneOn) throw new Violation("the descriptor knows other bits");
     return isOlder ? "an older state that the format cannot tell" : "other bits that the format cannot tell";
   }
 
@@ -312,4 +313,8 @@ function firstMissing(ranges: readonly Range[], others: readonly Range[]): numbe
 
 async function* encoded(pieces: Iterable<string>): AsyncGenerator<Uint8Array> {
   for (const piece of pieces) yield Buffer.from(piece);
+}
+
+function count(ranges: readonly Range[]): number {
+  return ranges.reduce((sum, [start, end]) => sum + end - start, 0);
 }
