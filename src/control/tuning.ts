@@ -1,32 +1,24 @@
 /** What a client of the control socket may ask for, held against what there is before anything is done. */
 import { UsageError } from "../base/errors.ts";
+import { TUNED_BOUNDS } from "../metadata/tuned-bounds.ts";
 import type { ControlTarget, Tuning } from "./control-target.ts";
 
 /** How `finalize` is asked for. */
 export type FinalizeAsked = Parameters<ControlTarget["finalize"]>[0];
-
-/** The largest count, as dm-clone's: it reads its arguments as u32. */
-export const LARGEST_COUNT = 2 ** 32 - 1;
 
 type Check<T> = (value: unknown) => value is T;
 /** A field: what it may be, in words and in code. */
 type Field<T> = [is: Check<T>, description: string];
 
 const TUNING: { [Name in keyof Required<Tuning>]: Field<Required<Tuning>[Name]> } = {
-  rate: [
-    nullOr(countFrom(1, Number.MAX_SAFE_INTEGER)),
-    "a whole number of bytes per second, at least 1, or null for unlimited",
-  ],
-  minRate: [
-    nullOr(countFrom(0, Number.MAX_SAFE_INTEGER)),
-    "a whole number of bytes per second, or null for the default",
-  ],
+  rate: [nullOr(countIn(TUNED_BOUNDS.rate)), "a whole number of bytes per second, at least 1, or null for unlimited"],
+  minRate: [nullOr(countIn(TUNED_BOUNDS.minRate)), "a whole number of bytes per second, or null for the default"],
   threshold: [
-    nullOr(countFrom(0, LARGEST_COUNT)),
+    nullOr(countIn(TUNED_BOUNDS.threshold)),
     "a whole number of regions from 0 to 4294967295, or null for automatic",
   ],
   batchSize: [
-    nullOr(countFrom(1, LARGEST_COUNT)),
+    nullOr(countIn(TUNED_BOUNDS.batchSize)),
     "a whole number of regions from 1 to 4294967295, or null for automatic",
   ],
   paused: [isBoolean, "true or false"],
@@ -80,7 +72,7 @@ function isPolicy(value: unknown): value is "auto" | "on" | "off" {
   return value === "auto" || value === "on" || value === "off";
 }
 
-function countFrom(least: number, most: number): Check<number> {
+function countIn({ least, most }: { least: number; most: number }): Check<number> {
   return (value): value is number => Number.isSafeInteger(value) && Number(value) >= least && Number(value) <= most;
 }
 

@@ -3,8 +3,9 @@
  * everything but the unreadable regions and fields unknown to this version fits a slot; see `encodeDescriptor()`.
  */
 import { MetadataError } from "../base/errors.ts";
-import type { Geometry, RegionRange } from "../base/geometry.ts";
+import { type Geometry, type RegionRange, SECTOR_SIZE } from "../base/geometry.ts";
 import { MAX_PAYLOAD_BYTES } from "./descriptor-slot.ts";
+import { TUNED_BOUNDS } from "./tuned-bounds.ts";
 import { coarsenRanges, encodedLength, normalizeRanges } from "./unreadable-ranges.ts";
 
 /** What tells a device from a changed or another one. Each is there only where the device has it. */
@@ -156,7 +157,7 @@ export function descriptorFromJson(value: unknown, geometry: Geometry): Descript
   const top = new Fields(value, "");
   top.text("uuid", MAX_TEXT_BYTES);
   top.text("created", MAX_TEXT_BYTES);
-  top.integer("exactSize", geometry.size);
+  top.integer("exactSize", { least: geometry.size - SECTOR_SIZE + 1, most: geometry.size });
   top.boolean("served");
   checkOptions(top.object("options"));
   const source = top.object("source");
@@ -170,22 +171,22 @@ export function descriptorFromJson(value: unknown, geometry: Geometry): Descript
     settled.text("mtimeNs", MAX_TEXT_BYTES);
     settled.text("superblock", MAX_TEXT_BYTES);
     if (settled.has("sample")) settled.text("sample", MAX_FOREIGN_TEXT_BYTES);
-    if (settled.has("hydratedRegions")) settled.integer("hydratedRegions", geometry.regionCount);
+    if (settled.has("hydratedRegions")) settled.integer("hydratedRegions", { most: geometry.regionCount });
     if (settled.has("hydratedDigest")) settled.text("hydratedDigest", MAX_TEXT_BYTES);
   }
   for (const name of ["blank", "alone"]) if (top.has(name)) top.boolean(name);
   if (top.has("acceptedChange")) top.text("acceptedChange", MAX_TEXT_BYTES);
   if (top.has("tuned")) {
     const tuned = top.object("tuned");
-    for (const name of ["rate", "minRate", "threshold", "batchSize"]) {
-      if (tuned.has(name) && tuned.value(name) !== null) tuned.integer(name);
+    for (const [name, bounds] of Object.entries(TUNED_BOUNDS)) {
+      if (tuned.has(name) && tuned.value(name) !== null) tuned.integer(name, bounds);
     }
   }
   if (top.value("finalized") !== null) {
     const record = top.object("finalized");
     record.text("finished", MAX_TEXT_BYTES);
     record.boolean("verified");
-    record.integer("unreadableRegions", geometry.regionCount);
+    record.integer("unreadableRegions", { most: geometry.regionCount });
     if (record.has("metadataKept")) record.boolean("metadataKept");
   }
   const unreadable = top.object("unreadable");
@@ -323,10 +324,10 @@ class Fields {
     return value;
   }
 
-  integer(name: string, max = Number.MAX_SAFE_INTEGER): number {
+  integer(name: string, { least = 0, most = Number.MAX_SAFE_INTEGER }: { least?: number; most?: number } = {}): number {
     const value = this.value(name);
-    if (typeof value !== "number" || !Number.isInteger(value) || value < 0 || value > max) {
-      throw new RangeError(`has an unusable ${this.#name(name)}: not an integer from 0 to ${max}`);
+    if (typeof value !== "number" || !Number.isInteger(value) || value < least || value > most) {
+      throw new RangeError(`has an unusable ${this.#name(name)}: not an integer from ${least} to ${most}`);
     }
     return value;
   }

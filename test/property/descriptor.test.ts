@@ -19,7 +19,7 @@ function descriptor(change: Partial<Descriptor>): Descriptor {
     created: "2026-01-02T03:04:05Z",
     source: { uri: "/source", size: 1, format: "raw", fingerprint: {} },
     destination: { uri: "/destination", size: 1, fingerprint: {} },
-    exactSize: 0,
+    exactSize: geometry.size,
     options: {},
     unreadable: { ranges: [], inexact: false },
     served: false,
@@ -43,7 +43,10 @@ test("a descriptor of which any sectors were written leaves the one before it, o
         const device = new MemoryDevice({ size: OFFSET + DESCRIPTOR_BYTES });
         const store = await DescriptorStore.open(device, place);
         const at = (i: number) =>
-          descriptor({ exactSize: i, source: { uri: `/${uris[i]}`, size: 1, format: "raw", fingerprint: {} } });
+          descriptor({
+            exactSize: geometry.size - i,
+            source: { uri: `/${uris[i]}`, size: 1, format: "raw", fingerprint: {} },
+          });
         const before = Buffer.alloc(DESCRIPTOR_BYTES);
         for (let i = 0; i < uris.length; i++) {
           await device.read(OFFSET, before);
@@ -132,7 +135,7 @@ test("DescriptorStore.open() survives whatever stands at its place", () =>
       await device.write(OFFSET + 512 * sector, noise);
       const store = await DescriptorStore.open(device, place);
       if (sector > 1) expect(store.read()).toEqual(descriptor({}));
-      await store.write(descriptor({ exactSize: 9 }));
-      expect((await DescriptorStore.open(device, place)).read()?.exactSize).toBe(9);
+      await store.write(descriptor({ exactSize: geometry.size - 9 }));
+      expect((await DescriptorStore.open(device, place)).read()?.exactSize).toBe(geometry.size - 9);
     }),
   ));

@@ -50,7 +50,10 @@ const dump = fc
       bits.setRange({ start: start % regions, end: Math.min((start % regions) + length, regions) });
     }
     const geometry = new Geometry({ size: regions * 4096, regionSize: 4096 });
-    return { style, content: { geometry, bits, descriptor: described ? descriptor : null } };
+    return {
+      style,
+      content: { geometry, bits, descriptor: described ? { ...descriptor, exactSize: geometry.size } : null },
+    };
   });
 
 describe("readDump()", () => {
@@ -127,7 +130,10 @@ describe("readDump() refuses", () => {
   };
   const hydrated = (text: string) => withText("hydrated", text);
   const described = (change: object) =>
-    withText("descriptor", JSON.stringify({ ...descriptor, unreadable: { ranges: [], inexact: false }, ...change }));
+    withText(
+      "descriptor",
+      JSON.stringify({ ...descriptor, exactSize: good.size, unreadable: { ranges: [], inexact: false }, ...change }),
+    );
 
   test("nothing of the sound one", async () => {
     expect([...(await read(JSON.stringify(good))).bits.ranges()]).toEqual([

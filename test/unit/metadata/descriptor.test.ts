@@ -62,6 +62,9 @@ async function deviceWith(
   return device;
 }
 
+/** One exact size of many. */
+const nth = (n: number): number => sample.exactSize - n;
+
 describe("DescriptorStore", () => {
   test("gives back what was written, from a fresh look at the device", async () => {
     const device = blankDevice();
@@ -89,6 +92,8 @@ describe("DescriptorStore", () => {
       { unreadable: { ranges: [{ start: 3, end: 9 }], inexact: true, complete: true } },
     ],
     ["a list that does not", { unreadable: { ranges: [], inexact: false, complete: false } }],
+    ["no more than a sector of slack", { exactSize: geometry.size - 511 }],
+    ["the ends of what can be tuned", { tuned: { rate: 1, minRate: 0, threshold: 0, batchSize: 1 } }],
     ["what was tuned", { tuned: { rate: 1048576, minRate: null, threshold: 4, batchSize: null } }],
     ["an accepted change", { acceptedChange: "2026-01-02T03:04:05.678Z" }],
     [
@@ -114,6 +119,15 @@ describe("DescriptorStore", () => {
     ["a mark of completeness that is no boolean", { unreadable: { ranges: [], inexact: false, complete: 1 } }],
     ["an accepted change that is no text", { acceptedChange: true }],
     ["a tuned rate that is no number", { tuned: { rate: "fast" } }],
+    // With a rate of 0 hydration would never end, and batches of 0 regions hold nothing.
+    ["a tuned rate of 0", { tuned: { rate: 0 } }],
+    ["a tuned batch size of 0", { tuned: { batchSize: 0 } }],
+    ["a tuned batch size beyond 32 bits", { tuned: { batchSize: 2 ** 32 } }],
+    ["a tuned threshold beyond 32 bits", { tuned: { threshold: 2 ** 32 } }],
+    ["a tuned rate below 0", { tuned: { rate: -1 } }],
+    // target_size is the exact size rounded up to whole sectors: with less, whole regions would lie behind the end.
+    ["an exact size of 0", { exactSize: 0 }],
+    ["an exact size with a whole sector of slack", { exactSize: geometry.size - 512 }],
     [
       "a record whose mark is no boolean",
       { finalized: { finished: "", verified: true, unreadableRegions: 0, metadataKept: "yes" } },
@@ -174,12 +188,12 @@ describe("DescriptorStore", () => {
     async (sectors) => {
       const device = blankDevice();
       const store = await reopened(device);
-      for (const exactSize of [1, 2, 3]) await store.write({ ...sample, exactSize });
+      for (const n of [1, 2, 3]) await store.write({ ...sample, exactSize: nth(n) });
       const before = await bytesOf(device);
       // Long enough to change most of the slot.
       await store.write({
         ...sample,
-        exactSize: 4,
+        exactSize: nth(4),
         source: { ...sample.source, uri: "x".repeat(4000) },
         unreadable: many(3000),
       });
@@ -188,7 +202,7 @@ describe("DescriptorStore", () => {
       expect(before.subarray(0, slot).equals(after.subarray(0, slot))).toBe(true);
       const torn = Buffer.concat([after.subarray(0, slot + 512 * sectors), before.subarray(slot + 512 * sectors)]);
       const found = await reopened(new MemoryDevice({ size: torn.length, content: torn }));
-      expect(found.read()?.exactSize).toBe(torn.equals(after) ? 4 : 3);
+      expect(found.read()?.exactSize).toBe(nth(torn.equals(after) ? 4 : 3));
       if (torn.equals(before) || torn.equals(after)) expect(found.warnings).toEqual([]);
       else expect(found.warnings).toEqual(["slot 1 has a wrong checksum (an interrupted write, or damage)"]);
     },
@@ -203,9 +217,9 @@ describe("DescriptorStore", () => {
     const after = await reopened(device);
     expect(after.read()).toEqual(sample);
     const slot0 = (await bytesOf(device)).subarray(OFFSET, OFFSET + SLOT_BYTES);
-    await after.write({ ...sample, exactSize: 5 });
+    await after.write({ ...sample, exactSize: nth(5) });
     expect((await bytesOf(device)).subarray(OFFSET, OFFSET + SLOT_BYTES).equals(slot0)).toBe(true);
-    expect((await reopened(device)).read()?.exactSize).toBe(5);
+    expect((await reopened(device)).read()?.exactSize).toBe(nth(5));
   });
 
   test.for([
@@ -213,7 +227,7 @@ describe("DescriptorStore", () => {
     { name: "region size", other: { geometry: new Geometry({ size: 2 ** 30, regionSize: 8192 }), blockCount: 40 } },
   ])("ignores the descriptor of a clone of another $name, and says so", async ({ other }) => {
     const device = blankDevice();
-    await (await DescriptorStore.open(device, other)).write({ ...sample, exactSize: 5 });
+    await (await DescriptorStore.open(device, other)).write({ ...sample, exactSize: other.geometry.size });
     const store = await reopened(device);
     expect(store.read()).toBeNull();
     expect(store.warnings).toEqual(["slot 0 belongs to another clone (size, region size or block count differ)"]);
@@ -256,8 +270,8 @@ describe("DescriptorStore", () => {
     await store.write({ ...(found as Descriptor), served: true });
     const kept = { ...json, served: true };
     expect(descriptorToJson((await reopened(device)).read() as Descriptor)).toEqual(kept);
-    await store.write({ ...sample, exactSize: 1 }); // made afresh: what stands at the top level is kept even so
-    expect((await reopened(device)).read()).toMatchObject({ colour: json.colour, exactSize: 1 });
+    await store.write({ ...sample, exactSize: nth(1) }); // made afresh: what stands at the top level is kept even so
+    expect((await reopened(device)).read()).toMatchObject({ colour: json.colour, exactSize: nth(1) });
     const slot = (await bytesOf(device)).subarray(OFFSET, OFFSET + SLOT_BYTES);
     expect(decodeSlot(place, slot)).toMatchObject({ minorVersion: 7 });
   });

@@ -133,6 +133,7 @@ describe("writeFormatted()", () => {
 
   test("cut off anywhere over an old clone leaves no clone or the new one, never a mixture", async () => {
     const geometry = geometryOf(40);
+    const own = { ...descriptor, exactSize: geometry.size };
     const size = 32 * 4096 + DESCRIPTOR_BYTES;
     const old: MetadataImage = buildMetadata({
       regionSectors: 8,
@@ -145,7 +146,7 @@ describe("writeFormatted()", () => {
       const power = new Power();
       const store = new PowerLossDevice(old.bytes, { name: "store", power });
       power.left = left;
-      const content = { geometry, blockCount: 32, bits: bitmapOf(40, [[3, 4]]), descriptor };
+      const content = { geometry, blockCount: 32, bits: bitmapOf(40, [[3, 4]]), descriptor: own };
       done = await writeFormatted(store, content).then(
         () => true,
         (error: unknown) => {
