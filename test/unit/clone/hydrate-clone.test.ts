@@ -89,9 +89,11 @@ describe("hydrateClone() that fails", () => {
     };
     await hydrateClone(clone, HYDRATE, { signal: NEVER, onStart });
     expect(during).toBeNull();
-    expect(clone.descriptor?.destination.settled).toEqual({
+    expect(clone.descriptor?.destination.settled).toMatchObject({
       mtimeNs: expect.stringMatching(/^\d+$/),
       superblock: expect.stringMatching(/^[0-9a-f]{8}$/),
+      hydratedRegions: clone.metadata.regionCount,
+      hydratedDigest: clone.metadata.hydratedDigest(),
     });
   });
 
