@@ -12,6 +12,7 @@ import { sharesStorage } from "../device/same-storage.ts";
 import { type Descriptor, MAX_URI_BYTES } from "../metadata/descriptor.ts";
 import { readStatus } from "./clone-status.ts";
 import { destinationFingerprint } from "./fingerprint.ts";
+import type { Permissions } from "./like-file.ts";
 import { displayName, isReopenable, type Location, parseLocation, parsePath } from "./location.ts";
 import {
   createMetadataFile,
@@ -81,7 +82,7 @@ export async function createClone(request: CreateRequest): Promise<CreatedClone>
   refuseLongName(source);
   await refuseUnfinishedSource(source);
   const geometry = geometryOf(source, request.regionSize);
-  const options = { ...remoteOptions, mode: await modeOf(sourceLocation) };
+  const options = { ...remoteOptions, permissions: await permissionsAt(sourceLocation) };
   await using made = await NewDestination.open(destinationLocation, source.device.size, options);
   const destination = made.opened;
   refuseLongName(destination);
@@ -110,8 +111,8 @@ export async function createClone(request: CreateRequest): Promise<CreatedClone>
 }
 
 /** The permissions of a file or block device; undefined of what is elsewhere. */
-async function modeOf(location: Location): Promise<number | undefined> {
-  return location.kind === "file" ? (await stat(location.path)).mode : undefined;
+async function permissionsAt(location: Location): Promise<Permissions | undefined> {
+  return location.kind === "file" ? await stat(location.path) : undefined;
 }
 
 /** @throws {UsageError} where metadata has no room for a name */

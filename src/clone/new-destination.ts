@@ -3,19 +3,19 @@ import { BusyError, UsageError } from "../base/errors.ts";
 import { acquireLock, type Lock } from "../device/lock.ts";
 import type { RemoteOptions } from "../device/remote-device.ts";
 import { UnnamedFile } from "../device/unnamed-file.ts";
+import { createLike, type Permissions } from "./like-file.ts";
 import { type FileLocation, type Location, uriOf } from "./location.ts";
 import { exists, removeIfThere } from "./metadata-file.ts";
 import { ending, type OpenedDestination, openDestination } from "./open-devices.ts";
 import { isStillThere } from "./open-metadata.ts";
 
-/** Permissions of a new file: as many as umask leaves; and those without which it could not be worked with. */
+/** Permissions of a new file where nothing says otherwise: as many as umask leaves. */
 const EVERYBODY = 0o666;
-const OWNER = 0o600;
 
 /** How a destination is opened, or made. */
 export interface NewDestinationOptions extends RemoteOptions {
-  /** The permissions of the source, where that is a file or block device. */
-  mode?: number | undefined;
+  /** Of the source, where that is a file or block device. */
+  permissions?: Permissions | undefined;
 }
 
 /** An open, locked destination. Disposing of it closes it, and removes it where it was made and is not to be kept. */
@@ -42,10 +42,10 @@ export class NewDestination implements AsyncDisposable {
   static async open(
     location: Location,
     size: number,
-    { mode, ...options }: NewDestinationOptions = {},
+    { permissions, ...options }: NewDestinationOptions = {},
   ): Promise<NewDestination> {
     if (location.kind === "file" && !(await exists(location.path))) {
-      return await NewDestination.#make(location, { size, mode });
+      return await NewDestination.#make(location, { size, permissions });
     }
     const opened = await openDestination(location, { ...options, access: "read-write" });
     return await ending(opened, async () => {
@@ -61,10 +61,13 @@ export class NewDestination implements AsyncDisposable {
 
   static async #make(
     location: FileLocation,
-    { size, mode = EVERYBODY }: { size: number; mode?: number | undefined },
+    { size, permissions }: { size: number; permissions: Permissions | undefined },
   ): Promise<NewDestination> {
     const { path } = location;
-    const unnamed = await UnnamedFile.create(path, { mode: (mode & EVERYBODY) | OWNER }); // permissions, no offset or size
+    const unnamed =
+      permissions === undefined
+        ? await UnnamedFile.create(path, { mode: EVERYBODY })
+        : await createLike(path, permissions);
     return await ending(unnamed, async () => {
       const file = unnamed.device;
       await file.resize(size);

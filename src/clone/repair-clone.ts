@@ -83,7 +83,7 @@ export async function repairClone(request: RepairCloneRequest, context: RepairCo
   signal.throwIfAborted();
   const { device } = opened;
   if (target.kind === "new") {
-    await writeToNewFile(target.path, plan);
+    await writeToNewFile(device, plan, target.path);
     return { ...unwritten, repaired: true, output: target.path };
   }
   const { backup } = target;

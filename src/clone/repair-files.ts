@@ -9,7 +9,6 @@ import * as fs from "node:fs/promises";
 import { CloneError, errnoOf, UsageError } from "../base/errors.ts";
 import { syncDirectoryOf } from "../device/directory.ts";
 import type { FileDevice } from "../device/file-device.ts";
-import { UnnamedFile } from "../device/unnamed-file.ts";
 import { checkMetadata, formatFinding } from "../metadata/check.ts";
 import { CloneMetadata } from "../metadata/clone-metadata.ts";
 import { DESCRIPTOR_BYTES } from "../metadata/descriptor.ts";
@@ -17,20 +16,24 @@ import { metadataByteLength } from "../metadata/metadata-size.ts";
 import { type PlannedRepair, writeRepaired } from "../metadata/repair.ts";
 import { imageBytes } from "../metadata/repair-descriptor.ts";
 import { overwriteWithImage } from "../metadata/repair-in-place.ts";
-import { takeAfter } from "./take-after.ts";
+import { createLike, permissionsOf } from "./like-file.ts";
+import { takeAfter, takeAfterIfAllowed } from "./take-after.ts";
 
 const PIECE_BYTES = 2 ** 20;
+const NOT_THE_OWNER = "Only its owner and root can replace it. --output FILE writes to a new file.";
 /** What says that a file cannot be given another name (link(2)). */
 const NO_LINKS = ["EPERM", "EOPNOTSUPP", "ENOTSUP", "ENOSYS", "EMLINK", "EXDEV"];
 
 /**
- * Writes repaired metadata to a new file.
+ * Writes repaired metadata to a new file, which nobody may use who may not use the old one, and which is its owner's where we
+ * can give it to them: it is made to take its place.
  * @throws {UsageError} where something stands there
  * @throws {DeviceError} where it cannot be made; nothing is then left
  */
-export async function writeToNewFile(path: string, plan: PlannedRepair): Promise<void> {
-  await using file = await UnnamedFile.create(path);
+export async function writeToNewFile(old: FileDevice, plan: PlannedRepair, path: string): Promise<void> {
+  await using file = await createLike(path, await permissionsOf(old));
   await fill(file.device, plan);
+  if (old.kind === "file") await takeAfterIfAllowed(file.device, old);
   if (!(await file.publish())) throw alreadyThere(path);
 }
 
@@ -41,9 +44,9 @@ export async function writeToNewFile(path: string, plan: PlannedRepair): Promise
  */
 export async function replaceFile(old: FileDevice, plan: PlannedRepair, backup: string): Promise<void> {
   const path = await fs.realpath(old.path); // a symbolic link stays one
-  await using file = await UnnamedFile.create(path);
+  await using file = await createLike(path, await permissionsOf(old));
   await fill(file.device, plan);
-  await takeAfter(file.device, old);
+  await takeAfter(file.device, old, NOT_THE_OWNER);
   if (!(await giveName(path, old, backup))) await copyToNewFile(old, old.size, backup);
   await file.replace();
 }
@@ -65,7 +68,7 @@ export async function overwriteDevice(
       { hint: "--output FILE writes to a new file." },
     );
   }
-  await using image = await UnnamedFile.create(backup);
+  await using image = await createLike(backup, await permissionsOf(device));
   await fill(image.device, plan);
   const covered = metadataByteLength(plan.blockCount) + DESCRIPTOR_BYTES;
   await copyToNewFile(device, Math.min(device.size, covered), backup);
@@ -128,7 +131,7 @@ async function isNameOf({ fd }: FileDevice, name: string): Promise<boolean> {
 
 /** A copy of the first `size` bytes, durable, holes kept. @throws {UsageError} where something stands there */
 async function copyToNewFile(from: FileDevice, size: number, path: string): Promise<void> {
-  await using file = await UnnamedFile.create(path);
+  await using file = await createLike(path, await permissionsOf(from));
   const to = file.device;
   await to.resize(size);
   const buffer = new Uint8Array(PIECE_BYTES);
@@ -138,7 +141,7 @@ async function copyToNewFile(from: FileDevice, size: number, path: string): Prom
     if (piece.some((byte) => byte !== 0)) await to.write(offset, piece);
   }
   await to.flush();
-  if (from.kind === "file") await takeAfter(to, from);
+  if (from.kind === "file") await takeAfter(to, from, NOT_THE_OWNER);
   if (!(await file.publish())) throw alreadyThere(path);
 }
 

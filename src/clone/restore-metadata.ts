@@ -24,6 +24,7 @@ import { type RestoredDump, readDump } from "../metadata/restore-dump.ts";
 import { probeSuperblock } from "../metadata/superblock.ts";
 import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
 import { MAX_METADATA_BLOCKS } from "../persistent-data/space-map.ts";
+import { createLike, permissionsOf } from "./like-file.ts";
 import { parsePath } from "./location.ts";
 import { exists } from "./metadata-file.ts";
 import { isStillThere } from "./open-metadata.ts";
@@ -116,10 +117,9 @@ async function fill({ device }: UnnamedFile, dump: RestoredDump): Promise<void> 
 /** At every moment there is the old file or the new one under the name. */
 async function replaceFile(old: FileDevice, dump: RestoredDump): Promise<void> {
   const path = await fs.realpath(old.path); // a symbolic link stays one
-  const { mode } = await fs.stat(path);
-  await using file = await UnnamedFile.create(path, { mode: mode % 0o1000 }); // never open to more than the old one
+  await using file = await createLike(path, await permissionsOf(old));
   await fill(file, dump);
-  await takeAfter(file.device, old);
+  await takeAfter(file.device, old, "Only its owner and root can replace it. Name a file that does not exist yet.");
   await file.replace();
 }
 

@@ -1,17 +1,19 @@
 // Clones are damaged and repaired by the real program, which then goes on with them to the end: the copy must be equal to the
 // source. Then everything that must be refused, with nothing changed.
-import { chmod, link, lstat, readFile, rename, stat, symlink, writeFile } from "node:fs/promises";
+import { chmod, chown, link, lstat, readFile, rename, stat, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { randomFile, snapshot } from "../support/files.ts";
 import { readFixtureImage } from "../support/kernel-fixtures.ts";
 import { flipBit, MetadataImage } from "../support/metadata-image.ts";
+import { asOrdinaryUser, noOrdinaryUser } from "../support/other-user.ts";
 import { type CloneRun, clone, cloneOk, expectFailure, oneJson } from "../support/run-clone.ts";
 import { noLoopDevices, scratchDirectory, scratchLoopDevice, withReason } from "../support/scratch.ts";
 import { startServe, stopServe } from "../support/serve.ts";
 
 const REGIONS = 16;
 const SIZE = REGIONS * 65536;
+const noRoot = process.getuid?.() === 0 ? undefined : "needs root, to give files away";
 
 /** A clone half of which is hydrated, in commits of one region each. */
 async function halfHydrated(cwd: string): Promise<void> {
@@ -112,6 +114,46 @@ describe("clone repair", () => {
     expect(again).toMatchObject({ code: 0, stdout: expect.stringContaining("nothing is wrong") });
     await expectEqualCopy(cwd);
   });
+
+  test("makes a new file that is for nobody else than the old one", async () => {
+    await using directory = await scratchDirectory();
+    const cwd = directory.path;
+    await halfHydrated(cwd);
+    await chmod(join(cwd, "copy.img.clone"), 0o600);
+    await cloneOk(["repair", "copy.img"], { cwd });
+    expect((await stat(join(cwd, "copy.img.clone.repaired"))).mode % 0o1000).toBe(0o600);
+  });
+
+  test.skipIf(noRoot !== undefined)(withReason("gives the new file to the old one's owner", noRoot), async () => {
+    await using directory = await scratchDirectory();
+    const cwd = directory.path;
+    await halfHydrated(cwd);
+    await chown(join(cwd, "copy.img.clone"), 54_321, 54_322);
+    await chmod(join(cwd, "copy.img.clone"), 0o640);
+    await cloneOk(["repair", "copy.img"], { cwd });
+    const { mode, uid, gid } = await stat(join(cwd, "copy.img.clone.repaired"));
+    expect([mode % 0o1000, uid, gid]).toEqual([0o640, 54_321, 54_322]);
+  });
+
+  test.skipIf(noRoot !== undefined || noOrdinaryUser !== undefined)(
+    withReason("of somebody else's metadata is done in a new file, and refused in place", noRoot ?? noOrdinaryUser),
+    async () => {
+      await using directory = await scratchDirectory();
+      const cwd = directory.path;
+      await halfHydrated(cwd);
+      const metadata = join(cwd, "copy.img.clone");
+      const damaged = await damage(metadata, breakCounts);
+      await chown(metadata, 54_321, 0);
+      await chmod(metadata, 0o666);
+      await chmod(cwd, 0o777);
+      const refused = await clone(["repair", "copy.img", "--in-place"], { cwd, ...asOrdinaryUser });
+      expect(refused.code).toBe(1);
+      expect(refused.stderr).toMatch(/Cannot replace .*: EPERM\n.*--output FILE writes to a new file/);
+      expect((await readFile(metadata)).equals(damaged)).toBe(true);
+      const run = await clone(["repair", "copy.img"], { cwd, ...asOrdinaryUser });
+      expect(run.code, run.stderr).toBe(0);
+    },
+  );
 
   test("goes on where a repair in place was killed between backup and replacement", async () => {
     await using directory = await scratchDirectory();

@@ -1,6 +1,6 @@
 // Who may read and write what is made, under each umask, as root and as anybody else: files are made by the program itself, and
 // their modes looked at.
-import { chmod, stat } from "node:fs/promises";
+import { chmod, chown, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { randomFile } from "../support/files.ts";
@@ -16,6 +16,7 @@ import {
 import { scratchDirectory, withReason } from "../support/scratch.ts";
 
 const SIZE = 256 * 1024;
+const noRoot = process.getuid?.() === 0 ? undefined : "needs root, to give files away";
 
 /** A process inherits the umask of the moment when it is started. */
 function started<T>(umask: number, start: () => T): T {
@@ -53,6 +54,20 @@ describe("A new clone", () => {
     expect(await modeOf(join(cwd, "copy.img"))).toBe(modes.copy);
     expect(await modeOf(join(cwd, "copy.img.clone"))).toBe(modes.metadata);
   });
+
+  test.skipIf(noRoot !== undefined)(
+    withReason("of a source that another group may read is for its owner alone: its group is not that one", noRoot),
+    async () => {
+      await using directory = await scratchDirectory();
+      const cwd = directory.path;
+      const source = join(cwd, "source.img");
+      await randomFile(source, SIZE);
+      await chown(source, 54_321, 54_322);
+      await chmod(source, 0o640);
+      expect((await cloneUnder(0, ["create", "source.img", "copy.img", "-q"], { cwd })).code).toBe(0);
+      expect(await modeOf(join(cwd, "copy.img"))).toBe("600");
+    },
+  );
 
   test.skipIf(noOrdinaryUser !== undefined)(
     withReason("under a umask that leaves nothing is made, or refused in one line with nothing left", noOrdinaryUser),
