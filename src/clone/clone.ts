@@ -380,7 +380,8 @@ export class Clone implements AsyncDisposable {
       else await this.#unlessAccepted(request, () => refuseDifferentSamples(this, source.view, destination.view));
     }
     await destination.sampled?.remember(sampleRanges(this));
-    if (this.descriptor?.alone === true && !(await isAlone(this))) this.#findings.alone = false;
+    const isAloneStill = trust !== "touched" && (await isAlone(this));
+    if (this.descriptor?.alone === true && !isAloneStill) this.#findings.alone = false;
     await this.unsettle(trust === "touched" ? { touched: true } : {});
   }
 

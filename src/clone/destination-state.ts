@@ -12,8 +12,8 @@
  *
  * What somebody else wrote to regions that are not hydrated does no harm: they are copied, or zeroed, whatever they hold.
  *
- * Nothing can be told where others have a right to change it: after clients wrote to it, or the kernel went on with it (the
- * superblock is another one). After a changed source was accepted, samples tell nothing either.
+ * Nothing can be told where others have a right to change it: after clients wrote to it, or the kernel went on with it (there
+ * was a commit, as `settled-witness.ts` tells). After a changed source was accepted, samples tell nothing either.
  */
 import * as fs from "node:fs";
 import { promisify } from "node:util";
@@ -24,6 +24,7 @@ import type { FileDevice } from "../device/file-device.ts";
 import { statDescriptor } from "../device/file-identity.ts";
 import { runParts } from "../engine/run-parts.ts";
 import type { SettledState } from "../metadata/descriptor.ts";
+import { checksumText, isAsLeft, recordFree } from "../metadata/settled-witness.ts";
 import type { Clone } from "./clone.ts";
 import { digestOf } from "./fingerprint.ts";
 import { findData, type OpenedDestination } from "./open-devices.ts";
@@ -42,25 +43,36 @@ const fsync = promisify(fs.fsync);
 export async function settledState(clone: Clone, { file, device }: OpenedDestination): Promise<SettledState> {
   if (file === undefined) {
     // It has been flushed, and has neither times nor a name of its own: what it holds is all that it is known by.
-    return { ...(await presentState(clone, file)), ...presentBits(clone), sample: await sampleDigests(clone, device) };
+    const sample = await sampleDigests(clone, device);
+    return { ...(await presentState(clone, file)), ...(await presentBits(clone)), sample };
   }
   // All of it: a flush of the data may leave the time of change behind, and after a power cut it would be another one.
   await fsync(file.fd).catch((cause: unknown) => {
     const errno = errnoOf(cause);
     throw new DeviceError(`Cannot flush "${file.name}": ${errno}`, { errno, cause });
   });
-  return { ...(await presentState(clone, file)), ...presentBits(clone) };
+  return { ...(await presentState(clone, file)), ...(await presentBits(clone)) };
 }
 
-async function presentState(clone: Clone, file: FileDevice | undefined): Promise<SettledState> {
-  const mtimeNs = file === undefined ? 0 : (await statDescriptor(file.fd, { bigint: true })).mtimeNs;
-  return { mtimeNs: String(mtimeNs), superblock: await superblockChecksum(clone) };
+async function presentState({ metadataDevice }: Clone, file: FileDevice | undefined): Promise<SettledState> {
+  const superblock = new Uint8Array(4);
+  await metadataDevice.read(0, superblock);
+  return { mtimeNs: file === undefined ? "0" : await lastChange(file), superblock: checksumText(superblock) };
 }
 
-/** Which regions are hydrated, as far as a digest tells. */
-function presentBits({ metadata }: Clone): Pick<SettledState, "hydratedRegions" | "hydratedDigest"> {
+/** As `SettledState.mtimeNs` records it. */
+export async function lastChange({ fd }: FileDevice): Promise<string> {
+  return String((await statDescriptor(fd, { bigint: true })).mtimeNs);
+}
+
+/** Which regions are hydrated, as far as a digest tells, and by what it will be known that nobody has gone on. */
+async function presentBits({
+  metadata,
+  metadataDevice,
+}: Clone): Promise<Pick<SettledState, "free" | "hydratedRegions" | "hydratedDigest">> {
   if (metadata.changed || metadata.failed) return {}; // what is on disk is something else
-  return { hydratedRegions: metadata.hydratedCount, hydratedDigest: metadata.hydratedDigest() };
+  const free = await recordFree(metadataDevice);
+  return { ...free, hydratedRegions: metadata.hydratedCount, hydratedDigest: metadata.hydratedDigest() };
 }
 
 /** Digests of samples of the hydrated regions. Which they are follows from which regions are hydrated. */
@@ -78,15 +90,16 @@ async function sampleDigests(clone: Clone, destination: BlockDevice): Promise<st
 }
 
 /**
- * Whether every commit of the clone so far is known to be of this program. The kernel can go on with a clone, and leaves no
- * other trace than another superblock; after a run that was cut off that tells nothing.
+ * Whether every commit of the clone so far is known to be of this program, and nobody else was found to have written to the
+ * destination. The kernel can go on with a clone, and leaves no other trace than its commits (`settled-witness.ts`), and none
+ * at all of writes to what is hydrated but the file's time of change; after a run that was cut off neither tells anything.
  */
 export async function isAlone(clone: Clone): Promise<boolean> {
   const { descriptor, metadata } = clone;
-  if (descriptor?.alone !== true) return false;
+  if (descriptor?.alone !== true || descriptor.destination.touched === true) return false;
   const { settled } = descriptor.destination;
   if (settled === undefined) return metadata.hydratedCount === 0;
-  return settled !== null && settled.superblock === (await superblockChecksum(clone));
+  return settled !== null && (await isAsLeft(clone.metadataDevice, settled));
 }
 
 /**
@@ -98,7 +111,7 @@ export async function isAlone(clone: Clone): Promise<boolean> {
 export async function refuseAnotherDisk(clone: Clone, destination: OpenedDestination): Promise<void> {
   const settled = clone.descriptor?.destination.settled;
   if (destination.file !== undefined || settled?.sample === undefined) return;
-  if (settled.superblock !== (await superblockChecksum(clone))) return; // somebody else has gone on with the clone
+  if (!(await isAsLeft(clone.metadataDevice, settled))) return; // somebody else has gone on with the clone
   if (settled.sample === (await sampleDigests(clone, destination.device))) return;
   throw new CloneError(
     "failed",
@@ -140,10 +153,9 @@ export async function trustInDestination(clone: Clone, { file }: OpenedDestinati
   if (descriptor.destination.touched) return "touched";
   const bySamples = descriptor.acceptedChange === undefined ? "compare" : "trusted";
   if (settled === null) return bySamples;
-  const now = await presentState(clone, file);
-  if (now.superblock !== settled.superblock) return "trusted"; // the kernel has gone on with the clone
+  if (!(await isAsLeft(clone.metadataDevice, settled))) return "trusted"; // the kernel has gone on with the clone
   if (file?.kind !== "file") return bySamples;
-  return now.mtimeNs === settled.mtimeNs ? "trusted" : "touched";
+  return (await lastChange(file)) === settled.mtimeNs ? "trusted" : "touched";
 }
 
 /** @throws {CloneError} where a destination holds data that nobody has put there for this clone */
@@ -209,10 +221,4 @@ function* sampleRegions({ metadata }: Clone, most = SAMPLES): Generator<Region> 
     }
     before += end - start;
   }
-}
-
-async function superblockChecksum({ metadataDevice }: Clone): Promise<string> {
-  const checksum = new Uint8Array(4);
-  await metadataDevice.read(0, checksum);
-  return Buffer.from(checksum).toString("hex");
 }

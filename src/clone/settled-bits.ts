@@ -1,20 +1,20 @@
 /**
  * Whether the metadata of an idle clone says what it said when the clone was left, as far as its descriptor recorded that.
  *
- * The same superblock does not mean the same bits: it has no number of its transaction, and blocks are used again, so that a kernel
- * that has gone on may leave its roots, and so every byte of block 0, where they were. But it only adds bits. So where there
- * are more than there were, nobody can tell; where there are not, and they are others, no commit has made them.
+ * Other bits than were recorded are refuted only where nobody has committed since (`settled-witness.ts`). And as whoever goes on with a
+ * clone only adds bits, more than there were are never refuted, whatever the witness says.
  */
 import { MetadataError } from "../base/errors.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import type { CloneMetadata } from "../metadata/clone-metadata.ts";
 import type { Descriptor } from "../metadata/descriptor.ts";
+import { isAsLeft } from "../metadata/settled-witness.ts";
 
 /**
  * To be asked of metadata that is locked: nobody commits meanwhile.
  *
  * @returns a warning where fewer regions are hydrated than were, by a commit of somebody else
- * @throws {MetadataError} where other regions are hydrated than were, and not more, by the same superblock
+ * @throws {MetadataError} where other regions are hydrated than were, and not more, though nobody has committed since
  * @throws {DeviceError}
  */
 export async function refuseOtherBits(
@@ -24,10 +24,8 @@ export async function refuseOtherBits(
 ): Promise<string | undefined> {
   const settled = descriptor?.destination.settled;
   if (settled == null) return undefined;
-  const checksum = new Uint8Array(4);
-  await device.read(0, checksum);
   const { hydratedRegions = 0, hydratedDigest } = settled;
-  if (settled.superblock !== Buffer.from(checksum).toString("hex")) {
+  if (!(await isAsLeft(device, settled))) {
     if (metadata.hydratedCount >= hydratedRegions) return undefined;
     return `${metadata.hydratedCount} regions are hydrated, ${hydratedRegions} were when the clone was left: its metadata is older than that, or was begun anew`;
   }

@@ -36,8 +36,6 @@ export interface Superblock {
   bitmapRoot: number;
   referenceCountRoot: number;
   bitsetRoot: number;
-  /** Its first four bytes, hexadecimal, as the descriptor records them. */
-  checksum: string;
 }
 
 interface Findings {
@@ -98,7 +96,7 @@ async function startsWithMagic(reader: BlockReader): Promise<boolean> {
   return typeof block !== "string" && readUint64(block.view, 32) === MAGIC;
 }
 
-function readFields({ view, bytes }: Block, deviceSize: number, { fatal, warnings }: Findings): Superblock {
+function readFields({ view }: Block, deviceSize: number, { fatal, warnings }: Findings): Superblock {
   const regionSectors = readUint64(view, 172);
   const targetSectors = readUint64(view, 180);
   const goodRegionSize = regionSectors >= 8 && regionSectors <= 2 ** 21 && Number.isInteger(Math.log2(regionSectors));
@@ -139,7 +137,6 @@ function readFields({ view, bytes }: Block, deviceSize: number, { fatal, warning
     bitmapRoot: readUint64(view, 60),
     referenceCountRoot: readUint64(view, 68),
     bitsetRoot: readUint64(view, 188),
-    checksum: Buffer.from(bytes.subarray(0, 4)).toString("hex"),
   };
 }
 

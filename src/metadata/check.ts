@@ -16,6 +16,7 @@ import { type CheckFacts, type CheckReport, type CheckVerdict, FindingList } fro
 import { SpaceMapChecker } from "./check-space-map.ts";
 import { checkSuperblock, type Superblock } from "./check-superblock.ts";
 import { type Descriptor, DescriptorStore } from "./descriptor.ts";
+import { isAsLeft } from "./settled-witness.ts";
 
 export { type CheckFacts, type CheckReport, type CheckVerdict, type Finding, formatFinding } from "./check-report.ts";
 
@@ -40,7 +41,7 @@ export async function checkMetadata(
   if (typeof superblock === "string") return conclude(findings, superblock);
   const facts = await checkStructures(reader, superblock, findings);
   const descriptor = await checkDescriptor(device, superblock, findings.warnings);
-  const bitsRefuted = compareWithDescriptor(superblock, facts, descriptor, findings);
+  const bitsRefuted = await compareWithDescriptor(device, facts, descriptor, findings);
   return { ...conclude(findings, null, facts), ...(bitsRefuted && { bitsRefuted }) };
 }
 
@@ -99,27 +100,27 @@ async function checkDescriptor(
 }
 
 /**
- * Holds the bits against what the descriptor says the clone was left with. As long as the superblock is the one of then they
- * must be the same; whoever goes on with the clone, as the kernel, only adds to them.
+ * Holds the bits against what the descriptor says the clone was left with. As long as nobody has committed since they must be
+ * the same; whoever goes on with the clone, as the kernel, only adds to them.
  * @returns whether they are certainly wrong
  */
-function compareWithDescriptor(
-  { checksum }: Superblock,
+async function compareWithDescriptor(
+  device: BlockDevice,
   facts: CheckFacts | undefined,
   descriptor: Descriptor | null,
   { fatal, warnings }: Findings,
-): boolean {
+): Promise<boolean> {
   const settled = descriptor?.destination.settled;
   if (facts == null || facts.hydratedRegions === null || settled == null) return false;
   const { hydratedRegions = 0, hydratedDigest } = settled;
-  if (settled.superblock !== checksum) {
+  if (!(await isAsLeft(device, settled))) {
     if (facts.hydratedRegions >= hydratedRegions) return false;
     const numbers = `${facts.hydratedRegions} regions are hydrated, ${hydratedRegions} were when the clone was left`;
     warnings.add("superblock", 0, `${numbers}: it is an older one, or the clone was begun anew`);
     return false;
   }
   if (hydratedDigest === undefined || hydratedDigest === facts.hydratedDigest) return false;
-  // The kernel may have gone on and come back to the same roots; but it only adds bits.
+  // A commit only adds bits: these may be of one that the free blocks do not show.
   if (facts.hydratedRegions > hydratedRegions) return false;
   const cause = "an array block or a node of another clone, or of another time, stands in the place of the true one";
   fatal.add("bitset", null, `which regions are hydrated is not what the clone was left with: ${cause}`);

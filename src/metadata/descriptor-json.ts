@@ -44,6 +44,11 @@ export interface SettledState {
   mtimeNs: string;
   /** The superblock's checksum then, hexadecimal: with another one, somebody else has gone on with the clone. */
   superblock: string;
+  /**
+   * The lowest free blocks of the metadata and a digest of them (`settled-witness.ts`): where these are others, too, somebody has
+   * gone on. Absent where they could not be read, and where somebody is known to have gone on; then the rest proves nothing.
+   */
+  free?: string;
   /** Digests of samples of what it holds in hydrated regions, where nothing else tells it from another of its size. */
   sample?: string;
   /** How many regions were hydrated then, and the digest of which (`descriptor-digest.ts`). */
@@ -170,6 +175,7 @@ export function descriptorFromJson(value: unknown, geometry: Geometry): Descript
     const settled = destination.object("settled");
     settled.text("mtimeNs", MAX_TEXT_BYTES);
     settled.text("superblock", MAX_TEXT_BYTES);
+    if (settled.has("free")) settled.text("free", MAX_TEXT_BYTES);
     if (settled.has("sample")) settled.text("sample", MAX_FOREIGN_TEXT_BYTES);
     if (settled.has("hydratedRegions")) settled.integer("hydratedRegions", { most: geometry.regionCount });
     if (settled.has("hydratedDigest")) settled.text("hydratedDigest", MAX_TEXT_BYTES);

@@ -23,6 +23,7 @@ import { BTreeNode } from "../persistent-data/btree-node.ts";
 import { BLOCK_SIZE, sealBlock } from "../persistent-data/checksum.ts";
 import { bitmapCountOf, MAX_METADATA_BLOCKS, SpaceMap } from "../persistent-data/space-map.ts";
 import { TransactionManager } from "../persistent-data/transaction-manager.ts";
+import { describeAnew } from "./describe-anew.ts";
 import { DESCRIPTOR_BYTES, type Descriptor, DescriptorStore } from "./descriptor.ts";
 import { bitsetNodeCount, metadataByteLength, minimumBlockCount } from "./metadata-size.ts";
 import type { RegionBitmap } from "./region-bitmap.ts";
@@ -40,7 +41,8 @@ export interface FormatContent {
 /**
  * Formats the first `blockCount` blocks of a device, and the place of the descriptor behind them: with `descriptor`, or
  * blank where that is null, lest the remains of an earlier clone be taken for it. (No room is needed for none.) The
- * descriptor says that the place was blank where `isBlank` does, whatever it said of another place.
+ * descriptor says that the place was blank where `isBlank` does, whatever it said of another place, and how the clone was
+ * left as far as that holds for the new blocks (`describe-anew.ts`).
  *
  * @throws {UsageError} where the blocks are fewer than commits need, or more than the device or the format has
  * @throws {RangeError} where there is no room for the descriptor, or it breaks its documented limits
@@ -60,7 +62,10 @@ export async function writeFormatted(
   await destroySuperblock(device);
   if (hasRoom) {
     const descriptors = await DescriptorStore.format(device, { geometry, blockCount });
-    if (descriptor !== null) await descriptors.write(descriptor);
+    if (descriptor !== null) {
+      const superblock = formattedSuperblock(content);
+      await descriptors.write(await describeAnew(device, descriptor, { ...content, superblock }));
+    }
   }
   await writeBlocks(device, content);
 }

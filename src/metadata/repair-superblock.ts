@@ -3,23 +3,23 @@
  * states that are whole on the device, the one whose superblock would have this checksum is the state that was meant.
  *
  *     block 0 itself     where the checksum in it survived, or all of its fields did and somebody else vouches for the size
- *     the descriptor     records the superblock's checksum when the program let go of the clone. The kernel may have gone
- *                        on since: so only where no whole state has a bit more, and nothing on the device is damaged
+ *     the descriptor     records the superblock's checksum when the program let go of the clone, and the lowest free blocks:
+ *                        where these are as they were, nobody has committed since
  *
  * A checksum covers the geometry, too. Without one nothing tells which state was the last, and no bit is proved.
  */
 import type { Geometry } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import { BLOCK_SIZE, type BlockReader, MAX_BLOCK_COUNT, readUint64 } from "./check-blocks.ts";
-import { BlockReferences } from "./check-references.ts";
 import { DESCRIPTOR_BYTES, type Descriptor } from "./descriptor.ts";
 import { MIN_METADATA_BLOCKS } from "./metadata-size.ts";
-import { ProvenBits } from "./repair-bitset.ts";
+import { arrayBlockCount } from "./repair-array.ts";
 import { findDescriptors, geometryOf } from "./repair-descriptor.ts";
 import { readMark } from "./repair-in-place.ts";
 import type { RefusedRepair, ToldGeometry } from "./repair-plan.ts";
 import { type WholeState, wholeStates } from "./repair-states.ts";
 import { BlockSurvey } from "./repair-survey.ts";
+import { areFreeAsLeft, checksumText } from "./settled-witness.ts";
 
 const MAGIC = 0x8af27f64;
 /** Bytes of the superblock that have a meaning. */
@@ -41,6 +41,8 @@ export interface RecoveredSuperblock {
   descriptor: Descriptor | null;
   /** The last state; null where nothing tells which it was. */
   state: WholeState | null;
+  /** Whether that is the one that the descriptor records, and nobody has committed since (`settled-witness.ts`). */
+  isAsLeft: boolean;
 }
 
 /**
@@ -60,26 +62,31 @@ export async function recoverSuperblock(
   const survey = await BlockSurvey.take(reader, Math.min(reader.blocksOnDevice, MAX_BLOCK_COUNT));
   if (survey.blocksOf("array block", 1).length === 0) return { reason: "it is no clone's metadata" };
   const candidates = await findCandidates(device, reader, left, told);
+  const settled: RecoveredSuperblock[] = [];
   for (const candidate of candidates) {
-    const state = await findState(reader, survey, candidate, left);
-    if (state !== null) return { ...candidate, state };
+    const states = await wholeStates(reader, survey, candidate);
+    const current = states.find(({ superblock }) => isWitness(left, superblock, candidate));
+    const state = await findSettled(device, candidate, states);
+    if (current !== undefined) return { ...candidate, state: current, isAsLeft: current === state };
+    if (state !== null) settled.push({ ...candidate, state, isAsLeft: true });
   }
-  const [candidate, another] = candidates.filter(({ isVouchedFor }) => isVouchedFor);
-  if (candidate === undefined) return nothingVouches(told);
-  if (another === undefined || another.descriptor === null) return { ...candidate, state: null };
-  return { reason: "its superblock is lost, and there are descriptors of two clones", hint: GIVE_SIZE };
+  const vouched = candidates.filter(({ isVouchedFor }) => isVouchedFor);
+  const [candidate, another] = settled.length > 0 ? settled : vouched.map(withoutState);
+  if (candidate === undefined) return NOTHING_VOUCHES;
+  if (another === undefined || another.descriptor === null) return candidate;
+  return {
+    reason: "its superblock is lost, and there are descriptors of two clones",
+    hint: told === undefined ? "Tell which by --size and --region-size." : "Both are of the size that was given.",
+  };
 }
 
-const GIVE_SIZE = "Tell which by --size and --region-size.";
+const NOTHING_VOUCHES = {
+  reason: "its superblock is lost, and nothing tells the size of the clone",
+  hint: "--size and --region-size do, where you know them: that of the destination, and that of the table or of `clone create`.",
+};
 
-function nothingVouches(told: ToldGeometry | undefined): Pick<RefusedRepair, "reason" | "hint"> {
-  if (told === undefined) {
-    return {
-      reason: "its superblock is lost, and nothing tells the size of the clone",
-      hint: "--size and --region-size do, where you know them: that of the destination, and that of the table or of `clone create`.",
-    };
-  }
-  return { reason: "its superblock is lost, and the descriptor is that of a clone of another size than was given" };
+function withoutState(candidate: Candidate): RecoveredSuperblock {
+  return { ...candidate, state: null, isAsLeft: false };
 }
 
 function interrupted(backup: string): Pick<RefusedRepair, "reason" | "hint"> {
@@ -98,11 +105,12 @@ async function findCandidates(
 ): Promise<Candidate[]> {
   const found = await findDescriptors(device, reader);
   const candidates: Candidate[] = found
+    .filter(({ place }) => hasRoomForBits(place))
     .filter(({ place }) => told === undefined || isSameSize(place.geometry, told))
     .map(({ place, descriptor }) => ({ ...place, descriptor, isVouchedFor: true }));
   const remains = readRemains(left);
   const geometry = told === undefined ? null : geometryOf(told);
-  if (geometry !== null && found.length === 0) {
+  if (geometry !== null) {
     // As many as block 0 says, as fill the device, or as leave room for a descriptor.
     const possible = [
       remains?.blockCount,
@@ -120,6 +128,11 @@ async function findCandidates(
   return candidates;
 }
 
+/** Else it would take memory for bits that are nowhere; what the user tells is believed. */
+function hasRoomForBits({ geometry, blockCount }: Pick<Candidate, "geometry" | "blockCount">): boolean {
+  return arrayBlockCount(geometry) < blockCount;
+}
+
 function isSameSize(geometry: Geometry, told: ToldGeometry): boolean {
   return geometry.size === told.size && geometry.regionSize === told.regionSize;
 }
@@ -131,54 +144,24 @@ function readRemains(left: Uint8Array): Candidate | null {
   const blockCount = readUint64(view, 44);
   const isPossible = blockCount >= MIN_METADATA_BLOCKS && blockCount <= MAX_BLOCK_COUNT;
   if (readUint64(view, 32) !== MAGIC || geometry === null || !isPossible) return null;
+  if (!hasRoomForBits({ geometry, blockCount })) return null;
   return { geometry, blockCount, descriptor: null, isVouchedFor: false };
 }
 
-async function findState(
-  reader: BlockReader,
-  survey: BlockSurvey,
-  candidate: Candidate,
-  left: Uint8Array,
+/** The state that the descriptor records, where nobody has committed since: then it is the last. */
+async function findSettled(
+  device: BlockDevice,
+  { descriptor }: Candidate,
+  states: readonly WholeState[],
 ): Promise<WholeState | null> {
-  const states = await wholeStates(reader, survey, candidate);
-  const current = states.find(({ superblock }) => isWitness(left, superblock, candidate));
-  if (current !== undefined) return current;
-  const recorded = candidate.descriptor?.destination.settled?.superblock;
-  const settled = states.find(({ superblock }) => checksumText(superblock) === recorded);
-  const isDamaged = survey.blocksOf("damaged").some((block) => block < candidate.blockCount);
-  if (settled === undefined || isDamaged) return null;
-  return (await isNewest(reader, candidate, settled, states)) ? settled : null;
+  const settled = descriptor?.destination.settled;
+  const state = states.find(({ superblock }) => checksumText(superblock) === settled?.superblock);
+  if (settled == null || state === undefined) return null;
+  return (await areFreeAsLeft(device, settled)) ? state : null;
 }
 
 /** Whether what is left of block 0 tells that this is what stood there. */
 function isWitness(left: Uint8Array, superblock: Uint8Array, { isVouchedFor }: Candidate): boolean {
   if (Buffer.compare(left.subarray(0, 4), superblock.subarray(0, 4)) === 0) return true;
   return isVouchedFor && Buffer.compare(left.subarray(4, FIELDS_END), superblock.subarray(4, FIELDS_END)) === 0;
-}
-
-/** A superblock's checksum as the descriptor records it. */
-export function checksumText(superblock: Uint8Array): string {
-  return Buffer.from(superblock.subarray(0, 4)).toString("hex");
-}
-
-/** Whether no other whole state has a bit that this one lacks: bits are only ever set. */
-async function isNewest(
-  reader: BlockReader,
-  { geometry, blockCount }: Candidate,
-  state: WholeState,
-  states: WholeState[],
-): Promise<boolean> {
-  const read = async ({ bitsetRoot }: WholeState): Promise<ProvenBits> => {
-    const bits = new ProvenBits(geometry);
-    await bits.read(reader, new BlockReferences(blockCount), bitsetRoot);
-    return bits;
-  };
-  const { hydrated } = await read(state);
-  for (const other of states) {
-    if (other === state) continue;
-    for (const { start, end } of (await read(other)).hydrated.ranges()) {
-      if (hydrated.nextUnset(start, end) !== end) return false;
-    }
-  }
-  return true;
 }

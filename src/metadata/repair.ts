@@ -22,6 +22,7 @@
  * whose and for which regions they are, and their places are used again.
  */
 
+import { UsageError } from "../base/errors.ts";
 import type { Geometry, RegionRange } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import { checkMetadata } from "./check.ts";
@@ -29,11 +30,12 @@ import { BlockReader } from "./check-blocks.ts";
 import { BlockReferences } from "./check-references.ts";
 import { type CheckReport, FindingList } from "./check-report.ts";
 import { checkSuperblock } from "./check-superblock.ts";
-import type { Descriptor, SettledState } from "./descriptor.ts";
-import { formattedSuperblock, writeFormatted } from "./format-image.ts";
+import { goneOn } from "./describe-anew.ts";
+import type { Descriptor } from "./descriptor.ts";
+import { writeFormatted } from "./format-image.ts";
 import { minimumBlockCount, recommendedBlockCount } from "./metadata-size.ts";
 import { RegionBitmap } from "./region-bitmap.ts";
-import { regionsUnder } from "./repair-array.ts";
+import { arrayBlockCount, regionsUnder } from "./repair-array.ts";
 import { ProvenBits } from "./repair-bitset.ts";
 import { geometryOf, readDescriptor } from "./repair-descriptor.ts";
 import { type DigestRequest, proveByDigest } from "./repair-digest.ts";
@@ -48,9 +50,10 @@ import type {
   ToldGeometry,
 } from "./repair-plan.ts";
 import { readCounts } from "./repair-space-map.ts";
-import { checksumText, recoverSuperblock } from "./repair-superblock.ts";
+import { recoverSuperblock } from "./repair-superblock.ts";
 import { BlockSurvey } from "./repair-survey.ts";
 import { countOf, describeFindings, noBits } from "./repair-words.ts";
+import { isAsLeft } from "./settled-witness.ts";
 
 export type {
   Assumption,
@@ -74,8 +77,8 @@ interface LiveState {
   descriptor: Descriptor | null;
   /** Where the tree and the space map begin; null where the superblock is lost and nothing tells. */
   roots: { bitmapRoot: number; referenceCountRoot: number; bitsetRoot: number } | null;
-  /** The checksum of its superblock, as the descriptor records it; null where it is not known. */
-  checksum: string | null;
+  /** Whether nobody has committed since the program let go of the clone, as far as that can be proved (`settled-witness.ts`). */
+  isAsLeft: boolean;
 }
 
 /**
@@ -83,10 +86,16 @@ interface LiveState {
  * content anew. Memory is bounded by the regions and managed blocks, whatever the damage.
  *
  * @param device the whole metadata file or device, descriptor included
+ * @throws {UsageError} where the geometry that is told is impossible, or a sound superblock says another one
  * @throws the signal's reason once it is aborted, and what `compare` throws
  */
 export async function planRepair(device: BlockDevice, request: RepairRequest = {}): Promise<RepairPlan> {
-  const { signal } = request;
+  const { signal, geometry: told } = request;
+  if (told !== undefined && geometryOf(told) === null) {
+    throw new UsageError(
+      `Cannot repair "${device.name}": no clone has ${told.size} bytes in regions of ${told.regionSize}`,
+    );
+  }
   const before = await checkMetadata(device, signal === undefined ? {} : { signal });
   const account = newAccount(before);
   const reader = new BlockReader(device, signal);
@@ -101,7 +110,7 @@ export async function planRepair(device: BlockDevice, request: RepairRequest = {
   account.unknown.push(...unknown.ranges());
   if (account.unknown.length > 0) return { ok: false, ...account, ...noBits(account.unknown, request) };
   const blockCount = enoughBlocks(live.blockCount, geometry, account);
-  const descriptor = describeAnew(live, { blockCount, isExact });
+  const descriptor = describeRepaired(live, isExact);
   return { ok: true, ...account, geometry, blockCount, bits: proven.hydrated, descriptor };
 }
 
@@ -144,17 +153,22 @@ async function findLive(
   if (typeof superblock === "string") return await withoutSuperblock(device, reader, account, told);
   const geometry = geometryOf({ size: superblock.targetSectors * 512, regionSize: superblock.regionSectors * 512 });
   const { blockCount, bitmapRoot, referenceCountRoot, bitsetRoot } = superblock;
-  if (geometry === null || blockCount === null) return await withoutSuperblock(device, reader, account, told);
+  // Bits that no metadata of that size has room for are not worth the memory that they would take.
+  if (geometry === null || blockCount === null || arrayBlockCount(geometry) >= blockCount) {
+    return await withoutSuperblock(device, reader, account, told);
+  }
   if (told !== undefined && (told.size !== geometry.size || told.regionSize !== geometry.regionSize)) {
     const { size, regionSize } = geometry;
-    const says = `${size} bytes in regions of ${regionSize}`;
-    return { reason: `its superblock is sound and says ${says}, which is not what --size and --region-size say` };
+    throw new UsageError(
+      `Cannot repair "${device.name}": its superblock is sound and says ${size} bytes in regions of ${regionSize}, which is not what --size and --region-size say`,
+    );
   }
   const { descriptor, warnings } = await readDescriptor(device, { geometry, blockCount });
   if (descriptor === null && warnings.length > 0) account.lost.push(LOST_DESCRIPTOR);
-  const first = await reader.read(0);
-  const checksum = typeof first === "string" ? null : checksumText(first.bytes);
-  return { geometry, blockCount, descriptor, roots: { bitmapRoot, referenceCountRoot, bitsetRoot }, checksum };
+  const settled = descriptor?.destination.settled;
+  const unchanged = settled != null && (await isAsLeft(device, settled));
+  const roots = { bitmapRoot, referenceCountRoot, bitsetRoot };
+  return { geometry, blockCount, descriptor, roots, isAsLeft: unchanged };
 }
 
 async function withoutSuperblock(
@@ -171,8 +185,7 @@ async function withoutSuperblock(
       ? "The superblock: its sizes are known, but not which of the states found is the last one"
       : "The superblock: its checksum tells which of the states found is the last one",
   );
-  const checksum = state === null ? null : checksumText(state.superblock);
-  return { geometry, blockCount, descriptor, roots: state, checksum };
+  return { geometry, blockCount, descriptor, roots: state, isAsLeft: recovered.isAsLeft };
 }
 
 /** Everything that is proved, and the regions of which nothing is. */
@@ -218,12 +231,12 @@ async function findBits(
 /** Lets the digest that the descriptor records decide, where it is of this very state. Returns whether it refutes the bits. */
 async function askDigest(
   reader: BlockReader,
-  { descriptor, checksum, geometry }: LiveState,
+  { descriptor, geometry, isAsLeft }: LiveState,
   { proven, unknown, survey }: Pick<DigestRequest, "proven" | "unknown" | "survey">,
   account: RepairAccount,
 ): Promise<boolean> {
   const settled = descriptor?.destination.settled;
-  if (settled == null || settled.superblock !== checksum) return false;
+  if (settled == null || !isAsLeft) return false;
   const verdict = await proveByDigest(reader, { settled, proven, unknown, survey });
   if (verdict === "exact") account.exact.push("An array block: its bits are those that the recorded digest demands");
   if (verdict !== "refuted") return false;
@@ -275,36 +288,22 @@ async function decide(
  * Whether no client can have written to the clone: not through this program, which records that; nor through the kernel, as
  * all commits are ours up to the one that the program left behind.
  */
-function isNeverWritten({ descriptor, checksum }: LiveState): boolean {
-  if (descriptor === null || descriptor.served || descriptor.alone !== true) return false;
-  const { settled } = descriptor.destination;
-  return settled != null && checksum === settled.superblock;
+function isNeverWritten({ descriptor, isAsLeft }: LiveState): boolean {
+  return isAsLeft && descriptor?.served === false && descriptor.alone === true;
 }
 
 /**
  * The descriptor for the new metadata, above all what it records of the destination when the clone was left:
  *
- *     of the old superblock, the same bits      it is so with the new superblock
- *     of an earlier one, as by the kernel's     stays so; of bits that may be fewer now, nothing is said
- *     otherwise                                 as after a run that was cut off
+ *     nobody has gone on since     it is so with the new metadata, if that has the same bits (`describe-anew.ts`)
+ *     somebody has                 stays so; of bits that may be fewer now, nothing is said
+ *     not known                    as after a run that was cut off
  */
-function describeAnew(
-  { descriptor, checksum, geometry }: LiveState,
-  { blockCount, isExact }: { blockCount: number; isExact: boolean },
-): Descriptor | null {
+function describeRepaired({ descriptor, isAsLeft, roots }: LiveState, isExact: boolean): Descriptor | null {
   const settled = descriptor?.destination.settled;
-  if (descriptor === null || settled == null) return descriptor;
-  const anew = (state: SettledState | null): Descriptor => ({
-    ...descriptor,
-    destination: { ...descriptor.destination, settled: state },
-  });
-  if (checksum === settled.superblock) {
-    const superblock = checksumText(formattedSuperblock({ geometry, blockCount }));
-    return anew(isExact ? { ...settled, superblock } : null);
-  }
-  if (checksum === null) return anew(null);
-  const { hydratedRegions: _, hydratedDigest: __, ...rest } = settled;
-  return anew(isExact ? settled : rest);
+  if (descriptor === null || settled == null || isAsLeft) return descriptor;
+  const state = roots === null ? null : goneOn(settled, { isOlder: !isExact });
+  return { ...descriptor, destination: { ...descriptor.destination, settled: state } };
 }
 
 /** As many blocks as before, or more where these were too few for a clone of this size. */

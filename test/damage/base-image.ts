@@ -8,6 +8,7 @@ import { CloneMetadata } from "../../src/metadata/clone-metadata.ts";
 import { DESCRIPTOR_BYTES, type Descriptor, DescriptorStore } from "../../src/metadata/descriptor.ts";
 import { writeFormatted } from "../../src/metadata/format-image.ts";
 import { minimumBlockCount } from "../../src/metadata/metadata-size.ts";
+import { recordFree } from "../../src/metadata/settled-witness.ts";
 import { kernelFixtures, readFixtureImage, readFixtureTruth } from "../support/kernel-fixtures.ts";
 import { MetadataImage, type SealedType } from "../support/metadata-image.ts";
 import { type SeededRandom, seededRandom } from "../support/random.ts";
@@ -87,6 +88,7 @@ async function ownImage(seed: number, random: SeededRandom): Promise<BaseImage> 
     const settled = {
       mtimeNs: "1",
       superblock: base.bytes.subarray(0, 4).toString("hex"),
+      ...(await recordFree(device)),
       hydratedRegions: metadata.hydratedCount,
       hydratedDigest: metadata.hydratedDigest(),
     };

@@ -13,6 +13,7 @@ import { minimumBlockCount } from "../../src/metadata/metadata-size.ts";
 import { RegionBitmap } from "../../src/metadata/region-bitmap.ts";
 import { planRepair, writeRepaired } from "../../src/metadata/repair.ts";
 import { imageBytes } from "../../src/metadata/repair-descriptor.ts";
+import { recordFree } from "../../src/metadata/settled-witness.ts";
 import { type Blow, blow, strike } from "../support/metadata-damage.ts";
 import { MetadataImage } from "../support/metadata-image.ts";
 
@@ -74,7 +75,12 @@ async function make({ regions, commits, spareBlocks, descriptor: kind }: History
   if (descriptor !== null && kind !== "blank") {
     const bits = { hydratedRegions: metadata.hydratedCount, hydratedDigest: metadata.hydratedDigest() };
     const superblock = Buffer.from(bytes.subarray(0, 4)).toString("hex");
-    const settled = { mtimeNs: "0", superblock, ...(spareBlocks % 2 === 0 ? bits : {}) };
+    const settled = {
+      mtimeNs: "0",
+      superblock,
+      ...(await recordFree(device)),
+      ...(spareBlocks % 2 === 0 ? bits : {}),
+    };
     const store = await DescriptorStore.open(device, { geometry, blockCount });
     await store.write({ ...descriptor, destination: { ...descriptor.destination, settled } });
     await device.read(0, bytes);

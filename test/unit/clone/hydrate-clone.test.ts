@@ -94,6 +94,7 @@ describe("hydrateClone() that fails", () => {
       superblock: expect.stringMatching(/^[0-9a-f]{8}$/),
       hydratedRegions: clone.metadata.regionCount,
       hydratedDigest: clone.metadata.hydratedDigest(),
+      free: expect.stringMatching(/^(\d+ ){16}[0-9a-f]{64}$/),
     });
   });
 

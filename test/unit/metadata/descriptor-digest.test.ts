@@ -12,6 +12,7 @@ import { CloneMetadata } from "../../../src/metadata/clone-metadata.ts";
 import { DESCRIPTOR_BYTES, type Descriptor, DescriptorStore } from "../../../src/metadata/descriptor.ts";
 import { writeFormatted } from "../../../src/metadata/format-image.ts";
 import { planRepair } from "../../../src/metadata/repair.ts";
+import { recordFree } from "../../../src/metadata/settled-witness.ts";
 import { imageOf } from "../../support/image.ts";
 import { MetadataImage } from "../../support/metadata-image.ts";
 
@@ -44,6 +45,7 @@ async function leftWith(ranges: readonly [number, number][]): Promise<MetadataIm
   const settled = {
     mtimeNs: "1",
     superblock: Buffer.from(superblock).toString("hex"),
+    ...(await recordFree(device)),
     hydratedRegions: metadata.hydratedCount,
     hydratedDigest: metadata.hydratedDigest(),
   };

@@ -1,12 +1,14 @@
 // Clones with a history of commits, each of which leaves older blocks behind: what of these a repair may believe, and what not,
 // however sound it looks. The truth is what was marked hydrated.
 import { expect, test } from "vitest";
+import { UsageError } from "../../../src/base/errors.ts";
 import { Geometry, type RegionRange } from "../../../src/base/geometry.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { CloneMetadata } from "../../../src/metadata/clone-metadata.ts";
 import { DESCRIPTOR_BYTES, type Descriptor, DescriptorStore } from "../../../src/metadata/descriptor.ts";
 import { writeFormatted } from "../../../src/metadata/format-image.ts";
 import { planRepair, type RepairPlan, type RepairRequest, writeRepaired } from "../../../src/metadata/repair.ts";
+import { isAsLeft, recordFree } from "../../../src/metadata/settled-witness.ts";
 import { flipBit, MetadataImage } from "../../support/metadata-image.ts";
 
 const BLOCK = 4096;
@@ -70,8 +72,15 @@ async function settle(
   const descriptor = store.read() as Descriptor;
   const metadata = await CloneMetadata.open(device, { readOnly: true });
   const bits = hasDigest ? { hydratedRegions: metadata.hydratedCount, hydratedDigest: metadata.hydratedDigest() } : {};
-  const settled = { mtimeNs: "0", superblock: image.bytes.subarray(0, 4).toString("hex"), ...bits };
+  const superblock = image.bytes.subarray(0, 4).toString("hex");
+  const settled = { mtimeNs: "0", superblock, ...(await recordFree(device)), ...bits };
   await store.write({ ...descriptor, ...changes, destination: { ...descriptor.destination, settled } });
+}
+
+async function descriptorOn(device: MemoryDevice): Promise<Descriptor | null> {
+  const metadata = await CloneMetadata.open(device, { readOnly: true });
+  const { geometry, totalBlocks } = metadata;
+  return (await DescriptorStore.open(device, { geometry, blockCount: totalBlocks })).read();
 }
 
 async function imageOf(device: MemoryDevice): Promise<MetadataImage> {
@@ -145,12 +154,24 @@ test("planRepair() refuses a zeroed superblock whose sizes nothing tells, and on
   expect(await plan(image, { geometry })).toMatchObject({ ok: false, reason: "it is no clone's metadata" });
 });
 
-test("planRepair() takes sizes that a descriptor or a sound superblock contradicts from nobody", async () => {
+test("planRepair() takes sizes that a sound superblock contradicts, and impossible ones, from nobody", async () => {
   const image = await imageOf(await clone(ONE_KEY, growing([10])));
   const geometry = { size: ONE_KEY.size + 512, regionSize: 4096 };
-  expect(await plan(image, { geometry })).toMatchObject({ ok: false, reason: expect.stringContaining("is sound") });
+  await expect(plan(image, { geometry })).rejects.toThrow(/its superblock is sound and says 4096000 bytes/);
   image.block(0).fill(0);
-  expect(await plan(image, { geometry })).toMatchObject({ ok: false, reason: expect.stringContaining("another size") });
+  const impossible = { size: 2 ** 47, regionSize: 4096 };
+  for (const geometry of [impossible, { size: 0, regionSize: 4096 }, { size: 4096, regionSize: 5000 }]) {
+    await expect(plan(image, { geometry })).rejects.toThrow(UsageError);
+  }
+});
+
+test("planRepair() takes the user's word for the sizes where a descriptor, left by another clone, says others", async () => {
+  const image = await imageOf(await clone(ONE_KEY, growing([10])));
+  image.block(0).fill(0);
+  const geometry = { size: 2 * ONE_KEY.size, regionSize: 4096 };
+  expect(await plan(image, { geometry })).toMatchObject({ ok: false, unknown: [{ start: 0, end: 2000 }] });
+  const planned = await plan(image, { geometry, assume: "unhydrated" });
+  expect(planned).toMatchObject({ ok: true, geometry, descriptor: null });
 });
 
 /** One key, four commits; the array block of the last is broken. The one before it had 300 regions, that before 200. */
@@ -302,7 +323,9 @@ test("planRepair() knows a zeroed array block again that was hydrated in order, 
   const written = new MemoryDevice({ size: 64 * BLOCK + DESCRIPTOR_BYTES });
   await writeRepaired(planned, written);
   const superblock = (await imageOf(written)).bytes.subarray(0, 4).toString("hex");
-  expect(planned.descriptor?.destination.settled).toMatchObject({ superblock, hydratedRegions: PER_KEY + 77 });
+  const { settled } = (await descriptorOn(written))?.destination ?? {};
+  expect(settled).toMatchObject({ superblock, hydratedRegions: PER_KEY + 77 });
+  expect(settled && (await isAsLeft(written, settled))).toBe(true);
 });
 
 test("planRepair() puts the true block in the place of an older one, by the digest", async () => {
@@ -312,17 +335,18 @@ test("planRepair() puts the true block in the place of an older one, by the dige
     const isArray = block !== live && block > 5 && image.get32(block, 4) === 509 && image.get64(block, 16) === block;
     return isArray && !image.arrayBlocks().includes(block);
   }) as number;
-  const [now, then] = [Buffer.from(image.block(live)), Buffer.from(image.block(older))];
-  now.copy(image.block(older)); // so that the true bits are somewhere
-  then.copy(image.block(live));
+  const last = 63; // free, and not among the lowest
+  image.block(live).copy(image.block(last)); // so that the true bits are somewhere
+  image.block(older).copy(image.block(live));
   image.seal(live, "array");
-  image.seal(older, "array");
+  image.seal(last, "array");
   expect(hydrated(await plan(image))).toEqual(truth);
 });
 
 test("planRepair() believes none of the blocks where the digest refutes them and fits nothing else", async () => {
   const { image } = await withDigest(SCATTERED);
-  image.edit(image.arrayBlocks()[0] as number, "array", (block) => block.fill(0xff, 24, 1000));
+  image.edit(image.arrayBlocks()[0] as number, "array", (block) => block.fill(0xff, 24 + 50, 24 + 52));
+  image.edit(image.arrayBlocks()[1] as number, "array", (block) => block.fill(0, 24 + 20, 24 + 40));
   expect(await plan(image)).toMatchObject({ ok: false, unknown: [{ start: 0, end: THREE_KEYS.regionCount }] });
   expect(hydrated(await plan(image, { assume: "unhydrated" }))).toEqual([]);
 });

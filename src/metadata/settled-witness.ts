@@ -1,0 +1,103 @@
+/**
+ * Whether anybody has committed since a clone was left. The superblock alone cannot tell: it has no number of its transaction,
+ * and blocks are used again, so that a kernel that goes on may come back to the very same block 0, byte by byte, with other
+ * bits.
+ *
+ * But whoever opens the metadata looks for free blocks from the first one on, so that the first commit of a session writes into
+ * the lowest free blocks: an array block before all others, then nodes, a bitmap, the index. So a few of the lowest free blocks are
+ * recorded when the clone is left:
+ *
+ *     "7 8 9 12 … 30 <SHA-256>"     their numbers, ascending; over number (u64, little-endian) and content of each
+ *
+ * As long as these and the superblock are what they were, there has been no commit. Once they are not, nothing is proved: it was
+ * a commit, one that was cut off, or damage to what is free. Nor is anything where they were not recorded.
+ */
+import { createHash } from "node:crypto";
+import type { BlockDevice } from "../device/block-device.ts";
+import { BlockReader, explainBlock, readUint64 } from "./check-blocks.ts";
+import type { SettledState } from "./descriptor-json.ts";
+import { readEntries, readIndex } from "./repair-space-map.ts";
+
+/** Free blocks that are recorded, or all where there are fewer. A commit takes four at least. */
+export const MOST_FREE = 16;
+const ENTRIES_PER_BITMAP = 16320;
+const RECORD = /^((?:\d{1,7} ){1,16})([0-9a-f]{64})$/;
+
+/**
+ * What to record of the free blocks of sound metadata that nobody writes to: nothing where they cannot be read, there are none,
+ * or the next commit would look for them elsewhere.
+ */
+export async function recordFree(device: BlockDevice): Promise<Pick<SettledState, "free">> {
+  return await recordBlocks(device, (await lowestFree(new BlockReader(device, undefined))) ?? []);
+}
+
+/** What to record where these blocks, ascending, are the lowest that are free. */
+export async function recordBlocks(
+  device: BlockDevice,
+  blocks: readonly number[],
+): Promise<Pick<SettledState, "free">> {
+  const recorded = blocks.slice(0, MOST_FREE);
+  if (recorded.length === 0) return {};
+  const digest = await digestOf(new BlockReader(device, undefined), recorded);
+  return digest === null ? {} : { free: `${recorded.join(" ")} ${digest}` };
+}
+
+/** Whether nobody has committed since: block 0 and the free blocks are those that were recorded. */
+export async function isAsLeft(device: BlockDevice, settled: SettledState): Promise<boolean> {
+  const first = await new BlockReader(device, undefined).read(0);
+  if (typeof first === "string" || checksumText(first.bytes) !== settled.superblock) return false;
+  return await areFreeAsLeft(device, settled);
+}
+
+/** The same of the free blocks alone, where block 0 is lost. */
+export async function areFreeAsLeft(device: BlockDevice, { free }: SettledState): Promise<boolean> {
+  const [, numbers = "", digest] = RECORD.exec(free ?? "") ?? [];
+  if (digest === undefined) return false;
+  const blocks = numbers.trim().split(" ").map(Number);
+  return (await digestOf(new BlockReader(device, undefined), blocks)) === digest;
+}
+
+/** A superblock's checksum as the descriptor records it. */
+export function checksumText(superblock: Uint8Array): string {
+  return Buffer.from(superblock.subarray(0, 4)).toString("hex");
+}
+
+/** Null where one cannot be read. */
+async function digestOf(reader: BlockReader, blocks: readonly number[]): Promise<string | null> {
+  const hash = createHash("sha256");
+  for (const number of blocks) {
+    const block = await reader.read(number);
+    if (typeof block === "string") return null;
+    const name = Buffer.alloc(8);
+    name.writeBigUInt64LE(BigInt(number));
+    hash.update(name).update(block.bytes);
+  }
+  return hash.digest("hex");
+}
+
+/** The blocks that a commit would take first; null where that cannot be told. */
+async function lowestFree(reader: BlockReader): Promise<number[] | null> {
+  const superblock = await reader.read(0);
+  if (typeof superblock === "string" || explainBlock(superblock, "superblock") !== null) return null;
+  const place = { blockCount: readUint64(superblock.view, 44), bitmapRoot: readUint64(superblock.view, 60) };
+  const bitmaps = await readIndex(reader, place);
+  const index = await reader.read(place.bitmapRoot);
+  if (bitmaps === null || typeof index === "string") return null;
+  const free: number[] = [];
+  for (let i = 0; i < bitmaps.length && free.length < MOST_FREE; i++) {
+    const block = await reader.read(bitmaps[i] as number);
+    if (typeof block === "string" || explainBlock(block, "bitmap block") !== null) return null;
+    const first = i * ENTRIES_PER_BITMAP;
+    const counts = new Uint8Array(Math.min(ENTRIES_PER_BITMAP, place.blockCount - first));
+    readEntries(block.bytes, counts, 0);
+    const lowest = counts.indexOf(0);
+    // What says that a bitmap is full, or that nothing is free before an entry, is believed without a look at it.
+    const isPassedBy =
+      index.view.getUint32(24 + 16 * i, true) === 0 || index.view.getUint32(28 + 16 * i, true) > lowest;
+    if (lowest >= 0 && isPassedBy) return null;
+    counts.forEach((count, entry) => {
+      if (count === 0) free.push(first + entry);
+    });
+  }
+  return free;
+}
