@@ -269,16 +269,18 @@ export class CloneMetadata implements AsyncDisposable {
    */
   rollback(): number {
     assert(!this.readOnly, "rollback of metadata that was opened read-only");
-    const ranges = this.#dirty.freeze();
+    const taken = [this.#dirty.freeze()];
     if (this.#state !== "committing") {
-      ranges.push(...this.#frozen);
+      taken.push(this.#frozen);
       this.#frozen = [];
     }
     if (this.#state === "frozen") this.#state = "open";
     let count = 0;
-    for (const range of ranges) {
-      this.#hydrated.clearRange(range);
-      count += range.end - range.start;
+    for (const ranges of taken) {
+      for (const range of ranges) {
+        this.#hydrated.clearRange(range);
+        count += range.end - range.start;
+      }
     }
     this.#hydratedCount -= count;
     assert(this.#hydratedCount >= this.#committedCount, "more bits were taken back than were not durable");

@@ -107,7 +107,7 @@ export async function planRepair(device: BlockDevice, request: RepairRequest = {
   account.exact.push(...describeFindings(before));
   const isExact = unknown.nextSet(0) === unknown.size;
   if (!isExact) await decide({ proven, unknown, live }, account, request);
-  account.unknown.push(...unknown.ranges());
+  account.unknown = [...unknown.ranges()]; // not pushed: they may be more than a call takes arguments
   if (account.unknown.length > 0) return { ok: false, ...account, ...noBits(account.unknown, request) };
   const blockCount = enoughBlocks(live.blockCount, geometry, account);
   const descriptor = describeRepaired(live, isExact);

@@ -565,6 +565,14 @@ describe("CloneMetadata.rollback()", () => {
     expect(metadata.rollback()).toBe(0);
   });
 
+  test("takes back 500,000 frozen ranges", async () => {
+    const { metadata } = await newClone(1_000_000, 256);
+    for (let start = 0; start < 1_000_000; start += 2) metadata.markHydrated(region(start));
+    metadata.preCommit();
+    expect(metadata.rollback()).toBe(500_000);
+    expect([metadata.hydratedCount, metadata.changed]).toEqual([0, false]);
+  });
+
   test("leaves alone what is being committed at that moment: its data was flushed before", async () => {
     const { device, metadata } = await newClone(200, 64);
     metadata.markHydrated({ start: 0, end: 3 });

@@ -1,10 +1,14 @@
 // Each kind of damage is done to an image built by the test's own hand, whose bits are known. What is proved must come out
 // as it was; what is not must be refused, and never be called hydrated.
 import { expect, test } from "vitest";
+import { Geometry } from "../../../src/base/geometry.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { checkMetadata } from "../../../src/metadata/check.ts";
+import { writeFormatted } from "../../../src/metadata/format-image.ts";
+import { metadataByteLength, recommendedBlockCount } from "../../../src/metadata/metadata-size.ts";
 import { type PlannedRepair, planRepair, type RepairRequest, writeRepaired } from "../../../src/metadata/repair.ts";
 import { imageBytes } from "../../../src/metadata/repair-descriptor.ts";
+import { imageOf } from "../../support/image.ts";
 import { kernelFixtures, readFixtureImage } from "../../support/kernel-fixtures.ts";
 import {
   buildMetadata,
@@ -168,4 +172,17 @@ test("writeRepaired() lays the bits out as a fresh format of the same size has t
   image.setCount(8, 0);
   const expected = buildMetadata({ ...sizes, hydrated: [[5, 70_000]] });
   expect(Buffer.compare((await repaired(image)).bytes, expected.bytes)).toBe(0);
+});
+
+test("500,000 separate ranges that stay unknown are refused as few are", async () => {
+  const geometry = new Geometry({ size: 1_000_000 * 4096, regionSize: 4096 });
+  const blockCount = recommendedBlockCount(geometry.regionCount);
+  const device = new MemoryDevice({ size: metadataByteLength(blockCount) });
+  await writeFormatted(device, { geometry, blockCount, bits: null, descriptor: null, isBlank: true });
+  const image = new MetadataImage(await imageOf(device));
+  for (const block of image.arrayBlocks()) flipBit(image, block);
+  const everySecond = Array.from({ length: 500_000 }, (_, i) => ({ start: 2 * i, end: 2 * i + 1 }));
+  const planned = await plan(image, { compare: async () => everySecond });
+  expect(planned).toMatchObject({ ok: false, reason: expect.stringContaining("cannot be known") });
+  expect(planned.unknown.length).toBe(500_000);
 });
