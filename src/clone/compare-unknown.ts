@@ -30,9 +30,10 @@ const RETRY = 3;
 
 /**
  * Reads the regions on both sides, holes included, and returns those that are equal. A region that one side cannot read is
- * not equal; a device that has gone away as a whole is an error.
+ * not equal; a device that has gone away as a whole is an error. What is found equal is durable on the destination: it may
+ * have been read from a cache that a crash of the clone left, and the bits that are to vouch for it would outlive it.
  *
- * @throws {DeviceError} where a device cannot be reached any more
+ * @throws {DeviceError} where a device cannot be reached any more, or the destination cannot be flushed
  * @throws the reason of `signal` when it aborts
  */
 export async function equalRegions(
@@ -63,7 +64,9 @@ export async function equalRegions(
   const results = await Promise.allSettled(Array.from({ length: PIECES_IN_FLIGHT }, worker));
   const failed = results.find((result) => result.status === "rejected");
   if (failed !== undefined) throw failed.reason;
-  return equal.freeze();
+  const found = equal.freeze();
+  if (found.length > 0) await sides.destination.flush();
+  return found;
 }
 
 /** Neighbouring regions that are compared together: as many as fit a piece, or one of which only parts do. */

@@ -6,6 +6,7 @@ import { type Finding, formatFinding } from "../metadata/check.ts";
 import {
   type Assumption,
   type ComparedState,
+  type PlannedRepair,
   planRepair,
   type RepairPlan,
   type ToldGeometry,
@@ -52,6 +53,8 @@ export interface RepairReport {
   backup: string | null;
 }
 
+type ImageContent = Pick<PlannedRepair, "geometry" | "blockCount" | "bits" | "descriptor">;
+
 interface RepairContext {
   signal: AbortSignal;
   onWarning?: ((warning: string) => void) | undefined;
@@ -80,6 +83,7 @@ export async function repairClone(request: RepairCloneRequest, context: RepairCo
   const unwritten = { metadata: opened.device.path, plan, repaired: false, output: null, backup: null };
   const isSound = plan.before.fatal.length + plan.before.warnings.length === 0;
   if (!plan.ok || dryRun || (inPlace && isSound)) return unwritten;
+  if (plan.assumed?.as === "hydrated") await flushDestination(opened, plan, { request, context });
   signal.throwIfAborted();
   const { device } = opened;
   if (target.kind === "new") {
@@ -121,15 +125,39 @@ async function compareWith(
   unknown: Iterable<RegionRange>,
   { request, context }: { request: RepairCloneRequest; context: RepairContext },
 ): Promise<RegionRange[]> {
-  const { signal, onWarning, onDetail, onCompare } = context;
-  const image = new MemoryDevice({ size: imageBytes(blockCount, descriptor), name: found.device.name });
-  await writeRepaired({ geometry, blockCount, bits: hydrated, descriptor }, image);
-  await using clone = await Clone.ofImage(image, found, { signal, onWarning, onDetail });
+  const { signal, onCompare } = context;
+  await using clone = await cloneOf(found, { geometry, blockCount, bits: hydrated, descriptor }, context);
   const destination = await clone.attachDestination(request, "read-only");
   const source = await clone.attachSource(request);
   const alignment = destination.file?.directAlignment ?? PAGE;
   const sides = { geometry, source: source.view, destination: destination.view, alignment };
   return await equalRegions(sides, [...unknown], { signal, onStart: onCompare });
+}
+
+/** The bits are to outlive a power cut, so what they vouch for must too. Where it is not at hand that is the user's to see to. */
+async function flushDestination(
+  found: OpenedMetadata,
+  plan: PlannedRepair,
+  { request, context }: { request: RepairCloneRequest; context: RepairContext },
+): Promise<void> {
+  await using clone = await cloneOf(found, plan, context);
+  const destination = await clone.attachDestination(request, "read-only").catch((error: unknown) => {
+    if (!(error instanceof CloneError)) throw error;
+    context.signal.throwIfAborted();
+    context.onWarning?.(`The destination is not made durable (${error.message}): run sync before this is relied on`);
+    return undefined;
+  });
+  await destination?.view.flush();
+}
+
+/** The clone as metadata that is still to be written would show it. */
+async function cloneOf(found: OpenedMetadata, content: ImageContent, context: RepairContext): Promise<Clone> {
+  const image = new MemoryDevice({
+    size: imageBytes(content.blockCount, content.descriptor),
+    name: found.device.name,
+  });
+  await writeRepaired(content, image);
+  return await Clone.ofImage(image, found, context);
 }
 
 /** A report as `--json` prints it: ranges as half-open pairs, findings as `check --json` has them. */

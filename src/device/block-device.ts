@@ -52,7 +52,8 @@ export interface BlockDevice extends AsyncDisposable, Partial<ImmediateIo> {
   write(offset: number, data: Uint8Array, options?: { fua?: boolean }): Promise<void>;
   /**
    * Makes every write, zero and discard that has returned durable. @throws {DeviceError}; from then on trust nothing
-   * that was not flushed before: the kernel reports a lost write once, so trying again would lie.
+   * that was not flushed before: the kernel reports a lost write once, so trying again would lie. A file, and an export of
+   * a server, makes durable what others have written as well, also where it is open for reading only.
    */
   flush(): Promise<void>;
   /** Makes the range read as zeros, by the cheapest means the device has. @throws {DeviceError} */

@@ -141,8 +141,9 @@ export class FileDevice implements BlockDevice {
     return this.#io.tryWrite(offset, data);
   }
 
+  /** Also where it is open for reading only: what was read may be of another process's writing, and not be durable yet. */
   async flush(): Promise<void> {
-    if (!this.readOnly) await this.#flushes.flush();
+    await this.#flushes.flush();
   }
 
   async zero(offset: number, length: number, { mayPunch = true, fua = false }: ZeroOptions = {}): Promise<void> {

@@ -210,10 +210,10 @@ export class NbdDevice implements RemoteDevice {
   /**
    * Makes every change that has returned durable. @throws {LostWritesError} once, where some of them may be lost: then so may
    * be everything that has returned since the last flush that succeeded, up to this moment. Of several at the same time all
-   * throw it. A server that knows no flush is not asked.
+   * throw it. A server that knows no flush is not asked. One that is only read from is: what was read may not be durable yet.
    */
   async flush(): Promise<void> {
-    if (!this.readOnly) await this.#sender.flush();
+    await this.#sender.flush();
   }
 
   async extents(offset: number, length: number): Promise<Extent[]> {

@@ -103,6 +103,12 @@ describe("FileDevice.open()", () => {
     expect(await readFile(path, "utf8")).toBe("content");
   });
 
+  // Nothing can be flushed in /proc, which says EINVAL: so the system was asked.
+  test("flushes what others have written also where it is open for reading only", async () => {
+    await using device = await FileDevice.open("/proc/version", RO);
+    await expect(device.flush()).rejects.toThrow('Cannot flush "/proc/version": EINVAL');
+  });
+
   test("keeps no descriptor open where it fails", async () => {
     await using scratch = await scratchDirectory();
     const path = join(scratch.path, "disk");

@@ -514,6 +514,19 @@ describe("A destination", () => {
     expect(held).toBe(2);
   });
 
+  test("that is only read from is asked to flush what others have written", async () => {
+    let flushes = 0;
+    await using server = await FakeNbdServer.start({
+      onRequest: ({ type }) => {
+        if (type === Command.flush) flushes += 1;
+        return false;
+      },
+    });
+    await using opened = await open(server, { access: "read-only" });
+    await opened.device.flush();
+    expect(flushes).toBe(1);
+  });
+
   test("that does not answer a flush, however often it is called, is given up in time", async () => {
     await using server = await FakeNbdServer.start({ ...NO_MULTI, onRequest: () => true });
     await using opened = await open(server, { ...writing, requestTimeoutMs: MINUTE });
