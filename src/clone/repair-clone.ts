@@ -19,7 +19,7 @@ import { PAGE } from "./hydrate-clone.ts";
 import { parsePath } from "./location.ts";
 import { exists } from "./metadata-file.ts";
 import { type OpenedMetadata, openMetadata } from "./open-metadata.ts";
-import { overwriteDevice, replaceFile, writeToNewFile } from "./repair-files.ts";
+import { type BlockRange, overwriteDevice, replaceFile, writeToNewFile } from "./repair-files.ts";
 
 /** What to repair, and how. */
 export interface RepairCloneRequest extends DeviceRequest {
@@ -51,6 +51,10 @@ export interface RepairReport {
   output: string | null;
   /** What is left of the old where it was replaced. */
   backup: string | null;
+  /** Blocks of it that could not be read, and are zero in the backup. */
+  unreadableBlocks: BlockRange[];
+  /** Whether the metadata is a device, whose place no file can take. */
+  isDevice: boolean;
 }
 
 type ImageContent = Pick<PlannedRepair, "geometry" | "blockCount" | "bits" | "descriptor">;
@@ -80,20 +84,25 @@ export async function repairClone(request: RepairCloneRequest, context: RepairCo
         compareWith(opened, state, unknown, { request, context })
     : undefined;
   const plan = await planRepair(opened.device, { signal, assume, geometry, compare });
-  const unwritten = { metadata: opened.device.path, plan, repaired: false, output: null, backup: null };
+  const { device } = opened;
+  const unwritten = {
+    ...{ metadata: device.path, isDevice: device.kind === "block", plan },
+    ...{ repaired: false, output: null, backup: null, unreadableBlocks: [] },
+  };
   const isSound = plan.before.fatal.length + plan.before.warnings.length === 0;
   if (!plan.ok || dryRun || (inPlace && isSound)) return unwritten;
   if (plan.assumed?.as === "hydrated") await flushDestination(opened, plan, { request, context });
   signal.throwIfAborted();
-  const { device } = opened;
   if (target.kind === "new") {
     await writeToNewFile(device, plan, target.path);
     return { ...unwritten, repaired: true, output: target.path };
   }
   const { backup } = target;
-  if (device.kind === "file") await replaceFile(device, plan, backup);
-  else await overwriteDevice(device, plan, { backup, signal });
-  return { ...unwritten, repaired: true, output: device.path, backup };
+  const unreadableBlocks =
+    device.kind === "file"
+      ? await replaceFile(device, plan, backup)
+      : await overwriteDevice(device, plan, { backup, signal });
+  return { ...unwritten, repaired: true, output: device.path, backup, unreadableBlocks };
 }
 
 /** Where the new metadata is to go. */
@@ -165,6 +174,7 @@ export interface RepairJson {
   repaired: boolean;
   output: string | null;
   backup: string | null;
+  unreadableBlocks: [number, number][];
   fatal: Finding[];
   warnings: Finding[];
   exact: string[];
@@ -180,12 +190,13 @@ export interface RepairJson {
 }
 
 /** @see RepairJson */
-export function repairJson({ plan, repaired, output, backup }: RepairReport): RepairJson {
+export function repairJson({ plan, repaired, output, backup, unreadableBlocks }: RepairReport): RepairJson {
   const { before, exact, salvaged, unknown, compared, copiedAgain, assumed, lost } = plan;
   return {
     repaired,
     output,
     backup,
+    unreadableBlocks: pairs(unreadableBlocks),
     fatal: before.fatal,
     warnings: before.warnings,
     exact,

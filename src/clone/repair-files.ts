@@ -6,7 +6,7 @@
  *     a device         is copied to the backup, durably, and then overwritten (`metadata/repair-in-place.ts`)
  */
 import * as fs from "node:fs/promises";
-import { CloneError, errnoOf, UsageError } from "../base/errors.ts";
+import { CloneError, DeviceError, errnoOf, UsageError } from "../base/errors.ts";
 import { syncDirectoryOf } from "../device/directory.ts";
 import type { FileDevice } from "../device/file-device.ts";
 import { checkMetadata, formatFinding } from "../metadata/check.ts";
@@ -16,8 +16,15 @@ import { metadataByteLength } from "../metadata/metadata-size.ts";
 import { type PlannedRepair, writeRepaired } from "../metadata/repair.ts";
 import { imageBytes } from "../metadata/repair-descriptor.ts";
 import { overwriteWithImage } from "../metadata/repair-in-place.ts";
+import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
 import { createLike, permissionsOf } from "./like-file.ts";
 import { takeAfter, takeAfterIfAllowed } from "./take-after.ts";
+
+/** Blocks of metadata, half-open. */
+export interface BlockRange {
+  start: number;
+  end: number;
+}
 
 const PIECE_BYTES = 2 ** 20;
 const NOT_THE_OWNER = "Only its owner and root can replace it. --output FILE writes to a new file.";
@@ -39,28 +46,31 @@ export async function writeToNewFile(old: FileDevice, plan: PlannedRepair, path:
 
 /**
  * Puts repaired metadata in the place of a file, which is kept as `backup`.
+ * @returns as `overwriteDevice()`; where the backup is the old file itself, none
  * @throws {UsageError} where another file stands at `backup`
  * @throws {DeviceError} after which the old metadata is still under its name, the new one already, and the backup there
  */
-export async function replaceFile(old: FileDevice, plan: PlannedRepair, backup: string): Promise<void> {
+export async function replaceFile(old: FileDevice, plan: PlannedRepair, backup: string): Promise<BlockRange[]> {
   const path = await fs.realpath(old.path); // a symbolic link stays one
   await using file = await createLike(path, await permissionsOf(old));
   await fill(file.device, plan);
   await takeAfter(file.device, old, NOT_THE_OWNER);
-  if (!(await giveName(path, old, backup))) await copyToNewFile(old, old.size, backup);
+  const unreadable = (await giveName(path, old, backup)) ? [] : await copyToNewFile(old, old.size, backup);
   await file.replace();
+  return unreadable;
 }
 
 /**
  * Overwrites a block device, after a copy of what it holds was made durable.
+ * @returns the blocks that could not be read, of 4096 bytes, which the copy has zeros for
  * @throws {UsageError} where something stands at `backup`, or the device is too small
- * @throws {DeviceError} after which the backup is needed
+ * @throws {DeviceError} after which, where its hint says so, the backup is needed
  */
 export async function overwriteDevice(
   device: FileDevice,
   plan: PlannedRepair,
   { backup, signal }: { backup: string; signal?: AbortSignal | undefined },
-): Promise<void> {
+): Promise<BlockRange[]> {
   const needed = imageBytes(plan.blockCount, plan.descriptor);
   if (needed > device.size) {
     throw new UsageError(
@@ -71,9 +81,21 @@ export async function overwriteDevice(
   await using image = await createLike(backup, await permissionsOf(device));
   await fill(image.device, plan);
   const covered = metadataByteLength(plan.blockCount) + DESCRIPTOR_BYTES;
-  await copyToNewFile(device, Math.min(device.size, covered), backup);
-  await overwriteWithImage(device, image.device, { backup, signal });
-  await refuseUnsound(device, plan);
+  const unreadable = await copyToNewFile(device, Math.min(device.size, covered), backup);
+  signal?.throwIfAborted(); // never once it has begun
+  try {
+    await overwriteWithImage(device, image.device, { backup });
+    await refuseUnsound(device, plan);
+  } catch (error) {
+    if (!(error instanceof CloneError)) throw error;
+    const errno = errnoOf(error);
+    throw new DeviceError(`Cannot repair "${device.path}" in place: ${error.message}`, {
+      errno,
+      cause: error,
+      hint: `It was being overwritten and may hold no clone now; what it held is kept as "${backup}". Copy that to a device or file that takes writes, and repair it there.`,
+    });
+  }
+  return unreadable;
 }
 
 /** Makes the metadata and holds it against the plan. @throws {CloneError} where it is not as planned */
@@ -129,20 +151,57 @@ async function isNameOf({ fd }: FileDevice, name: string): Promise<boolean> {
   return ours.dev === there.dev && ours.ino === there.ino;
 }
 
-/** A copy of the first `size` bytes, durable, holes kept. @throws {UsageError} where something stands there */
-async function copyToNewFile(from: FileDevice, size: number, path: string): Promise<void> {
+/**
+ * A copy of the first `size` bytes, durable, holes kept, with zeros for blocks that cannot be read: these are returned.
+ * @throws {UsageError} where something stands there
+ */
+async function copyToNewFile(from: FileDevice, size: number, path: string): Promise<BlockRange[]> {
   await using file = await createLike(path, await permissionsOf(from));
   const to = file.device;
   await to.resize(size);
   const buffer = new Uint8Array(PIECE_BYTES);
+  const unreadable: BlockRange[] = [];
   for (let offset = 0; offset < size; offset += PIECE_BYTES) {
     const piece = buffer.subarray(0, Math.min(PIECE_BYTES, size - offset));
-    await from.read(offset, piece);
+    await readWhatCanBe(from, offset, piece, unreadable);
     if (piece.some((byte) => byte !== 0)) await to.write(offset, piece);
   }
   await to.flush();
   if (from.kind === "file") await takeAfter(to, from, NOT_THE_OWNER);
   if (!(await file.publish())) throw alreadyThere(path);
+  return unreadable;
+}
+
+/** What cannot be read is zero, and noted. @throws {DeviceError} where the device as a whole has gone */
+async function readWhatCanBe(
+  from: FileDevice,
+  offset: number,
+  piece: Uint8Array,
+  unreadable: BlockRange[],
+): Promise<void> {
+  try {
+    await from.read(offset, piece);
+    return;
+  } catch (error) {
+    if (!isUnreadable(error)) throw error;
+  }
+  for (let at = 0; at < piece.length; at += BLOCK_SIZE) {
+    const part = piece.subarray(at, at + BLOCK_SIZE);
+    try {
+      await from.read(offset + at, part);
+    } catch (error) {
+      if (!isUnreadable(error)) throw error;
+      part.fill(0);
+      const block = (offset + at) / BLOCK_SIZE;
+      const last = unreadable.at(-1);
+      if (last?.end === block) last.end++;
+      else unreadable.push({ start: block, end: block + 1 });
+    }
+  }
+}
+
+function isUnreadable(error: unknown): boolean {
+  return error instanceof DeviceError && !error.away;
 }
 
 function alreadyThere(path: string): UsageError {

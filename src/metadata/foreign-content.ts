@@ -1,5 +1,6 @@
 /** What a file or device that is not clone metadata looks like, so that an error can say what was found instead. */
 import { readU64, viewOf } from "../persistent-data/checksum.ts";
+import { readMark } from "./repair-in-place.ts";
 
 /** Bytes from the start of a device that `describeContent` likes to see. */
 export const CONTENT_SAMPLE_BYTES = 69632;
@@ -54,6 +55,7 @@ const PERSISTENT_DATA_MAGICS = new Map<number, string>([
 
 /** Names the kind of content by its first bytes (`CONTENT_SAMPLE_BYTES` of them, or fewer), or undefined. */
 export function describeContent(bytes: Uint8Array): string | undefined {
+  if (readMark(bytes) !== undefined) return "the mark of a repair in place that was cut off";
   if (bytes.length >= 40) {
     const label = PERSISTENT_DATA_MAGICS.get(readU64(viewOf(bytes), 32));
     if (label !== undefined) return label;

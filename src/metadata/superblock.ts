@@ -15,6 +15,7 @@ import { BLOCK_SIZE, classifyBlock, readU64, verifyBlock, viewOf, writeU64 } fro
 import { MAX_METADATA_BLOCKS, type SpaceMapRoot } from "../persistent-data/space-map.ts";
 import { CONTENT_SAMPLE_BYTES, describeContent } from "./foreign-content.ts";
 import { MIN_METADATA_BLOCKS, metadataByteLength } from "./metadata-size.ts";
+import { readMark } from "./repair-in-place.ts";
 
 const MAGIC = 0x8af27f64;
 const VERSION = 1;
@@ -73,6 +74,13 @@ export async function probeSuperblock(device: BlockDevice): Promise<SuperblockVe
   const error = (message: string, hint?: string) =>
     new MetadataError(message, hint === undefined ? { block: 0 } : { block: 0, hint });
 
+  const backup = readMark(bytes);
+  if (backup !== undefined) {
+    const message = `A repair of "${name}" in place was cut off: it holds no clone`;
+    const kept = backup === "" ? "the backup" : JSON.stringify(backup);
+    const hint = `What it held is kept in ${kept}: \`clone repair\` that, or write it back first.`;
+    return { verdict: "damaged", error: error(message, hint) };
+  }
   const hasMagic = hasSuperblockMagic(bytes);
   const sample = hasMagic ? bytes : await readWhatCanBe(device, CONTENT_SAMPLE_BYTES);
   if (!hasMagic && sample.some((byte) => byte !== 0)) {

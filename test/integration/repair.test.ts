@@ -155,6 +155,27 @@ describe("clone repair", () => {
     },
   );
 
+  test("that was cut off is named by what finds its mark, and restored over with --force", async () => {
+    await using directory = await scratchDirectory();
+    const cwd = directory.path;
+    await halfHydrated(cwd);
+    const metadata = join(cwd, "copy.img.clone");
+    await writeFile(join(cwd, "dump"), await cloneOk(["dump", "copy.img"], { cwd }));
+    await damage(metadata, (image) => {
+      image.block(0).fill(0).write("dmclone: a repair in place was cut off; backup: /srv/b\n");
+    });
+    const found = await clone(["check", "copy.img"], { cwd });
+    expect(found.stdout).toContain("the mark of a repair in place that was cut off");
+    expectFailure(
+      await clone(["hydrate", "copy.img"], { cwd }),
+      3,
+      /A repair of .* in place was cut off/,
+      /"\/srv\/b"/,
+    );
+    await cloneOk(["restore", "--input", "dump", "--output", metadata, "--force"], { cwd });
+    await expectEqualCopy(cwd);
+  });
+
   test("goes on where a repair in place was killed between backup and replacement", async () => {
     await using directory = await scratchDirectory();
     const cwd = directory.path;
@@ -237,6 +258,10 @@ describe("clone repair", () => {
       await cloneOk(["hydrate", device.path, "--limit", "512K"], { cwd });
       const damaged = await damage(device.path, breakCounts);
       expectFailure(await clone(["repair", device.path], { cwd }), 2, /it is a device/, /--backup/);
+      // To move a file to where the device's node is would replace the node.
+      const { stderr } = await clone(["repair", device.path, "--output", "new"], { cwd });
+      expect(stderr).toContain(`To use it: name ${join(cwd, "new")} instead of ${device.path}, or overwrite`);
+      expect(stderr).not.toContain("mv ");
       await cloneOk(["repair", device.path, "--in-place", "--backup", "kept"], { cwd });
       expect(
         Buffer.compare(await readFile(join(cwd, "kept")), damaged.subarray(0, (await stat(join(cwd, "kept"))).size)),

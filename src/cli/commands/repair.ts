@@ -121,12 +121,12 @@ async function withProgress<T>(
 
 async function printReport(report: RepairReport, name: string, { terminal }: CliContext): Promise<void> {
   const { formatFinding } = await import("../../metadata/check.ts");
-  const { plan, metadata, output, backup, repaired } = report;
+  const { plan, output, backup, repaired } = report;
   const { before, exact, salvaged, unknown, compared, copiedAgain, assumed, lost } = plan;
-  const { print } = { print: (line: string) => terminal.print(line) };
+  const print = (line: string): void => terminal.print(line);
   for (const finding of before.fatal) print(`${terminal.out.red("fatal")}    ${formatFinding(finding)}`);
   for (const finding of before.warnings) print(`${terminal.out.yellow("warning")}  ${formatFinding(finding)}`);
-  if (before.fatal.length + before.warnings.length === 0) print(`${metadata}: nothing is wrong with it`);
+  if (before.fatal.length + before.warnings.length === 0) print(`${report.metadata}: nothing is wrong with it`);
   for (const line of exact) print(`${terminal.out.green("exact")}    ${line}`);
   for (const line of salvaged) print(`${terminal.out.green("salvaged")} ${line}`);
   if (compared !== null && compared.length > 0) {
@@ -152,8 +152,20 @@ async function printReport(report: RepairReport, name: string, { terminal }: Cli
     return;
   }
   print(`Wrote ${output}: sound, ${hydrated}`);
-  if (backup !== null) terminal.note(`What stood there is kept as ${backup}.`);
-  else terminal.note(`To use it: mv -- ${shellWord(output ?? name)} ${shellWord(metadata)}`);
+  if (backup === null) terminal.note(howToUse(report, output ?? name));
+  else terminal.note(`What stood there is kept as ${backup}${formatZeroed(report.unreadableBlocks)}.`);
+}
+
+/** A device has no place that a file could take: the command would put the file where the device's name is. */
+function howToUse({ metadata, isDevice }: RepairReport, output: string): string {
+  if (!isDevice) return `To use it: mv -- ${shellWord(output)} ${shellWord(metadata)}`;
+  return `To use it: name ${shellWord(output)} instead of ${shellWord(metadata)}, or overwrite the device with --in-place --backup FILE`;
+}
+
+function formatZeroed(blocks: RepairReport["unreadableBlocks"]): string {
+  if (blocks.length === 0) return "";
+  const list = blocks.map(({ start, end }) => (end - start === 1 ? `${start}` : `${start}–${end - 1}`)).join(", ");
+  return `, with zeros for what could not be read: 4096-byte blocks ${list}`;
 }
 
 /** Every range, inclusive: whoever has to decide on them wants them all. */

@@ -69,6 +69,17 @@ test.each(foreign)("probeSuperblock() recognises %s", async (label, content) => 
   });
 });
 
+test("probeSuperblock() knows the mark of a repair that was cut off, and where the backup is", async () => {
+  const mark = Buffer.from("dmclone: a repair in place was cut off; backup: /srv/b\n");
+  expect(await probeSuperblock(deviceOf(mark, 40960))).toMatchObject({
+    verdict: "damaged",
+    error: {
+      message: 'A repair of "x.meta" in place was cut off: it holds no clone',
+      hint: expect.stringContaining('kept in "/srv/b"'),
+    },
+  });
+});
+
 test("probeSuperblock() calls what it does not recognise foreign without guessing", async () => {
   const content = Uint8Array.from({ length: 40_000 }, (_, i) => (i * 31 + (i >> 7)) % 256);
   expect(await probeSuperblock(deviceOf(content))).toMatchObject({
