@@ -5,12 +5,19 @@
 // The campaign is every file test/NAME/*.campaign.ts, run once in each of as many shards as there are processors (or
 // --shards N). Each shard takes its share of what is asked for, and adds its figures (test/support/campaign.ts), whose sums
 // are the last line (added to the file CAMPAIGN_SUMMARY, too, where that is set). The seed is printed first; --seed takes it back.
+//
+// Interrupted, it ends when all that it has started has ended: what its files have mounted or attached they let go of first.
 import { spawn } from "node:child_process";
 import { randomInt } from "node:crypto";
 import { appendFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
-import { availableParallelism, tmpdir } from "node:os";
+import { availableParallelism, constants, tmpdir } from "node:os";
 import { join } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
+import { descendantsOf, signalAll, stillRunning } from "./support/process-tree.mjs";
+
+/** How long what is interrupted may take to clean up after itself, ms. */
+const PATIENCE_MS = 20_000;
 
 const [name, ...rest] = process.argv.slice(2);
 if (name === undefined || name.startsWith("-")) fail("usage: node test/campaign.mjs NAME [--OPTION N]…");
@@ -47,9 +54,22 @@ const child = spawn(
     },
   },
 );
-child.on("close", (code) => {
+/** What has interrupted it; more of the same changes nothing. */
+let interrupted;
+for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"]) {
+  process.on(signal, () => {
+    interrupted ??= endAll(signal);
+  });
+}
+
+child.on("close", async (code) => {
+  const signal = await interrupted;
   const lines = readFileSync(figures, "utf8").split("\n").filter(Boolean);
   rmSync(folder, { recursive: true });
+  if (signal !== undefined) {
+    console.error(`${name}: interrupted (seed ${options.seed})`);
+    process.exit(128 + constants.signals[signal]);
+  }
   const sums = {};
   for (const line of lines) {
     for (const [what, count] of Object.entries(JSON.parse(line))) sums[what] = (sums[what] ?? 0) + count;
@@ -61,6 +81,19 @@ child.on("close", (code) => {
   if (process.env.CAMPAIGN_SUMMARY) appendFileSync(process.env.CAMPAIGN_SUMMARY, `${line}\n`);
   process.exitCode = code === 0 && told.length > 0 ? 0 : 1;
 });
+
+/**
+ * Passes a signal on to all that was started, waits for it to end, and ends by force what does not. A terminal's Ctrl-C they
+ * have all been sent already; a second one would cut their cleaning up short.
+ */
+async function endAll(signal) {
+  const started = descendantsOf(process.pid);
+  if (signal !== "SIGINT") signalAll(started, signal);
+  const until = Date.now() + PATIENCE_MS;
+  while (stillRunning(started).length > 0 && Date.now() < until) await sleep(100);
+  signalAll(started, "SIGKILL");
+  return signal;
+}
 
 function fail(message) {
   console.error(message);
