@@ -1,6 +1,6 @@
 /** What a client of the control socket may ask for, held against what there is before anything is done. */
 import { UsageError } from "../base/errors.ts";
-import { TUNED_BOUNDS } from "../metadata/tuned-bounds.ts";
+import { TUNED_BOUNDS } from "../metadata/descriptor-bounds.ts";
 import type { ControlTarget, Tuning } from "./control-target.ts";
 
 /** How `finalize` is asked for. */

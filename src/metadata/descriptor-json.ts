@@ -4,8 +4,8 @@
  */
 import { MetadataError } from "../base/errors.ts";
 import { type Geometry, type RegionRange, SECTOR_SIZE } from "../base/geometry.ts";
+import { TUNED_BOUNDS } from "./descriptor-bounds.ts";
 import { MAX_PAYLOAD_BYTES } from "./descriptor-slot.ts";
-import { TUNED_BOUNDS } from "./tuned-bounds.ts";
 import { coarsenRanges, encodedLength, normalizeRanges } from "./unreadable-ranges.ts";
 
 /** What tells a device from a changed or another one. Each is there only where the device has it. */
