@@ -1,6 +1,6 @@
 /** The generations of a clone: what runs, is killed at some moment, and runs again. */
 import { existsSync } from "node:fs";
-import { readFile, rm } from "node:fs/promises";
+import { lstat, readFile, rm } from "node:fs/promises";
 import { setTimeout as sleep } from "node:timers/promises";
 import { expect } from "vitest";
 import { NbdSession } from "../support/nbd-session.ts";
@@ -34,7 +34,6 @@ const KINDS: readonly Kind[] = [
   ...new Array<Kind>(8).fill("a server under load"),
   ...new Array<Kind>(5).fill("a hydration"),
   "a server that opens",
-  "a server that opens",
   "a server in a huge write",
   "a server in a huge write",
   "a server that finalizes",
@@ -43,6 +42,20 @@ const KINDS: readonly Kind[] = [
   "the parent of a command",
   "a hydration that opens",
   "a hydration told to end",
+];
+
+/** Who is killed while clients or a hydration keep it busy; all others are killed on their way there, or in something else. */
+export function isUnderLoad(what: string): boolean {
+  return UNDER_LOAD.some((kind) => kind === what);
+}
+
+const UNDER_LOAD: readonly Kind[] = [
+  "a server under load",
+  "a server in a huge write",
+  "a server that finalizes",
+  "a server told to finalize",
+  "the parent of a command",
+  "a hydration",
 ];
 
 /** A kind that this clone can have: a huge write needs a disk that is, finalizing a destination that is a file. */
@@ -90,12 +103,18 @@ async function hydration(clone: KilledClone, kind: Kind, random: SeededRandom): 
   const rate = random.pick(["1M", "4M", "16M", "max"]);
   const more = random.pick([[], ["--verify"], ["--no-extents"], ["--limit", "1M"]]);
   const args = ["hydrate", clone.disks.metadata, "--rate", rate, ...more, "--progress", "none"];
+  const before = await controlSocket(clone);
   const running = clone.start(args);
-  if (kind !== "a hydration told to end")
-    return await crashed(
-      clone,
-      killAfter(running, kind === "a hydration" ? random.integer(150, 700) : random.integer(0, 220)),
-    );
+  if (kind === "a hydration that opens") return await crashed(clone, killAfter(running, random.integer(0, 220)));
+  if (kind === "a hydration") {
+    // It listens when all is open, and then begins to copy.
+    let ended = false;
+    void running.done.then(() => {
+      ended = true;
+    });
+    await eventually("it hydrates", async () => ended || (await controlSocket(clone)) !== before);
+    return await crashed(clone, killAfter(running, random.integer(0, 500)));
+  }
   await Promise.race([running.done, sleep(random.integer(200, 500))]);
   running.child.kill("SIGTERM");
   await sleep(random.integer(0, 40));
@@ -105,6 +124,18 @@ async function hydration(clone: KilledClone, kind: Kind, random: SeededRandom): 
   if (signal === null) expect([0, 143], stderr).toContain(code);
   clone.model.crashed();
   return signal !== null;
+}
+
+/** Which socket stands beside the clone, be it that of somebody who was killed; or undefined. */
+async function controlSocket(clone: KilledClone): Promise<string | undefined> {
+  const path = `${clone.disks.metadataFile}.sock`;
+  try {
+    const { ino, ctimeMs } = await lstat(path);
+    return `${ino} ${ctimeMs}`;
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === "ENOENT") return undefined;
+    throw error;
+  }
 }
 
 async function openingServer(clone: KilledClone, random: SeededRandom): Promise<boolean> {

@@ -2,14 +2,33 @@
 import { type Campaign, campaign } from "../support/campaign.ts";
 import { type SeededRandom, seededRandom } from "../support/random.ts";
 
+/** The parts of the campaign, and the option that has one of each run alone: its number, from 1; 0 is all. */
+const ALONE = {
+  kills: "life",
+  cuts: "cut-life",
+  points: "point",
+  stops: "stop",
+  races: "race",
+} as const;
+
+/** One part of the campaign. */
+export interface KillCampaign extends Campaign {
+  /** How many this shard is to do: none where one of another part is to be run alone. */
+  wanted: number;
+  /** The number of what is to be run alone, or undefined. */
+  only: number | undefined;
+  /** The words that run one alone again, with more options where there are. */
+  again(number: number, more?: string): string;
+}
+
 /**
- * - `kills` of processes at random moments (generations.campaign.ts), `cuts` of the power of disks with a cache
- *   (power-cuts.campaign.ts), `points` at system calls (system-calls.campaign.ts; with `all-points` all that there are), `stops` of so many
- *   `stop-seconds` (stopped.campaign.ts), `races` (races.campaign.ts);
- * - `life`: only the clone's life of that number, counted from 1, of the seed given; 0 is all.
+ * - `kills` under load, of processes that hydrate or serve clients (generations.campaign.ts), `cuts` of the power of disks with a
+ *   cache (power-cuts.campaign.ts), `points` at system calls (system-calls.campaign.ts; with `all-points` all that there are), `stops`
+ *   of so many `stop-seconds` (stopped.campaign.ts), `races` (races.campaign.ts);
+ * - `life`, `cut-life`, `stop` and `race`: that one alone, of the seed given, and `point` of a `command`.
  */
-export function killCampaign(): Campaign {
-  return campaign({
+export function killCampaign(part: keyof typeof ALONE): KillCampaign {
+  const asked = campaign({
     kills: 200,
     cuts: 24,
     points: 50,
@@ -18,7 +37,22 @@ export function killCampaign(): Campaign {
     "stop-seconds": 10,
     races: 16,
     life: 0,
+    "cut-life": 0,
+    command: 0,
+    point: 0,
+    stop: 0,
+    race: 0,
   });
+  const isAnyAlone = Object.values(ALONE).some((name) => asked.option(name) > 0);
+  const number = asked.option(ALONE[part]);
+  const only = number > 0 ? number : undefined;
+  return {
+    ...asked,
+    wanted: isAnyAlone ? Math.min(1, number) : asked.share(part),
+    only,
+    again: (each, more = "") =>
+      `npm run test:kill -- --seed ${asked.seed} --shards 1${more === "" ? "" : ` ${more}`} --${ALONE[part]} ${each}`,
+  };
 }
 
 /** Counts under words. */
@@ -43,21 +77,19 @@ export class Tally {
  * asked for. What goes wrong in one is told with the words that make that one live again.
  */
 export async function eachLife(
-  { seed, option }: Campaign,
+  { seed, only, again }: KillCampaign,
   tally: Tally,
   enough: () => boolean,
   live: (random: SeededRandom) => Promise<void>,
 ): Promise<void> {
-  const only = option("life");
   tally.add("violations", 0);
-  for (let life = Math.max(only, 1); !enough(); life++) {
+  for (let life = only ?? 1; !enough(); life++) {
     try {
       await live(seededRandom(seed + life * 0x9e37));
     } catch (error) {
       tally.add("violations");
-      const again = `npm run test:kill -- --seed ${seed} --shards 1 --life ${life}`;
-      throw new Error(`life ${life} (${again}): ${(error as Error).message}`, { cause: error });
+      throw new Error(`life ${life} (${again(life)}): ${(error as Error).message}`, { cause: error });
     }
-    if (only > 0) return;
+    if (only !== undefined) return;
   }
 }

@@ -13,9 +13,9 @@ import { killCampaign, Tally } from "./kill-campaign.ts";
 
 const KIB = 1024;
 const QUIET = ["--progress", "none"] as const;
-const campaign = killCampaign();
+const campaign = killCampaign("races");
 const tally = new Tally();
-const wanted = campaign.share("races");
+const { wanted, only = 1 } = campaign;
 
 afterAll(() => campaign.report(tally.figures()));
 
@@ -34,8 +34,7 @@ const RACES: readonly Race[] = [
 ];
 
 test.skipIf(wanted === 0)("of processes that race to a clone one wins, and nothing is harmed", async () => {
-  const only = campaign.option("life");
-  for (let number = Math.max(only, 1); number <= Math.max(only, wanted); number++) {
+  for (let number = only; number < only + wanted; number++) {
     const random = seededRandom(campaign.seed + number * 0x9e37);
     const race = random.pick(RACES);
     try {
@@ -44,8 +43,8 @@ test.skipIf(wanted === 0)("of processes that race to a clone one wins, and nothi
       await race(place.path, bytes, random);
     } catch (error) {
       tally.add("violations");
-      const again = `npm run test:kill -- --seed ${campaign.seed} --shards 1 --life ${number}`;
-      throw new Error(`${race.name}, race ${number} (${again}): ${(error as Error).message}`, { cause: error });
+      const told = `${race.name}, race ${number} (${campaign.again(number)})`;
+      throw new Error(`${told}: ${(error as Error).message}`, { cause: error });
     }
     tally.add("races");
   }

@@ -11,33 +11,33 @@ import { KILLED_COMMANDS } from "./killed-commands.ts";
 import { KILLED_REPAIRS } from "./killed-repairs.ts";
 import { type CallPoint, findCallPoints, runUntil } from "./system-call-trace.ts";
 
-const campaign = killCampaign();
+const campaign = killCampaign("points");
 const tally = new Tally();
-const wanted = campaign.share("points");
-const takesAll = campaign.option("all-points") > 0;
+const { wanted, only } = campaign;
+const takesAll = wanted > 0 && campaign.option("all-points") > 0;
 /** Where so many are found, that is enough to begin with. */
 const MOST_VIOLATIONS = 20;
 
 afterAll(() => campaign.report(tally.figures()));
 
 testWith(
-  { programs: ["strace"], machine: wanted === 0 && !takesAll ? "none is asked for" : undefined },
+  { programs: ["strace"], machine: wanted === 0 ? "none is asked for" : undefined },
   "whatever call a command is killed at, nothing half-made is left, and the next one ends well",
   async () => {
-    const all: { command: KilledCommand; point: CallPoint }[] = [];
-    // Each shard has commands of its own: to find the points of one is to run it.
-    const commands = [...KILLED_COMMANDS, ...KILLED_REPAIRS].filter(
-      (_, index) => index % campaign.shards === campaign.shard,
-    );
-    for (const command of commands) {
+    const all: Kill[] = [];
+    for (const [number, command] of commands()) {
       await using place = await scratchDirectory();
       await command.prepare(place.path);
-      for (const point of await findCallPoints(command.args, place.path)) all.push({ command, point });
+      for (const [index, point] of (await findCallPoints(command.args, place.path)).entries()) {
+        const again = campaign.again(index + 1, `--command ${number}`);
+        all.push({ command, point, again });
+      }
     }
     const violations: string[] = [];
-    for (const { command, point } of drawn(all)) {
+    for (const { command, point, again } of drawn(all)) {
       await killedAt(command, point).catch((error: Error) => {
-        violations.push(`clone ${command.args.join(" ")}, killed at ${point.call} ${point.nth}: ${error.message}`);
+        const told = `clone ${command.args.join(" ")}, killed at ${point.call} ${point.nth} (${again})`;
+        violations.push(`${told}: ${error.message}`);
       });
       if (violations.length === MOST_VIOLATIONS) break;
     }
@@ -45,6 +45,26 @@ testWith(
     if (violations.length > 0) throw new Error(violations.join("\n"));
   },
 );
+
+interface Kill {
+  command: KilledCommand;
+  point: CallPoint;
+  /** The words that do it again, alone. */
+  again: string;
+}
+
+/** This shard's commands, by their numbers from 1: to find the points of one is to run it. Or the one asked for. */
+function commands(): [number: number, command: KilledCommand][] {
+  const numbered = [...KILLED_COMMANDS, ...KILLED_REPAIRS].map((each, index): [number, KilledCommand] => [
+    index + 1,
+    each,
+  ]);
+  const asked = campaign.option("command");
+  if (only === undefined) return numbered.filter(([number]) => (number - 1) % campaign.shards === campaign.shard);
+  const found = numbered.filter(([number]) => number === asked);
+  if (found.length === 0) throw new RangeError(`--command ${asked}: there are commands 1 to ${numbered.length}`);
+  return found;
+}
 
 async function killedAt(command: KilledCommand, point: CallPoint): Promise<void> {
   await using place = await scratchDirectory();
@@ -57,8 +77,13 @@ async function killedAt(command: KilledCommand, point: CallPoint): Promise<void>
   await command.settle(cwd, bytes);
 }
 
-/** All of them, or as many as were asked for, drawn by the seed. */
+/** All of them, or as many as were asked for, drawn by the seed; or the one asked for. */
 function drawn<T>(all: readonly T[]): T[] {
+  if (only !== undefined) {
+    const one = all[only - 1];
+    if (one === undefined) throw new RangeError(`--point ${only}: the command has points 1 to ${all.length}`);
+    return [one];
+  }
   if (takesAll) return [...all];
   const random = seededRandom(campaign.seed);
   const left = [...all];
