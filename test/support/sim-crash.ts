@@ -7,6 +7,7 @@
  *     versions       of each sector, the contents since, oldest first    ├─► picked in place, looked at, put back
  *     a choice       which of them has reached the medium               ─┘
  */
+import { createHash } from "node:crypto";
 import { type DiskChange, type SimulatedDisk, type SimulationEvent, sectorOf, sectorsOf } from "./sim-disk.ts";
 import { SECTOR, type SparseImage } from "./sim-image.ts";
 
@@ -18,8 +19,8 @@ export class DiskAtCut {
   readonly disk: SimulatedDisk;
   /** What is durable; with a choice in place, what the medium holds. */
   readonly image: SparseImage;
-  /** Grows whenever what is durable changes. */
-  epoch = 0;
+  /** Of what the image holds and did not hold at first, put together from those of its sectors. */
+  readonly #digest = new Uint32Array(2);
   readonly #versions = new Map<number, DiskChange[]>();
   #pending: DiskChange[] = [];
 
@@ -41,7 +42,6 @@ export class DiskAtCut {
       return;
     }
     if (event.changes.length === 0) return;
-    this.epoch++;
     const durable = new Set(event.changes);
     this.#pending = this.#pending.filter((change) => !durable.has(change));
     for (const sector of new Set(event.changes.flatMap(sectorsOf))) {
@@ -62,23 +62,21 @@ export class DiskAtCut {
 
   /**
    * Has some of the unflushed contents land, looks, and takes them back. `look` is given a name of what the medium holds: the same
-   * name, the same bytes.
+   * name for the same bytes, however they got there, and another for others.
    */
   async withLanded<T>(mode: LandedMode, random: () => number, look: (name: string) => Promise<T>): Promise<T> {
     const landed = this.#choose(mode, random);
     const before = new Map<number, Buffer>();
-    let name = `${this.epoch}`;
     for (const [sector, change] of landed) {
       const bytes = Buffer.alloc(SECTOR);
       this.image.read(sector * SECTOR, bytes);
       before.set(sector, bytes);
       this.#put(sector, change);
-      name += `,${sector}:${change.at}`;
     }
     try {
-      return await look(name);
+      return await look(this.#digest.join("."));
     } finally {
-      for (const [sector, bytes] of before) this.image.write(sector * SECTOR, bytes);
+      for (const [sector, bytes] of before) this.#write(sector, bytes);
     }
   }
 
@@ -107,6 +105,19 @@ export class DiskAtCut {
   }
 
   #put(sector: number, change: DiskChange): void {
-    this.image.write(sector * SECTOR, sectorOf(change, sector));
+    this.#write(sector, sectorOf(change, sector));
+  }
+
+  #write(sector: number, bytes: Buffer): void {
+    const before = Buffer.alloc(SECTOR);
+    this.image.read(sector * SECTOR, before);
+    this.image.write(sector * SECTOR, bytes);
+    // What was there is taken out, what is there now put in.
+    for (const content of [before, bytes]) {
+      const hash = createHash("md5").update(`${sector} `).update(content).digest();
+      for (const word of [0, 1]) {
+        this.#digest[word] = (this.#digest[word] as number) ^ hash.readUInt32LE(4 * word);
+      }
+    }
   }
 }

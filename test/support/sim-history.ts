@@ -98,6 +98,12 @@ export class SectorHistory {
     }
   }
 
+  /** How many changes a power cut at `cut` must not undo; they only become more. */
+  certainAt(cut: number): number {
+    return this.#changes.filter(({ certain, endedAt, durableAt }) => certain && Math.max(endedAt, durableAt) <= cut)
+      .length;
+  }
+
   /** What is wrong with what a power cut at `cut` has left, a sentence. `imageAt`: where the truth about a byte is then. */
   checkCut(cut: number, imageAt: ImageAt): WrongBytes | undefined {
     for (const segment of this.#allSegments()) {

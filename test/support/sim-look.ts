@@ -87,7 +87,7 @@ export class CrashLook {
   next: { media: World["media"]; born: SparseImage } | undefined;
   readonly #world: World;
   readonly #media: World["media"];
-  /** By what is on the metadata disk. */
+  /** By the bytes on the metadata disk. */
   readonly #verdicts = new Map<string, Verdict>();
 
   constructor(world: World, media: World["media"]) {
@@ -113,12 +113,14 @@ export class CrashLook {
     const destination = new DiskAtCut(disks.destination);
     const metadata = new DiskAtCut(disks.metadata);
     let committed = 0;
+    /** What was looked at: the bytes, and what was promised of them. Later on more may be there of what was not. */
+    const seen = new Set<string>();
     for (let cut = 0; cut <= events.length && violations.length === 0; cut++) {
       const event = events[cut - 1];
       if (event !== undefined) for (const disk of [destination, metadata]) disk.play(event);
       if (event?.kind === "note") committed = Math.max(committed, event.committed ?? 0);
       if (!wanted.has(cut)) continue;
-      counts.cuts++;
+      const before = counts.states;
       const at = event?.at ?? 0;
       const promised = {
         at,
@@ -126,7 +128,7 @@ export class CrashLook {
         committed: at >= lived.completeAt ? Infinity : committed,
         notebook: lived.notebook,
       };
-      const seen = new Set<string>();
+      const promise = [lived.history.certainAt(at), promised.committed, lived.notebook?.leastAt(at)].join();
       for (const subset of subsetsAt(cut)) {
         const goesOn = cut === goOn && subset === 1;
         if (!goesOn && !isWanted(cut, subset)) continue;
@@ -134,9 +136,10 @@ export class CrashLook {
         const [landed, noted] = SUBSETS[subset] as (typeof SUBSETS)[number];
         await destination.withLanded(landed, random, (bytes) =>
           metadata.withLanded(noted, random, async (blocks) => {
-            const name = `${bytes}/${blocks}`;
+            const name = `${bytes}/${blocks} ${promise}`;
             if (seen.has(name) && !goesOn) return;
-            if (!seen.has(name)) counts.states++;
+            // That from which this generation has begun is the one before's.
+            if (!seen.has(name) && (cut > 0 || generation === 0)) counts.states++;
             seen.add(name);
             const reopens = goesOn || counts.states % REOPEN_EVERY === 0;
             const wrong = await this.#look(destination.image, metadata.image, blocks, promised, reopens);
@@ -150,6 +153,7 @@ export class CrashLook {
           }),
         );
       }
+      if (counts.states > before) counts.cuts++;
     }
     return violations;
   }
@@ -164,7 +168,7 @@ export class CrashLook {
   ): Promise<{ what: string; offset?: number } | undefined> {
     let verdict = this.#verdicts.get(name);
     if (verdict === undefined) {
-      if (this.#verdicts.size > 20) this.#verdicts.clear();
+      if (this.#verdicts.size > 100) this.#verdicts.clear();
       verdict = await judge(image);
       this.#verdicts.set(name, verdict);
     }
@@ -306,5 +310,6 @@ function choosePoints(
 
 /** Where the power may fail with another outcome than before. */
 function isCutPoint(event: SimulationEvent): boolean {
-  return event.kind !== "note" || event.answer === true;
+  if (event.kind === "durable") return event.changes.length > 0;
+  return event.kind === "change" || event.answer === true;
 }

@@ -53,10 +53,15 @@ export class Notebook {
     next.endedAt = this.#moment();
   }
 
+  /** The first turn that a power cut may leave. */
+  leastAt(cut: number): number {
+    return Math.max(...this.#turns.filter(({ endedAt }) => endedAt <= cut).map(({ turn }) => turn));
+  }
+
   /** What is wrong with the turn that a power cut has left, a sentence. */
   check(cut: number, found: number | undefined): string | undefined {
     const begun = this.#turns.filter(({ begunAt }) => begunAt <= cut);
-    const least = Math.max(...begun.filter(({ endedAt }) => endedAt <= cut).map(({ turn }) => turn));
+    const least = this.leastAt(cut);
     const most = Math.max(...begun.map(({ turn }) => turn));
     if (found !== undefined && found >= least && found <= most) return undefined;
     return `the descriptor is of turn ${found}, and may be of ${least} to ${most}`;

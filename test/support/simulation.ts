@@ -47,8 +47,9 @@ export interface SimulationReport {
   kind: RunKind;
   violations: Violation[];
   generations: number;
-  /** Crash states that were looked at, all of them different, or with other promises to be kept. */
+  /** Crash states that were looked at: no two of a generation have the same bytes on both disks and the same promises to keep. */
   states: number;
+  /** Cut points that any of them is of. */
   cuts: number;
   events: number;
   /** What happened in it, so that nobody takes a run for a proof in which nothing did. */
