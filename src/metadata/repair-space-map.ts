@@ -30,9 +30,10 @@ export async function readCounts(
   const counts = new Uint8Array(blockCount);
   for (let bitmap = 0; bitmap < bitmaps.length; bitmap++) {
     const number = bitmaps[bitmap] as number;
-    if (references.enter(number) !== null) return null;
     const block = await reader.read(number);
     if (typeof block === "string" || explainBlock(block, "bitmap block") !== null) return null;
+    // Only what is a bitmap: an index of another clone must not lay claim to what the tree leads to.
+    if (references.enter(number) !== null) return null;
     readEntries(block.bytes, counts, bitmap * ENTRIES_PER_BITMAP);
   }
   return counts;
