@@ -44,7 +44,23 @@ export interface BaseImage {
   older: Map<number, Buffer[]>;
   /** What the last commit has changed, as it was before. */
   lastCommit: Map<number, Buffer>;
+  /** What its descriptor says that matters to a repair. */
+  story: Story;
 }
+
+/** How a clone came to be what it is, as far as its descriptor tells, and what that leaves true. */
+export interface Story {
+  /** Its place was all zero before; where not, an earlier clone's blocks lie in it. */
+  isBlank: boolean;
+  /** Nobody has written to it but by copying the source, and the descriptor proves that. */
+  isNeverWritten: boolean;
+  isFinalized: boolean;
+  /** The descriptor has the digest of the very bits that are there. */
+  hasDigest: boolean;
+}
+
+/** What the descriptor of a foreign image tells: nothing. */
+const NO_STORY: Story = { isBlank: false, isNeverWritten: false, isFinalized: false, hasDigest: false };
 
 /** The image of a seed, which alone decides what it is. */
 export async function baseImage(seed: number): Promise<BaseImage> {
@@ -61,7 +77,13 @@ async function kernelImage(turn: number, random: SeededRandom): Promise<BaseImag
   const { hydrated, nr_regions } = readFixtureTruth(fixture);
   const device = new DamagedDevice(readFixtureImage(fixture), new Map(), { readOnly: false });
   const truth = merged(hydrated.map(([first, last]): Range => [first, last + 1]));
-  return await withHistory(`the kernel's ${fixture}`, device, { truth, regionCount: nr_regions, random, most: 4 });
+  return await withHistory(`the kernel's ${fixture}`, device, {
+    truth,
+    regionCount: nr_regions,
+    random,
+    most: 4,
+    story: NO_STORY,
+  });
 }
 
 async function ownImage(seed: number, random: SeededRandom): Promise<BaseImage> {
@@ -71,17 +93,21 @@ async function ownImage(seed: number, random: SeededRandom): Promise<BaseImage> 
   const slack = random.oneIn(40) ? 17_000 : random.integer(0, random.pick([0, 6, 60]));
   const blockCount = minimumBlockCount(regionCount) + slack;
   const geometry = new Geometry({ size: regionCount * 4096 - 512 * random.integer(0, 7), regionSize: 4096 });
-  const described = random.oneIn(2);
+  const described = !random.oneIn(3);
+  const story: Story = {
+    isBlank: random.oneIn(2),
+    isNeverWritten: described && random.oneIn(3),
+    isFinalized: described && random.oneIn(5),
+    hasDigest: described && random.oneIn(2),
+  };
   const room = blockCount * BLOCK + (described ? DESCRIPTOR_BYTES : random.integer(0, 5000));
   const device = new DamagedDevice(Buffer.alloc(room), new Map(), { readOnly: false });
-  const descriptor = described ? describe(geometry) : null;
-  await writeFormatted(device, { geometry, blockCount, bits: null, descriptor });
-  const base = await withHistory(`image ${seed}`, device, {
-    truth: [],
-    regionCount,
-    random,
-    most: random.pick([1, 6, 25]),
-  });
+  // Another clone was here, of these sizes or others: its blocks are as sound as ours.
+  if (!story.isBlank) await earlierClone(device, { regionCount, blockCount, random });
+  const descriptor = described ? describe(geometry, story) : null;
+  await writeFormatted(device, { geometry, blockCount, bits: null, descriptor, isBlank: story.isBlank });
+  const most = random.pick([1, 6, 25]);
+  const base = await withHistory(`image ${seed}`, device, { truth: [], regionCount, random, most, story });
   if (descriptor !== null) {
     const store = await DescriptorStore.open(device, { geometry, blockCount });
     await using metadata = await CloneMetadata.open(device, { readOnly: true });
@@ -89,29 +115,59 @@ async function ownImage(seed: number, random: SeededRandom): Promise<BaseImage> 
       mtimeNs: "1",
       superblock: base.bytes.subarray(0, 4).toString("hex"),
       ...(await recordFree(device)),
-      hydratedRegions: metadata.hydratedCount,
-      hydratedDigest: metadata.hydratedDigest(),
+      ...(story.hasDigest
+        ? { hydratedRegions: metadata.hydratedCount, hydratedDigest: metadata.hydratedDigest() }
+        : {}),
     };
-    await store.write({ ...descriptor, served: true, destination: { ...descriptor.destination, settled } });
+    const isSettled = story.isNeverWritten || story.hasDigest || random.oneIn(2);
+    await store.write({
+      ...descriptor,
+      ...(store.read()?.blank === true ? { blank: true } : {}),
+      served: !story.isNeverWritten,
+      finalized: story.isFinalized ? { finished: WHEN, verified: true, unreadableRegions: 0 } : null,
+      destination: { ...descriptor.destination, settled: isSettled ? settled : null },
+    });
     base.bytes = await contentOf(device);
   }
   return base;
+}
+
+/** Leaves blocks of another clone all over the place of the next one. */
+async function earlierClone(
+  device: DamagedDevice,
+  { regionCount, blockCount, random }: { regionCount: number; blockCount: number; random: SeededRandom },
+): Promise<void> {
+  const regions = random.oneIn(2) ? regionCount : random.integer(1, regionCount);
+  const geometry = new Geometry({ size: regions * 4096, regionSize: 4096 });
+  await writeFormatted(device, { geometry, blockCount, bits: null, descriptor: null });
+  const story = NO_STORY;
+  await withHistory("earlier", device, { truth: [], regionCount: regions, random, most: 6, story });
 }
 
 /** Commits some times, keeping what was there before. */
 async function withHistory(
   name: string,
   device: DamagedDevice,
-  { truth, regionCount, random, most }: { truth: Range[]; regionCount: number; random: SeededRandom; most: number },
+  {
+    truth,
+    regionCount,
+    random,
+    most,
+    story,
+  }: { truth: Range[]; regionCount: number; random: SeededRandom; most: number; story: Story },
 ): Promise<BaseImage> {
   const older = new Map<number, Buffer[]>();
   let lastCommit = new Map<number, Buffer>();
   let ranges = truth;
-  for (let commits = random.integer(0, most); commits > 0; commits--) {
+  // A clone that is finalized has all of its regions, which the last commit brings.
+  const commits = random.integer(0, most) + (story.isFinalized ? 1 : 0);
+  for (let commit = 1; commit <= commits; commit++) {
     const before = new Map(device.blocks);
     const original = new DamagedDevice(await sharedOf(device), before);
     const metadata = await CloneMetadata.open(device);
-    const marked = Array.from({ length: random.integer(1, 6) }, (): Range => {
+    const length = random.integer(1, 6);
+    const marked = Array.from({ length }, (): Range => {
+      if (story.isFinalized && commit === commits) return [0, regionCount];
       const start = random.integer(0, regionCount - 1);
       return [start, Math.min(regionCount, start + random.integer(1, random.pick([1, 40, 5000])))];
     });
@@ -138,6 +194,7 @@ async function withHistory(
     live: liveBlocks(image),
     older,
     lastCommit,
+    story,
   };
 }
 
@@ -190,16 +247,19 @@ export function merged(ranges: readonly Range[]): Range[] {
   return result;
 }
 
-function describe({ size }: Geometry): Descriptor {
+const WHEN = "2026-01-02T03:04:05Z";
+
+function describe({ size }: Geometry, { isNeverWritten }: Story): Descriptor {
   return {
     uuid: "12954880-dcd8-4fee-a479-37857fe06e58",
-    created: "2026-01-02T03:04:05Z",
+    created: WHEN,
     source: { uri: "file:///source.img", size, format: "raw", fingerprint: { kind: "file", inode: "12" } },
     destination: { uri: "file:///copy.img", size, fingerprint: {} },
     exactSize: size,
     options: {},
-    unreadable: { ranges: [{ start: 0, end: 1 }], inexact: false },
+    unreadable: { ranges: [], inexact: false },
     served: false,
     finalized: null,
+    ...(isNeverWritten ? { alone: true } : {}),
   };
 }

@@ -16,6 +16,7 @@ export const BLOWS = [
   "zeroed",
   "truncated",
   "stale",
+  "strayed",
   "writes lost",
   "of another clone",
   "noise",
@@ -31,8 +32,16 @@ export interface Damage {
   unreadable: Set<number>;
 }
 
-/** Strikes a base image; `other` is another clone's. */
+/** Strikes a base image, which is not as it was then; `other` is another clone's. */
 export function strike(base: BaseImage, other: BaseImage, blow: Blow, random: SeededRandom): Damage {
+  for (let turn = 0; ; turn++) {
+    // Not every image can be struck in every way: one that never had a commit has lost no writes.
+    const damage = struckBy(base, other, turn < 20 ? blow : "bits flipped", random);
+    if (damage.blocks.size > 0 || damage.unreadable.size > 0 || damage.size < base.bytes.length) return damage;
+  }
+}
+
+function struckBy(base: BaseImage, other: BaseImage, blow: Blow, random: SeededRandom): Damage {
   const damage: Damage = { blocks: new Map(), size: base.bytes.length, unreadable: new Set() };
   for (let times = random.oneIn(4) ? random.integer(2, 4) : 1; times > 0; times--)
     strikeOnce(base, other, blow, random, damage);
@@ -93,6 +102,23 @@ function strikeOnce(base: BaseImage, other: BaseImage, blow: Blow, random: Seede
       damage.blocks.set(place, Buffer.from(anOlder(base, place, random) ?? now(place)));
       return;
     }
+    case "strayed": {
+      // An array block is lost, and an older one of those that could stand for it has bits that nobody ever set.
+      const places = freeArrays(base);
+      if (places.length === 0) return;
+      const place = random.pick(places);
+      const stray = now(place);
+      for (let more = random.integer(1, 8); more > 0; more--) {
+        const byte = random.integer(24, 24 + 8 * Math.min(509, stray.readUInt32LE(8)) - 1);
+        stray[byte] = (stray[byte] as number) | (1 << random.integer(0, 7));
+      }
+      damage.blocks.set(place, sealedAt(stray, place, "array"));
+      const live = aBlock(base, random, "array");
+      const hit = now(live);
+      hit[0] = (hit[0] as number) ^ random.integer(1, 255);
+      damage.blocks.set(live, hit);
+      return;
+    }
     case "writes lost":
       for (const [block, before] of base.lastCommit) if (random.oneIn(2)) damage.blocks.set(block, Buffer.from(before));
       return;
@@ -143,6 +169,13 @@ function aBlock({ live, bytes }: BaseImage, random: SeededRandom, role?: Role): 
   const roles = [...new Set(live.values())];
   const wanted = role !== undefined && roles.includes(role) ? role : random.pick(roles);
   return random.pick([...live].filter(([, is]) => is === wanted).map(([block]) => block));
+}
+
+/** Free blocks that hold an array block of an earlier commit. */
+function freeArrays(base: BaseImage): number[] {
+  return [...base.older.keys()].filter(
+    (block) => !base.live.has(block) && isSealed(originalOf(base, block), block, "array"),
+  );
 }
 
 function anOlder({ older }: BaseImage, block: number, random: SeededRandom): Buffer | undefined {

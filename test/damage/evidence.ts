@@ -1,0 +1,158 @@
+/**
+ * What was done to one image, and whom it can mislead: the format itself cannot tell a block of the right type, number and
+ * shape from the true one. Blocks are found by a hand of its own, not by src.
+ */
+import type { CloneMetadata } from "../../src/metadata/clone-metadata.ts";
+import { type BaseImage, BLOCK, type Range, type Role } from "./base-image.ts";
+import { type Damage, isSealed, originalOf } from "./blows.ts";
+import { DamagedDevice } from "./damaged-device.ts";
+
+/** Something that must not be. */
+export class Violation extends Error {}
+
+/** Bytes read for each byte of the device, and besides: a check reads most blocks once, a repair checks and reads again. */
+const READS_PER_BYTE = 8;
+const READS_BESIDES = 2 ** 21;
+const REGIONS_PER_KEY = 32576;
+
+/** A base image, and the blocks of it that are not as they were. */
+export class Evidence {
+  readonly base: BaseImage;
+  readonly damage: Damage;
+  /** Blocks in use that are not as they were. */
+  readonly struck: Map<number, Role>;
+  /** By key: all of its regions are read from the same blocks. */
+  readonly #paths = new Map<number, [block: number, role: Role][]>();
+  #arrays: Buffer[] | undefined;
+
+  constructor(base: BaseImage, damage: Damage) {
+    this.base = base;
+    this.damage = damage;
+    const isStruck = (block: number) =>
+      damage.blocks.has(block) || damage.unreadable.has(block) || (block + 1) * BLOCK > damage.size;
+    this.struck = new Map([...base.live].filter(([block]) => isStruck(block)));
+  }
+
+  /** The damaged image, each time anew. */
+  device(readOnly = true): DamagedDevice {
+    const { blocks, size, unreadable } = this.damage;
+    const there = new Map([...blocks].filter(([block]) => block * BLOCK < size));
+    return new DamagedDevice(this.base.bytes.subarray(0, size), there, { size, unreadable, readOnly });
+  }
+
+  /** Whether a block is not as it was, and yet has the checksum and number of one that belongs there. */
+  isSealed(block: number, role: Role): boolean {
+    const bytes = this.damage.blocks.get(block);
+    return (
+      bytes !== undefined &&
+      isSealed(bytes, block, role) &&
+      !this.damage.unreadable.has(block) &&
+      !bytes.equals(originalOf(this.base, block))
+    );
+  }
+
+  /** Whether every block that a region's bit is read from or through, and that was struck, has its seal; at least one was struck. */
+  isMisled(region: number): boolean {
+    const struck = this.#pathTo(region).filter(([block]) => this.damage.blocks.has(block));
+    return struck.length > 0 && struck.every(([block, role]) => this.isSealed(block, role));
+  }
+
+  /**
+   * Whether an array block in use was replaced by a sealed one that says this of the region, or of that which has the same place
+   * under another key: a repair finds array blocks without the part of the tree that is lost.
+   */
+  isSaidByArray(region: number, isHydrated: boolean): boolean {
+    this.#arrays ??= [...this.struck]
+      .filter(([block, role]) => role === "array" && this.isSealed(block, role))
+      .map(([block]) => this.damage.blocks.get(block) as Buffer);
+    const bit = region % REGIONS_PER_KEY;
+    const says = (bytes: Buffer) => (((bytes[24 + Math.floor(bit / 8)] as number) >> (bit % 8)) & 1) === 1;
+    return this.#arrays.some((bytes) => says(bytes) === isHydrated);
+  }
+
+  /** For people; blocks that were struck have an asterisk. */
+  describePath(region: number): string {
+    return this.#pathTo(region)
+      .map(([block, role]) => `${role} ${block}${this.damage.blocks.has(block) ? "*" : ""}`)
+      .join(", ");
+  }
+
+  /** The blocks from which a region's bit is read, as a hand of its own finds them. */
+  #pathTo(region: number): [block: number, role: Role][] {
+    const key = Math.floor(region / REGIONS_PER_KEY);
+    let path = this.#paths.get(key);
+    if (path === undefined) {
+      path = this.#findPath(key);
+      this.#paths.set(key, path);
+    }
+    return path;
+  }
+
+  #findPath(key: number): [block: number, role: Role][] {
+    const device = this.device();
+    const path: [number, Role][] = [[0, "superblock"]];
+    const superblock = device.block(0);
+    if (superblock.length < BLOCK) return path;
+    let block = Number(superblock.readBigUInt64LE(188));
+    for (;;) {
+      const node = device.block(block);
+      path.push([block, "node"]);
+      if (node.length < BLOCK) return path;
+      let child = 0;
+      for (let i = 0; i < Math.min(node.readUInt32LE(16), 252); i++) {
+        if (Number(node.readBigUInt64LE(32 + 8 * i)) <= key) child = Number(node.readBigUInt64LE(2048 + 8 * i));
+      }
+      if (node.readUInt32LE(4) === 2) {
+        path.push([child, "array"]);
+        return path;
+      }
+      if (path.some(([before]) => before === child)) return path;
+      block = child;
+    }
+  }
+}
+
+/** @throws {Violation} where more was read than the size of the device explains */
+export function bound(what: string, { bytesRead, size }: DamagedDevice): void {
+  if (bytesRead > size * READS_PER_BYTE + READS_BESIDES)
+    throw new Violation(`${what} read ${bytesRead} bytes of ${size}`);
+}
+
+/** What is hydrated, merged. */
+export function rangesOf(metadata: CloneMetadata): Range[] {
+  return [...metadata.hydratedRanges()].map(({ start, end }): Range => [start, end]);
+}
+
+/** Both are merged. */
+export function same(a: readonly Range[], b: readonly Range[]): boolean {
+  return a.length === b.length && a.every(([start, end], i) => start === b[i]?.[0] && end === b[i]?.[1]);
+}
+
+/** What of `ranges` is not among `others`. Both are merged. */
+export function without(ranges: readonly Range[], others: readonly Range[]): Range[] {
+  const rest: Range[] = [];
+  let i = 0;
+  for (let [start, end] of ranges) {
+    while (i < others.length && (others[i] as Range)[1] <= start) i++;
+    for (let k = i; start < end; k++) {
+      const other = others[k];
+      if (other === undefined || other[0] >= end) {
+        rest.push([start, end]);
+        break;
+      }
+      if (other[0] > start) rest.push([start, other[0]]);
+      start = Math.min(end, other[1]);
+    }
+  }
+  return rest;
+}
+
+/** The first region of `ranges` that is not among `others`, or null. Both are merged. */
+export function firstMissing(ranges: readonly Range[], others: readonly Range[]): number | null {
+  return without(ranges, others)[0]?.[0] ?? null;
+}
+
+/** Regions in all. */
+export function count(ranges: readonly Range[]): number {
+  return ranges.reduce((sum, [start, end]) => sum + end - start, 0);
+}
