@@ -1,5 +1,5 @@
 /** `clone repair`: new metadata from damaged metadata, to a new file or, with a backup kept, in place. */
-import { CloneError, UsageError } from "../base/errors.ts";
+import { CloneError } from "../base/errors.ts";
 import type { RegionRange } from "../base/geometry.ts";
 import { MemoryDevice } from "../device/memory-device.ts";
 import { type Finding, formatFinding } from "../metadata/check.ts";
@@ -16,23 +16,14 @@ import { imageBytes } from "../metadata/repair-descriptor.ts";
 import { Clone, type DeviceRequest } from "./clone.ts";
 import { equalRegions, type RunningComparison } from "./compare-unknown.ts";
 import { PAGE } from "./hydrate-clone.ts";
-import { parsePath } from "./location.ts";
-import { exists } from "./metadata-file.ts";
 import { type OpenedMetadata, openMetadata } from "./open-metadata.ts";
 import { type BlockRange, overwriteDevice, replaceFile, writeToNewFile } from "./repair-files.ts";
+import { chooseTarget, refuseBackup, refuseSmallDevice, type TargetRequest } from "./repair-target.ts";
 
 /** What to repair, and how. */
-export interface RepairCloneRequest extends DeviceRequest {
+export interface RepairCloneRequest extends DeviceRequest, TargetRequest {
   /** The metadata, or the destination it stands beside. */
   name: string;
-  /** A new file. Default: `METADATA.repaired`. */
-  output?: string | undefined;
-  /** Whether the metadata is replaced, and kept as `backup`. */
-  inPlace?: boolean | undefined;
-  /** A new file. Default: `METADATA.backup`. */
-  backup?: string | undefined;
-  /** Whether nothing is written. */
-  dryRun?: boolean | undefined;
   /** Whether source and destination are read where the metadata does not tell. */
   compare?: boolean | undefined;
   assume?: Assumption | undefined;
@@ -77,20 +68,27 @@ interface RepairContext {
 export async function repairClone(request: RepairCloneRequest, context: RepairContext): Promise<RepairReport> {
   const { name, inPlace = false, dryRun = false, assume, geometry } = request;
   await using opened = await openMetadata(name, inPlace && !dryRun ? "exclusive" : "quiescent");
-  const target = await chooseTarget(opened, request);
+  const { device } = opened;
+  const target = await chooseTarget(device, request);
   const { signal } = context;
   const compare = request.compare
-    ? (state: ComparedState, unknown: Iterable<RegionRange>) =>
-        compareWith(opened, state, unknown, { request, context })
+    ? async (state: ComparedState, unknown: Iterable<RegionRange>) => {
+        if (target.kind === "in place") await refuseBackup(device, target.backup);
+        return await compareWith(opened, state, unknown, { request, context });
+      }
     : undefined;
-  const plan = await planRepair(opened.device, { signal, assume, geometry, compare });
-  const { device } = opened;
+  const plan = await planRepair(device, { signal, assume, geometry, compare });
   const unwritten = {
     ...{ metadata: device.path, isDevice: device.kind === "block", plan },
     ...{ repaired: false, output: null, backup: null, unreadableBlocks: [] },
   };
   const isSound = plan.before.fatal.length + plan.before.warnings.length === 0;
-  if (!plan.ok || dryRun || (inPlace && isSound)) return unwritten;
+  if (!plan.ok || (inPlace && isSound)) return unwritten;
+  if (target.kind === "in place") {
+    await refuseBackup(device, target.backup);
+    refuseSmallDevice(device, plan);
+  }
+  if (dryRun) return unwritten;
   if (plan.assumed?.as === "hydrated") await flushDestination(opened, plan, { request, context });
   signal.throwIfAborted();
   if (target.kind === "new") {
@@ -103,28 +101,6 @@ export async function repairClone(request: RepairCloneRequest, context: RepairCo
       ? await replaceFile(device, plan, backup)
       : await overwriteDevice(device, plan, { backup, signal });
   return { ...unwritten, repaired: true, output: device.path, backup, unreadableBlocks };
-}
-
-/** Where the new metadata is to go. */
-type Target = { kind: "new"; path: string } | { kind: "in place"; backup: string };
-
-async function chooseTarget({ device }: OpenedMetadata, request: RepairCloneRequest): Promise<Target> {
-  const { output, inPlace = false, backup, dryRun = false } = request;
-  const isFile = device.kind === "file";
-  if (inPlace && output !== undefined)
-    throw new UsageError("Cannot use --output with --in-place: it is one or the other");
-  if (!inPlace && backup !== undefined) throw new UsageError("Cannot use --backup: only --in-place keeps one");
-  if (!isFile && !dryRun && output === undefined && backup === undefined) {
-    throw new UsageError(`Cannot repair "${device.path}": it is a device, and nothing can stand beside it`, {
-      hint: "--output FILE writes to a new file; --in-place --backup FILE overwrites the device after a copy was made.",
-    });
-  }
-  if (inPlace) return { kind: "in place", backup: parsePath(backup ?? `${device.path}.backup`) };
-  const path = parsePath(output ?? `${device.path}.repaired`);
-  if (dryRun || !(await exists(path))) return { kind: "new", path };
-  throw new UsageError(`Cannot create "${path}": a file stands there already`, {
-    hint: "--output FILE names another one.",
-  });
 }
 
 /** Opens the devices as any command does, with metadata made of what is proved, and compares the rest. */

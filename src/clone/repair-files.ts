@@ -6,9 +6,10 @@
  *     a device         is copied to the backup, durably, and then overwritten (`metadata/repair-in-place.ts`)
  */
 import * as fs from "node:fs/promises";
-import { CloneError, DeviceError, errnoOf, UsageError } from "../base/errors.ts";
+import { CloneError, DeviceError, errnoOf } from "../base/errors.ts";
 import { syncDirectoryOf } from "../device/directory.ts";
 import type { FileDevice } from "../device/file-device.ts";
+import { refuseOpening } from "../device/open-file.ts";
 import { checkMetadata, formatFinding } from "../metadata/check.ts";
 import { CloneMetadata } from "../metadata/clone-metadata.ts";
 import { DESCRIPTOR_BYTES } from "../metadata/descriptor.ts";
@@ -18,6 +19,7 @@ import { imageBytes } from "../metadata/repair-descriptor.ts";
 import { overwriteWithImage } from "../metadata/repair-in-place.ts";
 import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
 import { createLike, permissionsOf } from "./like-file.ts";
+import { alreadyThere, isSecondNameOf, refuseSmallDevice } from "./repair-target.ts";
 import { takeAfter, takeAfterIfAllowed } from "./take-after.ts";
 
 /** Blocks of metadata, half-open. */
@@ -71,13 +73,7 @@ export async function overwriteDevice(
   plan: PlannedRepair,
   { backup, signal }: { backup: string; signal?: AbortSignal | undefined },
 ): Promise<BlockRange[]> {
-  const needed = imageBytes(plan.blockCount, plan.descriptor);
-  if (needed > device.size) {
-    throw new UsageError(
-      `Cannot repair "${device.path}" in place: ${needed} bytes are needed and it has ${device.size}`,
-      { hint: "--output FILE writes to a new file." },
-    );
-  }
+  refuseSmallDevice(device, plan);
   await using image = await createLike(backup, await permissionsOf(device));
   await fill(image.device, plan);
   const covered = metadataByteLength(plan.blockCount) + DESCRIPTOR_BYTES;
@@ -136,19 +132,11 @@ async function giveName(path: string, file: FileDevice, name: string): Promise<b
   } catch (error) {
     const errno = errnoOf(error) ?? "";
     if (NO_LINKS.includes(errno)) return false;
-    if (errno !== "EEXIST") throw new CloneError("failed", `Cannot create "${name}": ${errno}`, { cause: error });
-    if (!(await isNameOf(file, name))) throw alreadyThere(name); // else a repair was cut off just then
+    if (errno !== "EEXIST") return refuseOpening("create", name, error);
+    if (!(await isSecondNameOf(file, name))) throw alreadyThere(name); // else a repair was cut off just then
   }
   await syncDirectoryOf(name);
   return true;
-}
-
-async function isNameOf({ fd }: FileDevice, name: string): Promise<boolean> {
-  const [ours, there] = [
-    await fs.stat(`/proc/self/fd/${fd}`, { bigint: true }),
-    await fs.lstat(name, { bigint: true }),
-  ];
-  return ours.dev === there.dev && ours.ino === there.ino;
 }
 
 /**
@@ -202,10 +190,4 @@ async function readWhatCanBe(
 
 function isUnreadable(error: unknown): boolean {
   return error instanceof DeviceError && !error.away;
-}
-
-function alreadyThere(path: string): UsageError {
-  return new UsageError(`Cannot create "${path}": a file stands there already`, {
-    hint: "--output FILE, or in place --backup FILE, names another one.",
-  });
 }

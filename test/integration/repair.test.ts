@@ -219,6 +219,46 @@ describe("clone repair", () => {
     expect(await snapshot(cwd)).toEqual(before);
   });
 
+  test("refuses with --dry-run what it refuses without", async () => {
+    await using directory = await scratchDirectory();
+    const cwd = directory.path;
+    await halfHydrated(cwd);
+    await damage(join(cwd, "copy.img.clone"), breakCounts);
+    await writeFile(join(cwd, "copy.img.clone.repaired"), "mine");
+    await writeFile(join(cwd, "copy.img.clone.backup"), "mine");
+    await symlink("nowhere", join(cwd, "dangling"));
+    const before = await snapshot(cwd);
+    const refused: [string[], number, RegExp][] = [
+      [[], 2, /a file stands there already/],
+      [["--in-place"], 2, /a file stands there already/],
+      [["--output", "dangling"], 2, /a file stands there already/],
+      [["--in-place", "--backup", "dangling"], 2, /a file stands there already/],
+      [["--output", "none/new"], 1, /no such directory/],
+      [["--in-place", "--backup", "none/new"], 1, /no such directory/],
+    ];
+    for (const [options, code, message] of refused) {
+      expectFailure(await clone(["repair", "copy.img", ...options, "--dry-run"], { cwd }), code, message);
+    }
+    expect(await snapshot(cwd)).toEqual(before);
+  });
+
+  test("refuses the metadata itself as its backup, by whatever path, and takes another name of it", async () => {
+    await using directory = await scratchDirectory();
+    const cwd = directory.path;
+    await halfHydrated(cwd);
+    const metadata = join(cwd, "copy.img.clone");
+    const damaged = await damage(metadata, breakCounts);
+    await symlink(".", join(cwd, "here"));
+    for (const backup of ["copy.img.clone", metadata, "here/copy.img.clone"]) {
+      const run = await clone(["repair", "copy.img", "--in-place", "--backup", backup], { cwd });
+      expectFailure(run, 2, /it is the metadata itself/, /^--backup FILE names another one/);
+    }
+    expect(Buffer.compare(await readFile(metadata), damaged)).toBe(0);
+    await link(metadata, join(cwd, "kept"));
+    await cloneOk(["repair", "copy.img", "--in-place", "--backup", "kept"], { cwd });
+    expect(Buffer.compare(await readFile(join(cwd, "kept")), damaged)).toBe(0);
+  });
+
   test("refuses a clone in use, what stands where a file is to be made, and options that cannot work", async () => {
     await using directory = await scratchDirectory();
     const cwd = directory.path;
