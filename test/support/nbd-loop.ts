@@ -4,6 +4,7 @@ import { once } from "node:events";
 import { existsSync } from "node:fs";
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
+import { guard } from "./guardian.ts";
 import { eventually } from "./run-clone.ts";
 import { loopDevice, noLoopDevices, run, type Scratch, scratchDirectory } from "./scratch.ts";
 
@@ -26,11 +27,13 @@ export async function nbdFile(what: readonly string[], options: readonly string[
     if (nbdfuse.exitCode !== null) throw new Error(`nbdfuse: ${said}`);
     return existsSync(path);
   });
+  const guardian = guard("mount", mount);
   return {
     path,
     async [Symbol.asyncDispose]() {
       await run("fusermount3", "-u", mount);
       await ended;
+      await guardian[Symbol.asyncDispose]();
       await directory[Symbol.asyncDispose]();
     },
   };

@@ -5,6 +5,7 @@ import { mkdir, mkdtemp, rm, truncate, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
+import { guard } from "./guardian.ts";
 
 const execute = promisify(execFile);
 
@@ -65,7 +66,14 @@ export async function loopDevice(
   if (options.sectorSize !== undefined) args.push("--sector-size", String(options.sectorSize));
   if (options.readOnly) args.push("--read-only");
   const path = (await run("losetup", ...args, file)).trim();
-  return { path, [Symbol.asyncDispose]: async () => void (await run("losetup", "--detach", path)) };
+  const guardian = guard("loop device", path);
+  return {
+    path,
+    async [Symbol.asyncDispose]() {
+      await run("losetup", "--detach", path);
+      await guardian[Symbol.asyncDispose]();
+    },
+  };
 }
 
 /** A loop device over a new sparse file of `size` bytes. */

@@ -1,6 +1,7 @@
 /** File systems of some MiB that fill up, grow and turn read-only, on loop devices of their own. They need root. */
 import { open, readFile, stat, truncate, unlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { guard } from "./guardian.ts";
 import { loopDevice, noFileSystem, noLoopDevices, run, type Scratch, scratchDirectory } from "./scratch.ts";
 
 const MIB = 2 ** 20;
@@ -51,6 +52,7 @@ export async function smallFileSystem(kind: SmallKind): Promise<SmallFileSystem>
     await run(`mkfs.${kind}`, ...SMALL_FILE_SYSTEMS[kind].mkfs, device.path);
     await run("mount", "-t", kind, device.path, path);
   }
+  const guardian = guard("mount", path);
   const growsInUse = kind !== "ext4" || (await mayUseResources());
   return {
     path,
@@ -83,6 +85,7 @@ export async function smallFileSystem(kind: SmallKind): Promise<SmallFileSystem>
     async [Symbol.asyncDispose]() {
       await run("umount", path);
       await device?.[Symbol.asyncDispose]();
+      await guardian[Symbol.asyncDispose]();
       await directory[Symbol.asyncDispose]();
     },
   };
