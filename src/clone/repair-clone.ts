@@ -16,6 +16,7 @@ import { imageBytes } from "../metadata/repair-descriptor.ts";
 import { Clone, type DeviceRequest } from "./clone.ts";
 import { equalRegions, type RunningComparison } from "./compare-unknown.ts";
 import { PAGE } from "./hydrate-clone.ts";
+import { isDestinationAsLeft } from "./left-destination.ts";
 import { type OpenedMetadata, openMetadata } from "./open-metadata.ts";
 import { type BlockRange, overwriteDevice, replaceFile, writeToNewFile } from "./repair-files.ts";
 import { chooseTarget, refuseBackup, refuseSmallDevice, type TargetRequest } from "./repair-target.ts";
@@ -77,7 +78,14 @@ export async function repairClone(request: RepairCloneRequest, context: RepairCo
         return await compareWith(opened, state, unknown, { request, context });
       }
     : undefined;
-  const plan = await planRepair(device, { signal, assume, geometry, compare });
+  const plan = await planRepair(device, {
+    signal,
+    assume,
+    geometry,
+    compare,
+    isDestinationAsLeft: (descriptor) =>
+      isDestinationAsLeft(descriptor, { named: request.destination ?? opened.destination, metadata: device }),
+  });
   const unwritten = {
     ...{ metadata: device.path, isDevice: device.kind === "block", plan },
     ...{ repaired: false, output: null, backup: null, unreadableBlocks: [] },

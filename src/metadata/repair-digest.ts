@@ -1,8 +1,7 @@
 /**
  * Bits that a digest proves. When the program lets go of a clone, the descriptor records how many regions are hydrated and a
- * digest of which. As long as the superblock is still the one of then, and there are no more bits (a kernel that has gone on may
- * come back to the same superblock, but only adds bits), the bits must be those: whatever fits the digest is
- * the truth, wherever it comes from. The digest is a sum over the array blocks, so that of a single lost one it leaves its
+ * digest of which. As long as nobody has committed since (`settled-witness.ts`), and there are no more bits (a commit only adds
+ * some), the bits must be those: whatever fits the digest is the truth, wherever it comes from. The digest is a sum over the array blocks, so that of a single lost one it leaves its
  * own hash, and the number its count of bits. Tried are
  *
  *     what stands in its place      where the header was hit, or a single bit
@@ -12,6 +11,7 @@
  * Where no block is lost and the digest does not fit, one of them is another's or of another time; and if nothing fits in
  * the place of any of them, none is believed.
  */
+import type { Geometry } from "../base/geometry.ts";
 import type { Block, BlockReader } from "./check-blocks.ts";
 import type { SettledState } from "./descriptor.ts";
 import { BitsDigest } from "./descriptor-digest.ts";
@@ -21,12 +21,18 @@ import type { ProvenBits } from "./repair-bitset.ts";
 import type { BlockSurvey } from "./repair-survey.ts";
 
 /** Hashes taken in all: some seconds. */
-const MOST_HASHES = 2 ** 18;
+const MOST_HASHES = 2 ** 17;
 /** Older blocks that are looked at, the last ones on the device. */
 const MOST_BLOCKS = 1024;
 
 /** The words of an array block, 32 bits at a time. */
 type Bits = Uint32Array;
+
+/** What an array block may have held, and how many bits of it are set. */
+interface Version {
+  bits: Bits;
+  set: number;
+}
 
 /** What the digest has shown. */
 export type DigestVerdict =
@@ -63,12 +69,13 @@ export async function proveByDigest(reader: BlockReader, request: DigestRequest)
   }
   const missing = xor(hydratedDigest, known.toString());
   if (lost.length === 0 && /^0*$/.test(missing)) return "nothing";
-  // More than there were: somebody has gone on, and come back to the same superblock. What was then is not the truth any more.
+  // More than there were: these may be of a commit that the free blocks do not show.
   if (rest < 0) return "nothing";
 
   const search = new Search(reader, request);
   // Without a lost one, each of them in turn is taken for it.
   for (const key of lost.length > 0 ? lost : proven.knownKeys) {
+    if (search.isSpent) break;
     const bits = proven.bitsOf(key);
     const isLost = lost.length > 0;
     const found = await search.find(
@@ -91,12 +98,17 @@ class Search {
   readonly #reader: BlockReader;
   readonly #request: DigestRequest;
   #hashesLeft = MOST_HASHES;
-  /** Bits of array blocks of each length, wherever they are. Copies. */
-  readonly #versions = new Map<number, Bits[]>();
+  /** Bits of array blocks of each length, wherever they are, and how many are set. Copies. */
+  readonly #versions = new Map<number, Version[]>();
 
   constructor(reader: BlockReader, request: DigestRequest) {
     this.#reader = reader;
     this.#request = request;
+  }
+
+  /** Whether no more hashes are to be taken. */
+  get isSpent(): boolean {
+    return this.#hashesLeft <= 0;
   }
 
   /** The bits under `key` that have this hash and count, or null. */
@@ -113,18 +125,12 @@ class Search {
   async *#candidates(key: number, count: number): AsyncGenerator<Bits> {
     const { geometry } = this.#request.proven;
     const words = wordsUnder(key, geometry);
-    const bases: Bits[] = [new Uint32Array(2 * words)];
+    yield filled(new Uint32Array(2 * words), count);
     const inPlace = await this.#inPlace(key, words);
-    if (inPlace !== null) bases.push(inPlace);
-    for (const version of await this.#versionsOf(words)) {
-      const bits = version.slice();
-      clearBeyond(bits, geometry, key);
-      bases.push(bits);
-    }
-    for (const base of bases) {
-      const held = countBits(base);
-      if (held === count) yield base;
-      else if (held < count) yield filled(base, count - held);
+    const bases = await this.#versionsOf(words);
+    for (const base of inPlace === null ? bases : [versionOf(inPlace), ...bases]) {
+      const { bits, set } = cutOff(base, geometry, key);
+      if (set <= count) yield set === count ? bits : filled(bits, count - set);
     }
     if (inPlace !== null && Math.abs(countBits(inPlace) - count) === 1) yield* withOneBit(inPlace, count);
   }
@@ -140,18 +146,31 @@ class Search {
     return bits;
   }
 
-  async #versionsOf(words: number): Promise<Bits[]> {
+  async #versionsOf(words: number): Promise<Version[]> {
     const known = this.#versions.get(words);
     if (known !== undefined) return known;
     const survey = await this.#request.survey();
     const places = survey.blocksOf("array block").filter((block) => survey.wordsOf(block) === words);
-    const versions: Bits[] = [];
+    const versions: Version[] = [];
     await this.#reader.each(places.slice(-MOST_BLOCKS), (block: Block | string) => {
-      if (typeof block !== "string") versions.push(bitsOf(block, words).slice());
+      if (typeof block !== "string") versions.push(versionOf(bitsOf(block, words).slice()));
     });
     this.#versions.set(words, versions);
     return versions;
   }
+}
+
+function versionOf(bits: Bits): Version {
+  return { bits, set: countBits(bits) };
+}
+
+/** The same without what is beyond the last region; a copy only where the key is the last. */
+function cutOff(version: Version, geometry: Geometry, key: number): Version {
+  const { start, end } = regionsUnder(key, key + 1, geometry);
+  if (version.bits.length * 32 === end - start) return version;
+  const bits = version.bits.slice();
+  clearBeyond(bits, geometry, key);
+  return versionOf(bits);
 }
 
 /** The same with the first `more` regions that are not set. */

@@ -32,6 +32,11 @@ export interface RepairRequest {
   geometry?: ToldGeometry | undefined;
   assume?: Assumption | undefined;
   compare?: CompareRegions | undefined;
+  /**
+   * Whether the destination was certainly not written to since the clone was left, as its time of last change tells. Asked where all
+   * depends on it; without it nothing does.
+   */
+  isDestinationAsLeft?: ((descriptor: Descriptor) => Promise<boolean>) | undefined;
   signal?: AbortSignal | undefined;
 }
 

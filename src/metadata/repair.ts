@@ -11,11 +11,11 @@
  *  3. The descriptor's digest of the bits of this very state demands it (`repair-digest.ts`); where it does not fit, nothing
  *     is believed.
  *  4. Two older blocks of metadata that was blank when formatted have it, which can be no other key's (`repair-older.ts`).
- *  5. The finalize record says that the destination is complete.
+ *  5. The finalize record says that the destination is complete, but for unreadable regions.
  *
  * A region without such proof is unknown, and is never called hydrated by itself: it would read as whatever the destination
  * held before. Nor is it called unhydrated by itself, since it would be copied again over what a client may have written,
- * unless the descriptor proves that no client ever did. What is left is for `compare` to find equal on both sides, when it
+ * unless descriptor and destination prove that no client ever did (`repair-decide.ts`). What is left is for `compare` to find equal on both sides, when it
  * may be called either, and for the user to decide.
  *
  * No proof by itself, however sound it looks, is what lies in free space: formatting does not wipe a device, array blocks do not say
@@ -23,7 +23,7 @@
  */
 
 import { UsageError } from "../base/errors.ts";
-import type { Geometry, RegionRange } from "../base/geometry.ts";
+import type { Geometry } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import { checkMetadata } from "./check.ts";
 import { BlockReader } from "./check-blocks.ts";
@@ -37,6 +37,7 @@ import { minimumBlockCount, recommendedBlockCount } from "./metadata-size.ts";
 import { RegionBitmap } from "./region-bitmap.ts";
 import { arrayBlockCount, regionsUnder } from "./repair-array.ts";
 import { ProvenBits } from "./repair-bitset.ts";
+import { decideUnknown } from "./repair-decide.ts";
 import { geometryOf, readDescriptor } from "./repair-descriptor.ts";
 import { type DigestRequest, proveByDigest } from "./repair-digest.ts";
 import { findInUse } from "./repair-in-use.ts";
@@ -52,7 +53,7 @@ import type {
 import { readCounts } from "./repair-space-map.ts";
 import { recoverSuperblock } from "./repair-superblock.ts";
 import { BlockSurvey } from "./repair-survey.ts";
-import { countOf, describeFindings, noBits } from "./repair-words.ts";
+import { describeFindings, noBits } from "./repair-words.ts";
 import { isAsLeft } from "./settled-witness.ts";
 
 export type {
@@ -106,7 +107,7 @@ export async function planRepair(device: BlockDevice, request: RepairRequest = {
   const { proven, unknown } = await findBits(reader, live, account);
   account.exact.push(...describeFindings(before));
   const isExact = unknown.nextSet(0) === unknown.size;
-  if (!isExact) await decide({ proven, unknown, live }, account, request);
+  if (!isExact) await decideUnknown({ ...live, hydrated: proven.hydrated, unknown }, account, request);
   account.unknown = [...unknown.ranges()]; // not pushed: they may be more than a call takes arguments
   if (account.unknown.length > 0) return { ok: false, ...account, ...noBits(account.unknown, request) };
   const blockCount = enoughBlocks(live.blockCount, geometry, account);
@@ -242,54 +243,6 @@ async function askDigest(
   if (verdict !== "refuted") return false;
   unknown.setRange({ start: 0, end: geometry.regionCount });
   return true;
-}
-
-/** Decides on what nothing in the metadata proves; what it cannot decide stays unknown. */
-async function decide(
-  { proven, unknown, live }: { proven: ProvenBits; unknown: RegionBitmap; live: LiveState },
-  account: RepairAccount,
-  { compare, assume }: RepairRequest,
-): Promise<void> {
-  const { geometry, blockCount, descriptor } = live;
-  const { hydrated } = proven;
-  const take = (ranges: Iterable<RegionRange>, isHydrated: boolean): RegionRange[] => {
-    const taken = [...ranges];
-    for (const range of taken) {
-      if (isHydrated) hydrated.setRange(range);
-      unknown.clearRange(range);
-    }
-    return taken;
-  };
-  if (descriptor?.finalized) {
-    take(unknown.ranges(), true);
-    account.exact.push("Regions whose array block is damaged: the clone was finalized, so all of them are hydrated");
-    return;
-  }
-  if (compare !== undefined) {
-    account.compared = take(await compare({ geometry, blockCount, hydrated, descriptor }, unknown.ranges()), true);
-  }
-  if (isNeverWritten(live)) {
-    account.copiedAgain = take(unknown.ranges(), false);
-    return;
-  }
-  if (assume !== undefined) {
-    const regions = take(unknown.ranges(), assume === "hydrated");
-    if (regions.length === 0) return;
-    account.assumed = { as: assume, regions };
-    account.lost.push(
-      assume === "unhydrated"
-        ? `What clients may have written to the ${countOf(regions)} called unhydrated: the source is copied over it`
-        : `Those of the ${countOf(regions)} called hydrated that were not: they hold what the destination held before, not the source`,
-    );
-  }
-}
-
-/**
- * Whether no client can have written to the clone: not through this program, which records that; nor through the kernel, as
- * all commits are ours up to the one that the program left behind.
- */
-function isNeverWritten({ descriptor, isAsLeft }: LiveState): boolean {
-  return isAsLeft && descriptor?.served === false && descriptor.alone === true;
 }
 
 /**

@@ -74,7 +74,8 @@ async function settle(
   const bits = hasDigest ? { hydratedRegions: metadata.hydratedCount, hydratedDigest: metadata.hydratedDigest() } : {};
   const superblock = image.bytes.subarray(0, 4).toString("hex");
   const settled = { mtimeNs: "0", superblock, ...(await recordFree(device)), ...bits };
-  await store.write({ ...descriptor, ...changes, destination: { ...descriptor.destination, settled } });
+  const destination = { ...descriptor.destination, ...changes.destination, settled };
+  await store.write({ ...descriptor, ...changes, destination });
 }
 
 async function descriptorOn(device: MemoryDevice): Promise<Descriptor | null> {
@@ -91,6 +92,8 @@ async function imageOf(device: MemoryDevice): Promise<MetadataImage> {
 
 const plan = ({ bytes }: MetadataImage, request?: RepairRequest): Promise<RepairPlan> =>
   planRepair(new MemoryDevice({ size: bytes.length, content: bytes, readOnly: true }), request);
+
+const isDestinationAsLeft = async (): Promise<boolean> => true;
 
 const hydrated = (planned: RepairPlan): [number, number][] => {
   if (!planned.ok) throw new Error(`refused: ${planned.reason}`);
@@ -250,20 +253,49 @@ test("planRepair() copies unknown regions again where the descriptor proves that
   await settle(device, ONE_KEY);
   const image = await imageOf(device);
   flipBit(image, image.arrayBlocks()[0] as number);
-  const planned = await plan(image);
+  const planned = await plan(image, { isDestinationAsLeft });
   expect(hydrated(planned)).toEqual([[0, 200]]);
   expect(planned.copiedAgain).toEqual([{ start: 200, end: 1000 }]);
+});
+
+// What users of the kernel's clone write to hydrated regions leaves no commit: only the destination tells of it.
+test("planRepair() copies nothing again where somebody may have written to the destination since", async () => {
+  const device = await clone(ONE_KEY, growing([100]));
+  await settle(device, ONE_KEY);
+  const image = await imageOf(device);
+  flipBit(image, image.arrayBlocks()[0] as number);
+  for (const request of [{}, { isDestinationAsLeft: async () => false }]) {
+    expect(await plan(image, request)).toMatchObject({
+      ok: false,
+      copiedAgain: [],
+      unknown: [{ start: 0, end: 1000 }],
+    });
+  }
+});
+
+test("planRepair() copies nothing again that a comparison has found different", async () => {
+  const device = await clone(ONE_KEY, growing([100]));
+  await settle(device, ONE_KEY);
+  const image = await imageOf(device);
+  flipBit(image, image.arrayBlocks()[0] as number);
+  const compare = async () => [{ start: 0, end: 600 }];
+  const planned = await plan(image, { isDestinationAsLeft, compare });
+  expect(planned).toMatchObject({ ok: false, copiedAgain: [], unknown: [{ start: 600, end: 1000 }] });
 });
 
 test.for<[string, Partial<Descriptor>]>([
   ["it was served", { served: true }],
   ["the kernel may have gone on with it", { alone: false }],
+  [
+    "somebody else was found to have written to it",
+    { destination: { uri: "file:///a", size: ONE_KEY.size, fingerprint: {}, touched: true } },
+  ],
 ])("planRepair() leaves regions unknown where %s", async ([, changes]) => {
   const device = await clone(ONE_KEY, growing([100]));
   await settle(device, ONE_KEY, changes);
   const image = await imageOf(device);
   flipBit(image, image.arrayBlocks()[0] as number);
-  expect((await plan(image)).ok).toBe(false);
+  expect((await plan(image, { isDestinationAsLeft })).ok).toBe(false);
 });
 
 test("planRepair() calls every region of a finalized clone hydrated", async () => {
@@ -272,6 +304,35 @@ test("planRepair() calls every region of a finalized clone hydrated", async () =
   const image = await imageOf(device);
   flipBit(image, image.arrayBlocks()[0] as number);
   expect(hydrated(await plan(image))).toEqual([[0, 1000]]);
+});
+
+test("planRepair() does not call the regions of a finalized clone hydrated that were given up", async () => {
+  const made = async (inexact: boolean, unreadableRegions: number) => {
+    const finalized = { finished: "2026-01-01T00:00:00Z", verified: false, unreadableRegions };
+    const unreadable = { ranges: [{ start: 4, end: 6 }], inexact, complete: true };
+    const device = await clone(
+      ONE_KEY,
+      [
+        [
+          { start: 0, end: 4 },
+          { start: 6, end: 1000 },
+        ],
+      ],
+      { descriptor: descriptorOf(ONE_KEY, { finalized, unreadable }) },
+    );
+    const image = await imageOf(device);
+    image.block(image.arrayBlocks()[0] as number).fill(0);
+    return image;
+  };
+  const planned = await plan(await made(false, 2));
+  expect(hydrated(planned)).toEqual([
+    [0, 4],
+    [6, 1000],
+  ]);
+  // Which of the two it was is not known.
+  for (const image of [await made(true, 1), await made(false, 1)]) {
+    expect(await plan(image)).toMatchObject({ ok: false, unknown: [{ start: 4, end: 6 }] });
+  }
 });
 
 test("planRepair() names the backup where a repair in place was cut off", async () => {
