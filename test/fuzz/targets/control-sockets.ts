@@ -49,6 +49,31 @@ class StrictTarget implements ControlTarget {
   }
 }
 
+/** Requests that the server has to answer, each with bodies that it has to take. */
+const GOOD: readonly [line: string, bodies: readonly string[]][] = [
+  ...["/", "/status", "/status?wait=1", "/regions", "/regions?most=5", "/metrics"].map((path): [string, string[]] => [
+    `GET ${path}`,
+    [""],
+  ]),
+  ["POST /tune", ['{"rate":1048576,"minRate":0,"threshold":8,"batchSize":1,"paused":false}', '{"paused":true}']],
+  ["POST /pause", ["", "{}"]],
+  ["POST /resume", ["", "{}"]],
+  ["POST /commit", ["", "{}"]],
+  ["POST /finalize", ["", '{"keepMetadata":true,"acceptUnreadable":false}']],
+  ["POST /stop", ["", "{}"]],
+];
+
+function goodRequest(random: SeededRandom): string {
+  const [line, bodies] = random.pick(GOOD);
+  const body = random.pick(bodies);
+  const isChunked = body !== "" && random.oneIn(2);
+  const framing = isChunked ? "Transfer-Encoding: chunked" : `Content-Length: ${body.length}`;
+  const sent = isChunked ? `${body.length.toString(16)}\r\n${body}\r\n0\r\n\r\n` : body;
+  const more = random.pick(["", "Expect: 100-continue\r\n", "Connection: keep-alive\r\n"]);
+  return `${line} HTTP/1.1\r\nHost: clone\r\n${framing}\r\n${more}\r\n${sent}`;
+}
+
+/** A request of any kind, which may well be refused. */
 function request(random: SeededRandom, bodies: readonly Buffer[]): string {
   const path = random.pick([
     ...["/", "/status", "/status?wait=1", "/regions?most=5", "/metrics", "/tune", "/pause", "/resume", "/commit"],
@@ -112,6 +137,9 @@ function speak(path: string, pieces: readonly Uint8Array[], hangUp: boolean): Pr
   });
 }
 
+/** The first byte of a message says where it is cut, and, from here on, that its client hangs up without listening. */
+const HANGS_UP = 241;
+
 /** A client that is well behaved asks after so many messages. */
 const ASKED_EVERY = 16;
 
@@ -130,6 +158,10 @@ export const controlRequests: FuzzTarget = {
     let messages = 0;
     return {
       generate(random) {
+        if (random.oneIn(6)) {
+          const how = random.integer(0, HANGS_UP - 1);
+          return { bytes: Buffer.concat([Buffer.from([how]), Buffer.from(goodRequest(random))]), isGood: true };
+        }
         const good = Buffer.from(request(random, bodies));
         const others = [Buffer.from(request(random, bodies)), ...bodies];
         const bytes = random.oneIn(6)
@@ -140,7 +172,7 @@ export const controlRequests: FuzzTarget = {
       async run(message) {
         const [how = 0] = message;
         const middle = 1 + Math.floor(((message.length - 1) * (how % 16)) / 16);
-        const answer = await speak(path, [message.subarray(1, middle), message.subarray(middle)], how > 240);
+        const answer = await speak(path, [message.subarray(1, middle), message.subarray(middle)], how >= HANGS_UP);
         const said = answer.toString("latin1");
         if (said !== "")
           mustHold(

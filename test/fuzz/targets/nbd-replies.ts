@@ -180,6 +180,13 @@ export function isGuarded({ around }: Asked): boolean {
   return around.subarray(0, GUARD).equals(guard) && around.subarray(-GUARD).equals(guard);
 }
 
+/** Whether a request got what its reply was made to say. */
+export function isAnsweredRight({ expected, outcome, target }: Asked): boolean {
+  if (expected === "error") return outcome instanceof CloneError && "errno" in outcome && outcome.errno === "EIO";
+  if (outcome === undefined || outcome instanceof Error) return false;
+  return !(expected instanceof Buffer) || target?.equals(expected) === true;
+}
+
 /** Replies to requests. */
 export const nbdReplies: FuzzTarget = {
   name: "nbd-replies",
@@ -203,10 +210,14 @@ export const nbdReplies: FuzzTarget = {
     },
     run(message) {
       const structured = message[4] === 1;
-      const { all } = session(seededRandom(message.readUInt32BE(0)), structured);
+      const { all, pieces } = session(seededRandom(message.readUInt32BE(0)), structured);
       const requests = [...all.values()];
-      const violation = feed(message.subarray(HEADER), all, structured, seededRandom(message.readUInt32BE(5)));
+      const replies = message.subarray(HEADER);
+      const violation = feed(replies, all, structured, seededRandom(message.readUInt32BE(5)));
       for (const asked of requests) mustHold(isGuarded(asked), "bytes were written around a buffer");
+      if (replies.equals(Buffer.concat(pieces))) {
+        for (const asked of requests) mustHold(isAnsweredRight(asked), `request ${asked.cookie} is not answered so`);
+      }
       if (violation === undefined) return all.size === 0 ? "accepted" : "refused";
       if (!(violation instanceof CloneError)) throw violation;
       return "refused";
