@@ -127,6 +127,18 @@ test("planRepair() makes a zeroed superblock anew from the checksum that the des
   expect(planned).toMatchObject({ descriptor: { served: true } });
 });
 
+test("planRepair() records nothing of the destination where nothing tells which state was the last", async () => {
+  const device = await clone(THREE_KEYS, growing([10, 500, 40_000]));
+  await settle(device, THREE_KEYS, { served: true }, { hasDigest: true });
+  const image = await imageOf(device);
+  image.block(0).fill(0);
+  for (let block = 1; block < 64; block++) if (image.get32(block, 20) === 252) flipBit(image, block); // all nodes
+  const planned = await plan(image, { assume: "unhydrated" });
+  expect(hydrated(planned)).toEqual([]);
+  // Another superblock than recorded would mean that the kernel has gone on, and then any content is trusted.
+  expect(planned).toMatchObject({ descriptor: { destination: { settled: null } } });
+});
+
 test("planRepair() does not take the recorded state for the last where the kernel has gone on with the clone", async () => {
   const device = await clone(THREE_KEYS, growing([10, 500]));
   await settle(device, THREE_KEYS, { served: true });

@@ -72,6 +72,7 @@ const cheap: [string, (image: MetadataImage) => void][] = [
     "bits beyond the last region",
     (image) => image.edit(9, "array", (block) => block.writeUInt8(0xff, 24 + 8 * 508 + 7)),
   ],
+  ["an index that names an array block as its bitmap", (image) => image.edit(1, "index", () => image.set64(1, 16, 9))],
   ["an index that names no bitmap", (image) => image.edit(1, "index", () => image.set64(1, 16, 2 ** 40))],
 ];
 
@@ -110,6 +111,19 @@ test("planRepair() concludes nothing from the space map where a leaked block cou
   image.edit(30, "array", (block) => block.fill(0xff, 24, 3000));
   image.seal(30, "array");
   image.setCount(30, 1);
+  expect(await plan(image)).toMatchObject({ ok: false, unknown: [{ start: 4 * 32576, end: REGIONS }] });
+});
+
+test("planRepair() concludes nothing from a bitmap that calls free what the last commit has in use", async () => {
+  const image = twoLevelImage();
+  flipBit(image, 12); // key 4 alone: its block is 9, and an older one of it is in 30
+  image.block(9).copy(image.block(30));
+  image.edit(30, "array", (block) => block.fill(0xff, 24, 3000));
+  image.seal(30, "array");
+  // The bitmap is of the time when 30 was in use and the place of the index was not.
+  image.setCount(30, 1);
+  image.setCount(9, 0);
+  image.setCount(1, 0);
   expect(await plan(image)).toMatchObject({ ok: false, unknown: [{ start: 4 * 32576, end: REGIONS }] });
 });
 
