@@ -52,15 +52,23 @@ export interface BaseImage {
 export interface Story {
   /** Its place was all zero before; where not, an earlier clone's blocks lie in it. */
   isBlank: boolean;
-  /** Nobody has written to it but by copying the source, and the descriptor proves that. */
+  /** Nobody has written to it but by copying the source, and descriptor and destination prove that. */
   isNeverWritten: boolean;
+  /** The destination's time of last change is that recorded. */
+  isDestinationAsLeft: boolean;
   isFinalized: boolean;
   /** The descriptor has the digest of the very bits that are there. */
   hasDigest: boolean;
 }
 
 /** What the descriptor of a foreign image tells: nothing. */
-const NO_STORY: Story = { isBlank: false, isNeverWritten: false, isFinalized: false, hasDigest: false };
+const NO_STORY: Story = {
+  isBlank: false,
+  isNeverWritten: false,
+  isDestinationAsLeft: true,
+  isFinalized: false,
+  hasDigest: false,
+};
 
 /** The image of a seed, which alone decides what it is. */
 export async function baseImage(seed: number): Promise<BaseImage> {
@@ -94,9 +102,14 @@ async function ownImage(seed: number, random: SeededRandom): Promise<BaseImage> 
   const blockCount = minimumBlockCount(regionCount) + slack;
   const geometry = new Geometry({ size: regionCount * 4096 - 512 * random.integer(0, 7), regionSize: 4096 });
   const described = !random.oneIn(3);
+  // Each of three alone shows that somebody may have written to it: clients, commits of others, the destination itself.
+  const isUnserved = described && !random.oneIn(3);
+  const isAlone = !random.oneIn(6);
+  const isDestinationAsLeft = !random.oneIn(6);
   const story: Story = {
     isBlank: random.oneIn(2),
-    isNeverWritten: described && random.oneIn(3),
+    isNeverWritten: isUnserved && isAlone && isDestinationAsLeft,
+    isDestinationAsLeft,
     isFinalized: described && random.oneIn(5),
     hasDigest: described && random.oneIn(2),
   };
@@ -104,7 +117,7 @@ async function ownImage(seed: number, random: SeededRandom): Promise<BaseImage> 
   const device = new DamagedDevice(Buffer.alloc(room), new Map(), { readOnly: false });
   // Another clone was here, of these sizes or others: its blocks are as sound as ours.
   if (!story.isBlank) await earlierClone(device, { regionCount, blockCount, random });
-  const descriptor = described ? describe(geometry, story) : null;
+  const descriptor = described ? describe(geometry, { isAlone }) : null;
   await writeFormatted(device, { geometry, blockCount, bits: null, descriptor, isBlank: story.isBlank });
   const most = random.pick([1, 6, 25]);
   const base = await withHistory(`image ${seed}`, device, { truth: [], regionCount, random, most, story });
@@ -123,7 +136,7 @@ async function ownImage(seed: number, random: SeededRandom): Promise<BaseImage> 
     await store.write({
       ...descriptor,
       ...(store.read()?.blank === true ? { blank: true } : {}),
-      served: !story.isNeverWritten,
+      served: !isUnserved,
       finalized: story.isFinalized ? { finished: WHEN, verified: true, unreadableRegions: 0 } : null,
       destination: { ...descriptor.destination, settled: isSettled ? settled : null },
     });
@@ -249,7 +262,7 @@ export function merged(ranges: readonly Range[]): Range[] {
 
 const WHEN = "2026-01-02T03:04:05Z";
 
-function describe({ size }: Geometry, { isNeverWritten }: Story): Descriptor {
+function describe({ size }: Geometry, { isAlone }: { isAlone: boolean }): Descriptor {
   return {
     uuid: "12954880-dcd8-4fee-a479-37857fe06e58",
     created: WHEN,
@@ -260,6 +273,6 @@ function describe({ size }: Geometry, { isNeverWritten }: Story): Descriptor {
     unreadable: { ranges: [], inexact: false },
     served: false,
     finalized: null,
-    ...(isNeverWritten ? { alone: true } : {}),
+    ...(isAlone ? { alone: true } : {}),
   };
 }

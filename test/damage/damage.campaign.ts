@@ -12,6 +12,7 @@ import { BLOWS, strike } from "./blows.ts";
 import { Evidence } from "./evidence.ts";
 import { Judgement, OUTCOMES } from "./judge.ts";
 import { DECISIONS, REPAIR_OUTCOMES, RepairJudgement } from "./judge-repair.ts";
+import { Watchdog } from "./watchdog.ts";
 
 const { seed, option, share, report } = campaign({ images: 100_000 });
 
@@ -49,6 +50,7 @@ function inUse(): number {
 }
 
 test(`damaged images from seed ${seed} are recognised, and never believed`, async () => {
+  await using watchdog = await Watchdog.start();
   const words = ["damaged images", ...OUTCOMES, ...REPAIR_OUTCOMES, ...Object.keys(DECISIONS), ...BLOWS];
   const figures: Record<string, number> = Object.fromEntries(words.map((word) => [word, 0]));
   const count = (what: string) => {
@@ -60,6 +62,7 @@ test(`damaged images from seed ${seed} are recognised, and never believed`, asyn
   for (let image = 0; image < images; image++) {
     const number = (seed + image) % 2 ** 32;
     const family = Math.floor(number / FAMILY);
+    watchdog.begins(number);
     const random = seededRandom(Math.imul(number, 0x85ebca6b) ^ family);
     const blow = BLOWS[number % BLOWS.length] as (typeof BLOWS)[number];
     const struck = await base(family);
@@ -77,6 +80,7 @@ test(`damaged images from seed ${seed} are recognised, and never believed`, asyn
     }
     if (image === Math.floor(images / 10)) early = inUse();
   }
+  watchdog.rests();
   const { "damaged images": total, ...parts } = figures;
   report({ "damaged images": total ?? 0, violations: violations.length, ...parts });
   bases.clear();

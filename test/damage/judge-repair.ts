@@ -82,7 +82,10 @@ export class RepairJudgement {
   }
 
   /** The hydrated regions of what a repair writes, or null where it refuses. */
-  async #repair(request: RepairRequest): Promise<Range[] | null> {
+  async #repair(asked: RepairRequest): Promise<Range[] | null> {
+    // The destination is as it was left, unless somebody has written to it besides the program.
+    const { isDestinationAsLeft } = this.#evidence.base.story;
+    const request = { isDestinationAsLeft: async () => isDestinationAsLeft, ...asked };
     const device = this.#evidence.device();
     const plan = await planRepair(device, request);
     bound("repair", device);
@@ -128,6 +131,8 @@ export class RepairJudgement {
     if (unknown.length > 0) throw new Violation("a repair goes on though regions are unknown");
     if (copiedAgain.length > 0 && !this.#evidence.base.story.isNeverWritten)
       throw new Violation("regions are copied again that a client may have written to");
+    if (copiedAgain.length > 0 && compare !== undefined)
+      throw new Violation("regions are copied again that a comparison has found different");
     if (assumed !== null && assumed.as !== assume) throw new Violation("regions are assumed that nobody said to");
     if (assumed !== null && lost.length === 0) throw new Violation("what is lost by assuming is not said");
     if (compared !== null && compare === undefined) throw new Violation("regions are compared that nobody said to");
