@@ -13,7 +13,7 @@ import { syncDirectoryOf } from "../device/directory.ts";
 import type { FileDevice } from "../device/file-device.ts";
 import { refuseInUse } from "../device/in-use.ts";
 import { acquireLock } from "../device/lock.ts";
-import { openFile } from "../device/open-file.ts";
+import { inWords, openFile } from "../device/open-file.ts";
 import { UnnamedFile } from "../device/unnamed-file.ts";
 import { DESCRIPTOR_BYTES, type Descriptor } from "../metadata/descriptor.ts";
 import { describeContent } from "../metadata/foreign-content.ts";
@@ -72,7 +72,9 @@ export async function exists(path: string): Promise<boolean> {
     return true;
   } catch (error) {
     if (errnoOf(error) === "ENOENT") return false;
-    throw new DeviceError(`Cannot look for "${path}": ${errnoOf(error)}`, { errno: errnoOf(error), cause: error });
+    const errno = errnoOf(error);
+    if (errno === undefined) throw error;
+    throw new DeviceError(`Cannot look for "${path}": ${inWords(errno)}`, { errno, cause: error });
   }
 }
 

@@ -7,10 +7,8 @@
  *
  * Whatever stands there is locked before the dump is read, and a clone in use is refused.
  */
-import { createReadStream } from "node:fs";
 import * as fs from "node:fs/promises";
-import { addAbortSignal, type Readable } from "node:stream";
-import { DeviceError, errnoOf, UsageError } from "../base/errors.ts";
+import { UsageError } from "../base/errors.ts";
 import type { Geometry } from "../base/geometry.ts";
 import { formatSize } from "../base/units.ts";
 import { FileDevice } from "../device/file-device.ts";
@@ -20,15 +18,18 @@ import { UnnamedFile } from "../device/unnamed-file.ts";
 import { DESCRIPTOR_BYTES } from "../metadata/descriptor.ts";
 import { writeFormatted } from "../metadata/format-image.ts";
 import { metadataByteLength, minimumBlockCount, recommendedBlockCount } from "../metadata/metadata-size.ts";
-import { type RestoredDump, readDump } from "../metadata/restore-dump.ts";
+import type { RestoredDump } from "../metadata/restore-dump.ts";
 import { probeSuperblock } from "../metadata/superblock.ts";
 import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
 import { MAX_METADATA_BLOCKS } from "../persistent-data/space-map.ts";
+import { readDumpFrom } from "./dump-input.ts";
 import { createLike, permissionsOf } from "./like-file.ts";
 import { parsePath } from "./location.ts";
-import { exists } from "./metadata-file.ts";
+import { defaultMetadataPath, exists, holdsMetadata } from "./metadata-file.ts";
 import { isStillThere } from "./open-metadata.ts";
 import { takeAfter } from "./take-after.ts";
+
+const PIECE_BYTES = 2 ** 20;
 
 /** What to restore, and to where. */
 export interface RestoreRequest {
@@ -60,18 +61,26 @@ export interface RestoredMetadata {
  */
 export async function restoreMetadata({ input, output, force, signal }: RestoreRequest): Promise<RestoredMetadata> {
   const path = parsePath(output);
-  const read = (): Promise<RestoredDump> => readInput(input, signal);
+  const read = (): Promise<RestoredDump> => readDumpFrom(input, signal);
   const dump = (await exists(path)) ? await restoreOver(path, read, force) : await restoreToNewFile(path, read);
   const { geometry, bits, descriptor } = dump;
   return { path, geometry, hydratedRegions: bits.count(), hasDescriptor: descriptor !== null };
 }
 
 async function restoreToNewFile(path: string, read: () => Promise<RestoredDump>): Promise<RestoredDump> {
+  if (await isLink(path)) throw new UsageError(`Cannot restore to "${path}": it is a symbolic link that leads nowhere`);
   await using file = await UnnamedFile.create(path);
   const dump = await read();
   await fill(file, dump);
   if (!(await file.publish())) throw new UsageError(`Cannot restore to "${path}": a file has appeared there meanwhile`);
   return dump;
+}
+
+async function isLink(path: string): Promise<boolean> {
+  return await fs.lstat(path).then(
+    (stats) => stats.isSymbolicLink(),
+    () => false, // what is wrong with the path is told when the file is made
+  );
 }
 
 async function restoreOver(path: string, read: () => Promise<RestoredDump>, force: boolean): Promise<RestoredDump> {
@@ -82,7 +91,10 @@ async function restoreOver(path: string, read: () => Promise<RestoredDump>, forc
   await refuseContent(device, force);
   const dump = await read();
   if (device.kind === "block") await writeToDevice(device, dump);
-  else await replaceFile(device, dump);
+  else {
+    await refuseDiskImage(device, dump);
+    await replaceFile(device, dump);
+  }
   return dump;
 }
 
@@ -91,24 +103,62 @@ async function refuseContent(device: FileDevice, force: boolean): Promise<void> 
   const { path, kind, size } = device;
   if (size === 0 && force) return;
   const probe = await probeSuperblock(device);
-  if (probe.verdict === "foreign") {
-    const what = probe.content ?? "data that is not clone metadata";
-    throw new UsageError(`Cannot restore to "${path}": it holds ${what}`, {
-      hint: "Name a file that does not exist yet.",
+  const beside = await defaultMetadataPath(path);
+  if (!(await holdsMetadata(path)) && (await holdsMetadata(beside))) {
+    throw new UsageError(`Cannot restore to "${path}": it is the destination of the clone "${beside}"`, {
+      hint: "Its metadata is what a dump is restored to.",
     });
   }
-  const isBlank = probe.verdict === "unformatted" && !probe.orphans;
-  if (force || (isBlank && kind === "block")) return;
-  const what = size === 0 ? "an empty file" : isBlank ? "a file" : "a clone's metadata";
+  if (probe.verdict === "foreign") throw holds(path, probe.content ?? "data that is not clone metadata");
+  const isBlank = await isZero(device, Math.min(size, BLOCK_SIZE));
+  const hasOrphans = probe.verdict === "unformatted" && probe.orphans;
+  if (force || (isBlank && !hasOrphans && kind === "block")) return;
+  const what = size === 0 ? "an empty file" : isBlank && !hasOrphans ? "a file" : "a clone's metadata";
   throw new UsageError(`Cannot restore to "${path}": ${what} stands there already`, {
     hint: "--force replaces it. What it knows and the dump does not is then lost.",
   });
 }
 
+/**
+ * A first block of zeros is no sign of metadata: many a disk image begins so. A file that does is replaced only where other
+ * blocks of metadata follow, or where it could have been made for this clone and nothing is in it.
+ * @throws {UsageError} for any other
+ */
+async function refuseDiskImage(device: FileDevice, dump: RestoredDump): Promise<void> {
+  const { path, size } = device;
+  if (!(await isZero(device, Math.min(size, BLOCK_SIZE)))) return;
+  const probe = await probeSuperblock(device);
+  if (probe.verdict === "unformatted" && probe.orphans) return;
+  if (size > newSize(dump)) throw holds(path, "zeros at its beginning, and is larger than the metadata would be");
+  if (!(await isZero(device, size))) throw holds(path, "data that is not clone metadata");
+}
+
+function holds(path: string, what: string): UsageError {
+  return new UsageError(`Cannot restore to "${path}": it holds ${what}`, {
+    hint: "Name a file that does not exist yet.",
+  });
+}
+
+/** Whether the first `length` bytes are zero. @throws {DeviceError} */
+async function isZero(device: FileDevice, length: number): Promise<boolean> {
+  const buffer = new Uint8Array(Math.min(PIECE_BYTES, length));
+  for (let offset = 0; offset < length; offset += PIECE_BYTES) {
+    const piece = buffer.subarray(0, Math.min(PIECE_BYTES, length - offset));
+    await device.read(offset, piece);
+    if (piece.some((byte) => byte !== 0)) return false;
+  }
+  return true;
+}
+
+/** Bytes of a new metadata file. */
+function newSize({ geometry }: RestoredDump): number {
+  return metadataByteLength(recommendedBlockCount(geometry.regionCount)) + DESCRIPTOR_BYTES;
+}
+
 /** New metadata, sized as that of a new clone, in a file that has no name yet. */
 async function fill({ device }: UnnamedFile, dump: RestoredDump): Promise<void> {
   const blockCount = recommendedBlockCount(dump.geometry.regionCount);
-  const size = metadataByteLength(blockCount) + DESCRIPTOR_BYTES;
+  const size = newSize(dump);
   await device.resize(size);
   await device.allocate(0, size);
   await writeFormatted(device, { ...dump, blockCount, isBlank: true });
@@ -136,22 +186,4 @@ async function writeToDevice(device: FileDevice, dump: RestoredDump): Promise<vo
     );
   }
   await writeFormatted(device, { ...dump, blockCount });
-}
-
-async function readInput(input: string, signal: AbortSignal | undefined): Promise<RestoredDump> {
-  const name = input === "-" ? "standard input" : input;
-  const stream: Readable =
-    input === "-" ? process.stdin : createReadStream(parsePath(input), { highWaterMark: 2 ** 16 });
-  if (signal !== undefined) addAbortSignal(signal, stream);
-  try {
-    return await readDump(stream, name);
-  } catch (error) {
-    signal?.throwIfAborted();
-    const errno = errnoOf(error);
-    if (errno === undefined || error instanceof DeviceError) throw error;
-    const why = errno === "ENOENT" ? "no such file" : errno;
-    throw new DeviceError(`Cannot read the dump "${name}": ${why}`, { errno, cause: error });
-  } finally {
-    stream.destroy();
-  }
 }

@@ -149,11 +149,14 @@ const REASONS: Record<string, string> = {
 export function refuseOpening(verb: "open" | "create", path: string, cause: unknown): never {
   const errno = systemErrno(cause);
   if (errno === undefined) throw cause;
-  const reason = verb === "create" && errno === "ENOENT" ? "no such directory" : REASONS[errno];
-  throw new DeviceError(`Cannot ${verb} "${path}": ${reason === undefined ? errno : `${reason} (${errno})`}`, {
-    cause,
-    errno,
-  });
+  const reason = verb === "create" && errno === "ENOENT" ? `no such directory (${errno})` : inWords(errno);
+  throw new DeviceError(`Cannot ${verb} "${path}": ${reason}`, { cause, errno });
+}
+
+/** A symbolic errno as people know it, itself in brackets; where there are no words for it, it alone. */
+export function inWords(errno: string): string {
+  const reason = REASONS[errno];
+  return reason === undefined ? errno : `${reason} (${errno})`;
 }
 
 function rethrow(error: unknown): never {

@@ -1,12 +1,15 @@
 // Clones in each state are dumped and restored by the real program: the dump of the result is the same bytes, the checker finds
 // nothing, and the clone goes on. Then everything that must be refused, with nothing changed.
-import { spawn } from "node:child_process";
-import { chmod, readFile, stat, symlink, truncate, writeFile } from "node:fs/promises";
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
+import { readdirSync, readlinkSync } from "node:fs";
+import { chmod, readFile, rm, stat, symlink, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { text } from "node:stream/consumers";
 import { describe, expect, test } from "vitest";
 import { randomFile, snapshot } from "../support/files.ts";
 import { readFixtureImage } from "../support/kernel-fixtures.ts";
+import { until } from "../support/nbd-server.ts";
 import { CLONE, clone, cloneOk, expectFailure } from "../support/run-clone.ts";
 import { noLoopDevices, scratchDirectory, scratchLoopDevice, withReason } from "../support/scratch.ts";
 
@@ -18,6 +21,17 @@ async function halfHydrated(cwd: string): Promise<string> {
   await cloneOk(["create", "disk.img", "copy.img"], { cwd });
   await cloneOk(["hydrate", "copy.img", "--limit", "512K", "--threshold", "1", "--batch-size", "1"], { cwd });
   return await dumpTo(cwd, "copy.img", "dump.json");
+}
+
+/** What a process has open. */
+function openedPaths(pid: number): string[] {
+  return readdirSync(`/proc/${pid}/fd`).flatMap((fd) => {
+    try {
+      return [readlinkSync(`/proc/${pid}/fd/${fd}`)];
+    } catch {
+      return []; // closed just now
+    }
+  });
 }
 
 async function dumpTo(cwd: string, metadata: string, file: string, ...options: string[]): Promise<string> {
@@ -98,6 +112,68 @@ describe("clone restore", () => {
     }
   });
 
+  test("takes a file that begins with zeros only where it can have been metadata, and never a destination", async () => {
+    await using directory = await scratchDirectory();
+    const cwd = directory.path;
+    await halfHydrated(cwd);
+    await writeFile(join(cwd, "image"), Buffer.alloc(65536).fill("data", 8192));
+    await writeFile(join(cwd, "short"), Buffer.alloc(8192).fill("data", 4096));
+    await writeFile(join(cwd, "large"), Buffer.alloc(2 ** 22));
+    await writeFile(join(cwd, "blank"), Buffer.alloc(65536));
+    await symlink("nowhere", join(cwd, "dangling"));
+    const copy = await readFile(join(cwd, "copy.img"));
+    await writeFile(join(cwd, "copy.img"), copy.fill(0, 0, 4096));
+    const before = await snapshot(cwd);
+    const restore = (output: string, ...options: string[]) =>
+      clone(["restore", "--input", "dump.json", "--output", output, ...options], { cwd });
+    expectFailure(await restore("image", "--force"), 2, /it holds data that is not clone metadata/);
+    expectFailure(await restore("short", "--force"), 2, /it holds data that is not clone metadata/);
+    expectFailure(await restore("large", "--force"), 2, /it holds zeros at its beginning, and is larger/);
+    expectFailure(await restore("copy.img", "--force"), 2, /it is the destination of the clone ".*copy.img.clone"/);
+    expectFailure(await restore("blank"), 2, /a file stands there already/);
+    expectFailure(await restore("dangling"), 2, /it is a symbolic link that leads nowhere/);
+    expect(await snapshot(cwd)).toEqual(before);
+
+    // What is left of metadata whose first block was zeroed, and what a tool made for it that never came to write.
+    const metadata = await readFile(join(cwd, "copy.img.clone"));
+    await writeFile(join(cwd, "copy.img.clone"), metadata.fill(0, 0, 4096));
+    for (const output of ["copy.img.clone", "blank"]) {
+      expect(await restore(output, "--force")).toMatchObject({ code: 0 });
+      expect(await cloneOk(["check", output], { cwd })).toMatch(/clean, 8 of 16 regions/);
+    }
+  });
+
+  // The pipe of a shell's redirection is read to its end; one that nobody writes to must not keep the program.
+  test("reads a named pipe, and is interrupted while nobody writes to it", async () => {
+    await using directory = await scratchDirectory();
+    const cwd = directory.path;
+    const dump = await halfHydrated(cwd);
+    execFileSync("mkfifo", ["pipe"], { cwd });
+    const start = () =>
+      spawn(process.execPath, [CLONE, "restore", "--input", "pipe", "--output", "new.clone"], {
+        cwd,
+        stdio: ["ignore", "ignore", "pipe"],
+      });
+    const reading = start();
+    const read = once(reading, "exit");
+    await writeFile(join(cwd, "pipe"), dump);
+    expect((await read)[0]).toBe(0);
+    expect(await cloneOk(["check", "new.clone"], { cwd })).toMatch(/clean, 8 of 16 regions/);
+
+    await rm(join(cwd, "new.clone"));
+    const waiting = start();
+    try {
+      const ended = once(waiting, "exit");
+      const pipe = join(cwd, "pipe");
+      await until(() => openedPaths(waiting.pid as number).includes(pipe));
+      waiting.kill("SIGINT");
+      expect((await ended)[0]).toBe(130);
+    } finally {
+      waiting.kill("SIGKILL");
+    }
+    await expect(stat(join(cwd, "new.clone"))).rejects.toThrow(/ENOENT/);
+  });
+
   test("refuses what is not metadata to replace, and input that is no dump, and leaves everything as it was", async () => {
     await using directory = await scratchDirectory();
     const cwd = directory.path;
@@ -112,7 +188,7 @@ describe("clone restore", () => {
     await refused("dump.json", ".", 2, /it is a directory/);
     await refused("dump.json", "missing/new.clone", 1, /no such directory/);
     await refused("missing.json", "new.clone", 1, /Cannot read the dump "missing.json": no such file/);
-    await refused(".", "new.clone", 1, /EISDIR/);
+    await refused(".", "new.clone", 1, /it is a directory \(EISDIR\)/);
     await refused("cut.json", "new.clone", 3, /"cut.json": it ends too early/);
     await refused("edited.json", "copy.img.clone", 3, /\[7, 9\] begins before the one before it ends, at 8/);
     await refused("disk.img", "new.clone", 3, /it is no JSON/);
