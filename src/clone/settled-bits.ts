@@ -1,8 +1,7 @@
 /**
  * Whether the metadata of an idle clone says what it said when the clone was left, as far as its descriptor recorded that.
  *
- * Other bits than were recorded are refuted only where nobody has committed since (`settled-witness.ts`). And as whoever goes on with a
- * clone only adds bits, more than there were are never refuted, whatever the witness says.
+ * Other bits than were recorded are refuted only where nobody has committed since (`settled-witness.ts`).
  */
 import { MetadataError } from "../base/errors.ts";
 import type { BlockDevice } from "../device/block-device.ts";
@@ -14,7 +13,7 @@ import { isAsLeft } from "../metadata/settled-witness.ts";
  * To be asked of metadata that is locked: nobody commits meanwhile.
  *
  * @returns a warning where fewer regions are hydrated than were, by a commit of somebody else
- * @throws {MetadataError} where other regions are hydrated than were, and not more, though nobody has committed since
+ * @throws {MetadataError} where other regions are hydrated than were, though nobody has committed since
  * @throws {DeviceError}
  */
 export async function refuseOtherBits(
@@ -30,7 +29,6 @@ export async function refuseOtherBits(
     return `${metadata.hydratedCount} regions are hydrated, ${hydratedRegions} were when the clone was left: its metadata is older than that, or was begun anew`;
   }
   if (hydratedDigest === undefined || hydratedDigest === metadata.hydratedDigest()) return undefined;
-  if (metadata.hydratedCount > hydratedRegions) return undefined;
   throw new MetadataError(`Which regions are hydrated is not what the clone was left with, in "${device.name}"`, {
     hint: "A block of another clone, or of another time, stands in the place of the true one: see `clone check` and `clone repair`.",
   });

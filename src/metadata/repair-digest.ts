@@ -1,7 +1,6 @@
 /**
  * Bits that a digest proves. When the program lets go of a clone, the descriptor records how many regions are hydrated and a
- * digest of which. As long as nobody has committed since (`settled-witness.ts`), and there are no more bits (a commit only adds
- * some), the bits must be those: whatever fits the digest is the truth, wherever it comes from. The digest is a sum over the array blocks, so that of a single lost one it leaves its
+ * digest of which. As long as nobody has committed since (`settled-witness.ts`) the bits must be those: whatever fits the digest is the truth, wherever it comes from. The digest is a sum over the array blocks, so that of a single lost one it leaves its
  * own hash, and the number its count of bits. Tried are
  *
  *     what stands in its place      where the header was hit, or a single bit
@@ -69,12 +68,11 @@ export async function proveByDigest(reader: BlockReader, request: DigestRequest)
   }
   const missing = xor(hydratedDigest, known.toString());
   if (lost.length === 0 && /^0*$/.test(missing)) return "nothing";
-  // More than there were: these may be of a commit that the free blocks do not show.
-  if (rest < 0) return "nothing";
 
   const search = new Search(reader, request);
-  // Without a lost one, each of them in turn is taken for it.
-  for (const key of lost.length > 0 ? lost : proven.knownKeys) {
+  // Without a lost one, each of them in turn is taken for it; but bits that are there are not taken back for fewer.
+  const suspects = rest < 0 ? [] : proven.knownKeys;
+  for (const key of lost.length > 0 ? lost : suspects) {
     if (search.isSpent) break;
     const bits = proven.bitsOf(key);
     const isLost = lost.length > 0;

@@ -137,6 +137,7 @@ async function ownImage(seed: number, random: SeededRandom): Promise<BaseImage> 
       ...descriptor,
       ...(store.read()?.blank === true ? { blank: true } : {}),
       served: !isUnserved,
+      ...(story.isFinalized ? { unreadable: { ranges: [], inexact: false, complete: true } } : {}),
       finalized: story.isFinalized ? { finished: WHEN, verified: true, unreadableRegions: 0 } : null,
       destination: { ...descriptor.destination, settled: isSettled ? settled : null },
     });

@@ -14,6 +14,8 @@ export class Violation extends Error {}
 const READS_PER_BYTE = 8;
 const READS_BESIDES = 2 ** 21;
 const REGIONS_PER_KEY = 32576;
+/** Free blocks that the descriptor records. */
+const LOWEST_FREE = 16;
 
 /** A base image, and the blocks of it that are not as they were. */
 export class Evidence {
@@ -28,9 +30,23 @@ export class Evidence {
   constructor(base: BaseImage, damage: Damage) {
     this.base = base;
     this.damage = damage;
-    const isStruck = (block: number) =>
-      damage.blocks.has(block) || damage.unreadable.has(block) || (block + 1) * BLOCK > damage.size;
-    this.struck = new Map([...base.live].filter(([block]) => isStruck(block)));
+    this.struck = new Map([...base.live].filter(([block]) => this.#isStruck(block)));
+  }
+
+  /** Whether one of the lowest free blocks is not as it was: these tell whether anybody has gone on with the clone. */
+  get isFreeStruck(): boolean {
+    let looked = 0;
+    for (let block = 0; block < this.base.blockCount && looked < LOWEST_FREE; block++) {
+      if (this.base.live.has(block)) continue;
+      if (this.#isStruck(block)) return true;
+      looked++;
+    }
+    return false;
+  }
+
+  #isStruck(block: number): boolean {
+    const { blocks, unreadable, size } = this.damage;
+    return blocks.has(block) || unreadable.has(block) || (block + 1) * BLOCK > size;
   }
 
   /** The damaged image, each time anew. */
@@ -150,9 +166,4 @@ export function without(ranges: readonly Range[], others: readonly Range[]): Ran
 /** The first region of `ranges` that is not among `others`, or null. Both are merged. */
 export function firstMissing(ranges: readonly Range[], others: readonly Range[]): number | null {
   return without(ranges, others)[0]?.[0] ?? null;
-}
-
-/** Regions in all. */
-export function count(ranges: readonly Range[]): number {
-  return ranges.reduce((sum, [start, end]) => sum + end - start, 0);
 }

@@ -20,7 +20,7 @@ import { readDump } from "../../src/metadata/restore-dump.ts";
 import type { SeededRandom } from "../support/random.ts";
 import { BLOCK, merged, type Range } from "./base-image.ts";
 import type { DamagedDevice } from "./damaged-device.ts";
-import { bound, count, type Evidence, firstMissing, rangesOf, same, Violation } from "./evidence.ts";
+import { bound, type Evidence, firstMissing, rangesOf, same, Violation } from "./evidence.ts";
 
 /** What an image is counted as. */
 export const OUTCOMES = [
@@ -155,8 +155,8 @@ export class Judgement {
     if (missing !== null) this.#explainRegion(missing);
     if (findings.length > 0) return "found";
     const isOlder = firstMissing(opened, truth) === null;
-    // Our descriptor can tell, unless another superblock, or more bits, say that somebody has gone on with the clone.
-    const goneOn = !isOlder && (this.#evidence.struck.has(0) || count(opened) > count(truth));
+    // Our descriptor can tell, unless another superblock, or free blocks, say that somebody may have gone on with the clone.
+    const goneOn = !isOlder && (this.#evidence.struck.has(0) || this.#evidence.isFreeStruck);
     if (this.#isDescribed && !goneOn) throw new Violation("the descriptor knows other bits");
     return isOlder ? "an older state that the format cannot tell" : "other bits that the format cannot tell";
   }
