@@ -44,7 +44,7 @@ export async function startCopy(
   const clone = await Clone.open({ name: metadata, access: "exclusive", signal, onWarning, onDetail });
   try {
     if (created === null) {
-      await refuseStranger(clone);
+      if (request.metadata === undefined) await refuseStranger(clone);
       refuseAnother(clone, request);
     }
     return { clone, created };
@@ -67,7 +67,7 @@ async function refuseStranger({ path, metadataDevice }: Clone): Promise<void> {
   const stranger = await strangerOwning(metadataDevice);
   if (stranger === undefined) return;
   throw new CloneError("failed", `Cannot go on with "${path}": it belongs to another user (uid ${stranger})`, {
-    hint: "Copy to another place, or name the metadata yourself: `clone hydrate`, with --source and --destination.",
+    hint: `Copy to another place; or, if it is yours, say so: --metadata ${path}`,
   });
 }
 

@@ -3,9 +3,12 @@
  * file that only that one can read, or write over one that only that one can write. So it says so to its owner alone, and to
  * everybody where it is root's; to anybody else the devices have to be named on the command line.
  */
-import { CloneError } from "../base/errors.ts";
+import type { BigIntStats } from "node:fs";
+import { realpath } from "node:fs/promises";
+import { CloneError, errnoOf } from "../base/errors.ts";
 import type { FileDevice } from "../device/file-device.ts";
 import { statDescriptor } from "../device/file-identity.ts";
+import { UnnamedFile } from "../device/unnamed-file.ts";
 
 /** Who runs the program. */
 export interface Runner {
@@ -35,13 +38,43 @@ export async function refuseStrangersWord(
   );
 }
 
-/** The owner of metadata that is neither the user's nor root's; undefined of any other. @throws {SyscallError} */
+/**
+ * The owner of metadata that is neither the user's nor root's; undefined of any other.
+ * @param statOfOurs stat(2) of what we make beside it
+ * @throws {SyscallError}
+ */
 export async function strangerOwning(
-  { fd }: Pick<FileDevice, "fd">,
+  { fd, path }: Pick<FileDevice, "fd" | "path">,
   runner: Runner = thisRunner(),
+  statOfOurs: (path: string) => Promise<Owned> = makeBeside,
 ): Promise<number | undefined> {
-  const owner = Number((await statDescriptor(fd, { bigint: true })).uid);
-  return believedOwners(runner).includes(owner) ? undefined : owner;
+  const stats = await statDescriptor(fd, { bigint: true });
+  const owner = Number(stats.uid);
+  if (believedOwners(runner).includes(owner)) return undefined;
+  return stats.isFile() && (await looksLikeOurs(stats, () => statOfOurs(path))) ? undefined : owner;
+}
+
+/** Of stat(2). */
+type Owned = Pick<BigIntStats, "uid" | "dev">;
+
+/**
+ * Whether a file that we make beside it gets the same owner: where a server or the mount gives ours another one (NFS with
+ * root_squash, CIFS and FAT with uid=, mounts that map owners), what is ours looks like that. On the same file system alone: the
+ * directory may have been exchanged.
+ */
+async function looksLikeOurs(stats: Owned, statOfOurs: () => Promise<Owned>): Promise<boolean> {
+  try {
+    const ours = await statOfOurs();
+    return ours.dev === stats.dev && ours.uid === stats.uid;
+  } catch (error) {
+    if (errnoOf(error) === undefined) throw error;
+    return false; // we can make nothing there, so nothing there is ours
+  }
+}
+
+async function makeBeside(path: string): Promise<Owned> {
+  await using file = await UnnamedFile.create(await realpath(path), { mode: 0o600 });
+  return await statDescriptor(file.device.fd, { bigint: true });
 }
 
 /** What should be known of metadata that everybody may write to, a sentence; undefined of any other. @throws {SyscallError} */

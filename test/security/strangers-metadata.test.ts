@@ -58,7 +58,8 @@ describe.skipIf(noRoot !== undefined)(withReason("Metadata of another user", noR
     await cloneOk(["create", "source.img", "other.img", "-q"], { cwd });
     await chown(join(cwd, "other.img.clone"), STRANGER, STRANGER);
     const failed = await clone(["copy", "source.img", "other.img"], { cwd });
-    expectFailure(failed, 1, /Cannot go on with ".*other\.img\.clone": it belongs to another user/);
+    expectFailure(failed, 1, /Cannot go on with ".*other\.img\.clone": it belongs to another user/, /--metadata/);
+    await cloneOk(["copy", "source.img", "other.img", "--metadata", "other.img.clone"], { cwd });
   });
 
   test("is believed of root by everybody, and of who has become root by sudo", async () => {

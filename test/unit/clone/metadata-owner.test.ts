@@ -1,6 +1,7 @@
-import { chown, open, writeFile } from "node:fs/promises";
+import { chown, open, readdir, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
+import { DeviceError } from "../../../src/base/errors.ts";
 import { strangerOwning } from "../../../src/clone/metadata-owner.ts";
 import { scratchDirectory, withReason } from "../../support/scratch.ts";
 
@@ -22,6 +23,24 @@ describe.skipIf(noRoot !== undefined)(withReason("strangerOwning()", noRoot), ()
     await writeFile(path, "");
     await chown(path, owner, owner);
     await using file = await open(path);
-    expect(await strangerOwning(file, runner)).toBe(expected);
+    expect(await strangerOwning({ fd: file.fd, path }, runner)).toBe(expected);
+    expect(await readdir(directory.path)).toEqual(["x.clone"]); // nothing is left of what was tried
+  });
+
+  // NFS that squashes root, and mounts that make up owners, are told by what they make of a file of ours: here we say it.
+  test.for([
+    ["of the same owner on the same file system", { uid: 1001n }, undefined],
+    ["of another owner", { uid: 0n }, 1001],
+    ["on another file system, as the directory was exchanged", { uid: 1001n, dev: -1n }, 1001],
+    ["that cannot be made", new DeviceError("Cannot create it: EROFS", { errno: "EROFS" }), 1001],
+  ] as const)("believes an owner by a file of ours %s", async ([, ours, expected]) => {
+    await using directory = await scratchDirectory();
+    const path = join(directory.path, "x.clone");
+    await writeFile(path, "");
+    await chown(path, 1001, 1001);
+    await using file = await open(path);
+    const { dev } = await stat(path, { bigint: true });
+    const made = async () => (ours instanceof DeviceError ? Promise.reject(ours) : { dev, ...ours });
+    expect(await strangerOwning({ fd: file.fd, path }, { uid: 0, sudoUid: undefined }, made)).toBe(expected);
   });
 });
