@@ -19,6 +19,7 @@ import { realpath } from "node:fs/promises";
 import { systemClock } from "../base/clock.ts";
 import { CloneError, errnoOf, LostWritesError, UsageError } from "../base/errors.ts";
 import { countRegions, type RegionRange, SECTOR_SIZE } from "../base/geometry.ts";
+import { printable } from "../base/printable.ts";
 import { formatSize } from "../base/units.ts";
 import { syncDirectoryOf } from "../device/directory.ts";
 import { CommitPipeline } from "../engine/commit-pipeline.ts";
@@ -249,6 +250,7 @@ async function refuseForeign(clone: Clone, request: DeviceRequest, destination: 
 /**
  * The device-mapper table that replaces the clone: `0 SECTORS linear DESTINATION 0`.
  * @throws {CloneError} where regions are missing: their data would be too
+ * @throws {UsageError} where there is no device or file of this machine, or its name cannot stand in a table
  */
 export async function linearTable(clone: Clone, request: DeviceRequest): Promise<string> {
   refuseMissing(clone, { acceptUnreadable: false });
@@ -267,7 +269,12 @@ export async function linearTable(clone: Clone, request: DeviceRequest): Promise
       `Cannot make a table for "${device.name}": its ${clone.exactSize} bytes are not whole sectors`,
     );
   }
-  return `0 ${clone.geometry.size / SECTOR_SIZE} linear ${file.path.replaceAll(/[\\ \t]/g, "\\$&")} 0`;
+  if (printable(file.path) !== file.path) {
+    throw new UsageError(`Cannot make a table for "${device.name}": its name has control characters in it`, {
+      hint: "--destination with another name of it, a symbolic link, gives a table that can be printed and read.",
+    });
+  }
+  return `0 ${clone.geometry.size / SECTOR_SIZE} linear ${file.path.replaceAll(/[\\ ]/g, "\\$&")} 0`;
 }
 
 /** The regions that may be missing. @throws {CloneError} where more are */

@@ -1,5 +1,5 @@
 // The whole life of a clone on the command line, and what each command prints on the way.
-import { readFile, stat, unlink, writeFile } from "node:fs/promises";
+import { readFile, rm, stat, symlink, unlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { holds, randomFile, snapshot, sparseFile } from "../support/files.ts";
@@ -137,6 +137,16 @@ describe("the life of a clone", () => {
     expect(await cloneOk(["finalize", "copy.img", "--table"], { cwd })).toBe(
       `0 ${size / 512} linear ${cwd}/copy.img 0\n`,
     );
+    // A name that a terminal obeys is not shown as it is, and so makes no table; by another name of the file there is one.
+    await symlink("copy.img", join(cwd, "tab\there"));
+    const tabbed = ["finalize", "copy.img", "--table", "--destination"];
+    expectFailure(
+      await clone([...tabbed, "tab\there"], { cwd }),
+      2,
+      /its name has control characters/,
+      /symbolic link/,
+    );
+    await rm(join(cwd, "tab\there"));
     expect(await cloneOk(["finalize", "copy.img", "--verify"], { cwd })).toMatch(/^Finalized .*copy\.img: .*verified/);
 
     const after = await snapshot(cwd);
