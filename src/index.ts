@@ -26,6 +26,7 @@ export {
   type RepairReport,
   repairClone,
 } from "./clone/repair-clone.ts";
+export { type RestoredMetadata, type RestoreRequest, restoreMetadata } from "./clone/restore-metadata.ts";
 export type { Trace } from "./clone/trace-codec.ts";
 export { readTrace } from "./clone/trace-file.ts";
 export { type RunningVerify, type VerifyReport, verifyClone } from "./clone/verify-clone.ts";
@@ -42,3 +43,4 @@ export {
   type RepairRequest,
   writeRepaired,
 } from "./metadata/repair.ts";
+export { type RestoredDump, readDump } from "./metadata/restore-dump.ts";

@@ -18,7 +18,9 @@ export async function asTunedBefore<Request extends { [Name in keyof TunedSettin
 ): Promise<Request> {
   const { tunedBefore } = await import("../clone/tuned.ts");
   const { rate, threshold, "batch-size": batchSize, "min-rate": minRate } = options;
-  const tuned = tunedBefore(clone, { rate, threshold, batchSize, minRate });
+  const { minRate: floor, ...rest } = tunedBefore(clone, { rate, threshold, batchSize, minRate });
+  // There are clients to yield to only where there is a floor to ask for.
+  const tuned: TunedSettings = "minRate" in request && floor !== undefined ? { ...rest, minRate: floor } : rest;
   const words = Object.entries(tuned).map(([name, value]) => WORDS[name as keyof TunedSettings](value));
   if (words.length > 0) terminal.note(`Hydrating as it was tuned before: ${words.join(", ")}`);
   return { ...request, ...tuned };

@@ -105,11 +105,11 @@ async function makeFree(path: string): Promise<void> {
   });
   if (found === "answered") throw new BusyError(`Cannot listen on "${path}": another server answers there`);
   if (found === "other") throw new CloneError("failed", `Cannot listen on "${path}": something else stands there`);
-  if (found === "leftover") await removeLeftover(path);
+  if (found === "leftover") await removeOldSocket(path);
 }
 
 /** @throws {CloneError} where it is another user's, in a directory like /tmp */
-async function removeLeftover(path: string): Promise<void> {
+async function removeOldSocket(path: string): Promise<void> {
   try {
     await unlink(path);
   } catch (error) {

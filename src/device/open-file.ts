@@ -63,6 +63,13 @@ async function openFound(found: number, path: string, access: OpenFileOptions["a
   const flags = (writing ? constants.O_RDWR : constants.O_RDONLY) | exclusive;
   const fd = await openFd(`/proc/self/fd/${found}`, flags).catch(async (error) => {
     if (systemErrno(error) === "EBUSY" && kind === "block") await refuseBusy(path, before, error);
+    // The file itself is open already, whatever becomes of its name: so it is not that which is missing.
+    if (systemErrno(error) === "ENOENT") {
+      throw new DeviceError(`Cannot open "${path}": /proc is not mounted, or hidden, and files are opened through it`, {
+        cause: error,
+        errno: "ENOENT",
+      });
+    }
     if (systemErrno(error) === "ETXTBSY") {
       throw new BusyError(`Cannot open "${path}" for writing: it is running as a program`, { cause: error });
     }
