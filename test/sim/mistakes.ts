@@ -59,6 +59,48 @@ export const MISTAKES: readonly Mistake[] = [
     finds: WRONG_BYTE,
   },
   {
+    mistake: "Going on where the destination could not flush",
+    scene: ["failures", "flushThatFails"],
+    without: [
+      {
+        file: PIPELINE,
+        text: "const lost = await this.#flushDestination();",
+        becomes: "const lost = await this.#flushDestination().catch(() => undefined);",
+      },
+    ],
+    finds: /though the destination could not flush/,
+  },
+  {
+    mistake: "Counting copies that the destination lost while they were made",
+    scene: ["failures", "lostDuringACopy"],
+    without: [{ file: PIPELINE, text: "    this.#parts.regions?.taint();\n", becomes: "" }],
+    finds: /though the destination lost a part/,
+  },
+  {
+    mistake: "Writing the descriptor over the only one there is",
+    scene: ["metadata-order", "everyDescriptor"],
+    without: [
+      {
+        file: "metadata/descriptor.ts",
+        text: "const slot = current === null ? 0 : (current.slot + 1) % SLOT_COUNT;",
+        becomes: "const slot = 0;",
+      },
+    ],
+    finds: /of turn undefined/,
+  },
+  {
+    mistake: "Creating metadata while the superblock before it may still be there",
+    scene: ["metadata-order", "newMetadata"],
+    without: [
+      {
+        file: "metadata/format-image.ts",
+        text: "await device.write(0, first.fill(0));\n  await device.flush();",
+        becomes: "await device.write(0, first.fill(0));",
+      },
+    ],
+    finds: DAMAGED,
+  },
+  {
     mistake: "Committing the bits of the next transaction",
     scene: ["commit-order", "inAnotherWord"],
     without: [

@@ -8,6 +8,8 @@
  *
  *     asked ── pause ── durable: what had been answered when the flush was asked for ── pause ── answered
  *
+ *     asked ── pause ── fails: what had been answered when it was asked for may never be durable, whoever flushes later
+ *
  * Pauses are drawn from the seed, so requests overlap in any way and end in any order. A flush is as weak as a device may make it:
  * a write that was still under way when it was asked for may be lost after it.
  */
@@ -188,6 +190,8 @@ export class SimulatedDisk implements BlockDevice {
     const askedAt = this.#log.moment();
     await this.#pause();
     if (this.#happens(this.habits.failFlush)) {
+      // As a page that could not be written counts as clean from then on.
+      this.#cached = this.#cached.filter((change) => change.answeredAt >= askedAt || this.#happens(0.5));
       this.#log.note(`${this.name}: a flush fails`);
       throw ioError({ verb: "flush", name: this.name, errno: "EIO" });
     }

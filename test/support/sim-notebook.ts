@@ -78,7 +78,8 @@ function page({ geometry }: DescriptorPlace, turn: number): Descriptor {
   return {
     uuid: "simulated",
     created: "2000-01-01T00:00:00Z",
-    source: { ...device, uri: "source", format: "raw" },
+    // So long that what changes is in another sector than the checksum: a write of it can be torn.
+    source: { ...device, uri: "source".repeat(100), format: "raw" },
     destination: { ...device, uri: "destination" },
     exactSize: geometry.size,
     options: { turn },

@@ -115,7 +115,7 @@ export async function drawWorld(random: SeededRandom, only?: RunKind): Promise<W
   const least = minimumBlockCount(regionCount);
   // Where there are no more than a commit needs, blocks are used again at once.
   const blockCount = random.pick([least, least, least + 1, least + random.integer(1, 40)]);
-  const described = random.oneIn(2);
+  const described = !random.oneIn(4);
   const metadata = new SparseImage(blockCount * PAGE + (described ? DESCRIPTOR_BYTES : random.pick([0, 8 * PAGE])));
   const device = new ImageDevice(metadata, "metadata");
   await CloneMetadata.create(device, { geometry, blockCount });
@@ -197,7 +197,7 @@ export function drawLife(random: SeededRandom, world: World, generation: number)
   const disk = (latencyMs: number): DiskHabits => ({
     latencyMs: random.integer(0, latencyMs),
     immediate: random.pick([0, 0.5, 1]),
-    ...(faulty && { failWrite: random.pick([0, 0, 0.05]), failFlush: random.pick([0, 0, 0, 0.05]) }),
+    ...(faulty && { failWrite: random.pick([0, 0, 0.05]), failFlush: random.pick([0, 0, 0.05, 0.2]) }),
   });
   const clients = Array.from({ length: clientCount }, (_, client) => {
     const places = hotPlaces(random, geometry, kind);
@@ -264,10 +264,11 @@ function drawRequest(
     return { ...timing, kind: "zero", ...range(), ...flags };
   }
   if (draw < 74) return { ...timing, kind: "discard", ...range(), fua: random.oneIn(6) };
-  if (draw < 84) return { ...timing, kind: "flush" };
-  if (draw < 88) return { ...timing, kind: "hint", ...range() };
-  if (draw < 91) return { ...timing, kind: "extents", ...range() };
-  if (draw < 96) return { ...timing, kind: random.pick(["pause", "resume", "commit", "linear", "describe"] as const) };
+  if (draw < 83) return { ...timing, kind: "flush" };
+  if (draw < 86) return { ...timing, kind: "describe" };
+  if (draw < 89) return { ...timing, kind: "hint", ...range() };
+  if (draw < 92) return { ...timing, kind: "extents", ...range() };
+  if (draw < 96) return { ...timing, kind: random.pick(["pause", "resume", "commit", "linear"] as const) };
   return {
     ...timing,
     kind: "tune",

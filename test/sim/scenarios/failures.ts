@@ -1,7 +1,8 @@
 /** What goes wrong after an error, at an end, and when nobody looks. */
-import { CloneError, MetadataError } from "../../../src/base/errors.ts";
+import { CloneError, LostWritesError, MetadataError } from "../../../src/base/errors.ts";
 import { Geometry } from "../../../src/base/geometry.ts";
 import { keepTuned, tunedBefore } from "../../../src/clone/tuned.ts";
+import type { BlockDevice } from "../../../src/device/block-device.ts";
 import { FilterDevice } from "../../../src/device/filters/filter-device.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { Governor } from "../../../src/engine/governor.ts";
@@ -16,7 +17,7 @@ import { SpaceMap } from "../../../src/persistent-data/space-map.ts";
 import { bytesAt, makeClone } from "../../support/clone-device.ts";
 import { CountingSource } from "../../support/counting-source.ts";
 import { FaultyDevice } from "../../support/faulty-device.ts";
-import { makeOnlineHydration } from "../../support/hydration.ts";
+import { formattedStore, makeOnlineHydration } from "../../support/hydration.ts";
 import { imageOf } from "../../support/image.ts";
 import { noise } from "../../support/layout.ts";
 import { LoggingDevice } from "../../support/logging-device.ts";
@@ -110,6 +111,39 @@ export async function completeOnDiskOnly(): Promise<string[]> {
   return wrong;
 }
 
+/** A flush of the destination fails once, and is not to be trusted again: nothing is committed, and whoever asks is told. */
+export async function flushThatFails(): Promise<string[]> {
+  const wrong: string[] = [];
+  for (const asks of ["flush", "commit"] as const) {
+    const disk = new MemoryDevice({ name: "destination", size: 4 * REGION, content: noise(4 * REGION, 2) });
+    const store = await formattedStore(4 * REGION, REGION);
+    const destination = new FaultyDevice(disk, { failFlush: [0] });
+    const clone = await makeClone({ size: 4 * REGION, regionSize: REGION, destination, store });
+    await clone.device.write(REGION, Buffer.alloc(REGION, 0x77));
+    for (const time of ["at once", "later"]) {
+      const done = await (asks === "flush" ? clone.device.flush() : clone.commits.commit()).then(
+        () => true,
+        () => false,
+      );
+      if (done) wrong.push(`a ${asks} succeeds ${time}, though the destination could not flush`);
+    }
+    const { hydratedCount } = await CloneMetadata.open(store, { readOnly: true });
+    if (hydratedCount > 0) wrong.push(`${hydratedCount} regions are committed, though the destination could not flush`);
+  }
+  return wrong;
+}
+
+/** A region is being copied when the destination says that it has lost what was not flushed: the copy ends well, and does not count. */
+export async function lostDuringACopy(): Promise<string[]> {
+  const clone = await makeClone({ size: 4 * REGION, regionSize: REGION });
+  const hydration = clone.regions.begin({ start: 1, end: 2 });
+  await clone.copier.copy(clone.geometry.bytesOf(hydration), new AbortController().signal);
+  clone.commits.lose(new LostWritesError("The scene's destination has lost what was not flushed"));
+  const counts = clone.regions.complete(hydration);
+  if (!counts && clone.regions.state(1) === "unhydrated") return [];
+  return ["a region is hydrated, though the destination lost a part of it"];
+}
+
 /** 14.2, 8: a write was answered, and then the commit failed. */
 export async function readsAfterAFailedCommit(): Promise<string[]> {
   const disk = new MemoryDevice({ name: "destination", size: 4 * REGION, content: noise(4 * REGION, 2) });
@@ -131,23 +165,68 @@ export async function readsAfterAFailedCommit(): Promise<string[]> {
 
 /** 14.1, removal: closed while its timer, a commit and a copy are pending, nothing of it runs any more. */
 export async function nothingAfterTheEnd(): Promise<string[]> {
+  const wrong: string[] = [];
   const clock = new VirtualClock();
   const log: string[] = [];
   const disk = new MemoryDevice({ name: "destination", size: 16 * REGION, content: noise(16 * REGION, 2) });
-  const destination = new LoggingDevice(disk, "disk", log);
-  const clone = await makeClone({ clock, destination });
+  const destination = new SlowToFlush(new LoggingDevice(disk, "disk", log), clock);
+  const bytes = new MemoryDevice({ name: "source", size: 16 * REGION, content: noise(16 * REGION, 1) });
+  const source = new SlowToRead(bytes, clock);
+  const clone = await makeClone({ clock, destination, source, regionSize: REGION });
   const periodic = new PeriodicCommits({ commits: clone.commits, clock, onFailure: () => {} });
   periodic.start();
   await clone.device.write(0, Buffer.alloc(REGION, 0x77));
-  await clock.sleep(1500);
-  await clone.device.write(REGION, Buffer.alloc(REGION, 0x77));
-  await clone.device.drain();
-  await periodic.stop();
+  // At 1000 the timer commits, which takes until 1400; a write of a part of a region copies the rest from 1200 to 1500.
+  await clock.sleep(1200);
+  const writing = clone.device.write(2 * REGION + 512, Buffer.alloc(512, 0x77));
+  await clock.sleep(50);
+  if (destination.pending === 0) wrong.push("no commit is pending");
+  if (source.pending === 0) wrong.push("no copy is pending");
+  await Promise.all([periodic.stop(), clone.device.drain()]);
+  if (destination.pending > 0) wrong.push("a commit is still under way after its end");
+  await writing;
   const before = log.length;
   await clock.sleep(60_000);
   const after = log.slice(before);
+  if (after.length > 0) wrong.push(`after its end: ${after.join(", ")}`);
   clone.commits.fail(new CloneError("failed", "The scene is over")); // whatever still runs ends with this
-  return after.length === 0 ? [] : [`after its end: ${after.join(", ")}`];
+  return wrong;
+}
+
+/** Flushes in 400 ms. */
+class SlowToFlush extends FilterDevice {
+  pending = 0;
+  readonly #clock: VirtualClock;
+
+  constructor(inner: BlockDevice, clock: VirtualClock) {
+    super(inner);
+    this.#clock = clock;
+  }
+
+  override async flush(): Promise<void> {
+    this.pending++;
+    await this.#clock.sleep(400);
+    await super.flush();
+    this.pending--;
+  }
+}
+
+/** Reads in 300 ms. */
+class SlowToRead extends FilterDevice {
+  pending = 0;
+  readonly #clock: VirtualClock;
+
+  constructor(inner: BlockDevice, clock: VirtualClock) {
+    super(inner);
+    this.#clock = clock;
+  }
+
+  override async read(offset: number, buffer: Uint8Array): Promise<void> {
+    this.pending++;
+    await this.#clock.sleep(300);
+    await super.read(offset, buffer);
+    this.pending--;
+  }
 }
 
 /** 14.2, 4: clients ask without a pause, and are slower beside copies. Hydration gets on all the same. */
