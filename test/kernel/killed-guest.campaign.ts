@@ -2,24 +2,27 @@
 // killed without a warning. What it leaves must be clean to `check`; every write that was flushed is there, every other one
 // is there or not, sector by sector; and this program goes on with it to the end.
 //
-//     npm run test:kernel -- --kills 20       with the seed that was printed: the same clones, the same requests
+//     npm run test:kernel -- --kills 20
+//     npm run test:kernel -- --kill N        kill N alone, with the seed that was printed: the same clones, the same requests
 import { mkdir } from "node:fs/promises";
 import { join } from "node:path";
 import { expect, test } from "vitest";
-import { campaign } from "../support/campaign.ts";
 import { seededRandom } from "../support/random.ts";
 import { scratchDirectory } from "../support/scratch.ts";
 import { KernelGuest } from "./kernel-guest.ts";
 import { durableCounts, KernelSession } from "./kernel-session.ts";
-import { OPTIONS } from "./options.ts";
+import { kernelCampaign } from "./options.ts";
 import { RelayedClone } from "./relayed-clone.ts";
 import { disjointWrites } from "./requests.ts";
 import { SHAPES } from "./round-trips.ts";
 
-const { seed, option, report } = campaign(OPTIONS);
-const kills = option("all") === 0 ? option("kills") : Math.max(10, option("kills"));
+const { seed, option, report, isAll, only, again } = kernelCampaign();
+const numbers = Array.from({ length: isAll ? Math.max(10, option("kills")) : option("kills") }, (_, kill) => kill);
+const kills = only === undefined ? numbers : [only.kill].filter((kill) => kill !== undefined);
 
-test.skipIf(option("only") !== -1).for(Array.from({ length: kills }, (_, kill) => kill))("kill %i", async (kill) => {
+test.runIf(kills.length === 0)("no guest is killed where none is asked for", () => {});
+
+test.for(kills)("kill %i", async (kill) => {
   const random = seededRandom(seed + 1000 + kill);
   await using place = await scratchDirectory();
   await mkdir(join(place.path, "guest"));
@@ -30,7 +33,7 @@ test.skipIf(option("only") !== -1).for(Array.from({ length: kills }, (_, kill) =
   for (const [index, shape] of Object.values(SHAPES).entries()) {
     const cwd = join(place.path, `${index}`);
     await mkdir(cwd);
-    const clone = await RelayedClone.prepare(cwd, shape);
+    const clone = await RelayedClone.prepare(cwd, shape, random);
     // One half was begun by this program.
     const isOurs = random.oneIn(2);
     await (isOurs ? clone.create() : clone.makeForKernel());
@@ -59,7 +62,7 @@ test.skipIf(option("only") !== -1).for(Array.from({ length: kills }, (_, kill) =
       await clone.finalize();
     } catch (error) {
       report({ violations: 1 });
-      throw new Error(`kill ${kill}, clone ${index} (npm run test:kernel -- --seed ${seed})`, { cause: error });
+      throw new Error(`kill ${kill}, clone ${index} (${again("kill", kill)})`, { cause: error });
     } finally {
       report({ "round trips": 1, states: 1, violations: 0 });
     }

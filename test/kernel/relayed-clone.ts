@@ -2,17 +2,18 @@
  * One clone that goes from hand to hand, from this program to the kernel's dm-clone and back: its three files, what it must
  * hold, and what this program does to it. (kernel-session.ts has what the kernel does.)
  */
-import { createHash, randomBytes } from "node:crypto";
-import { open, readFile, truncate, writeFile } from "node:fs/promises";
+import { createHash } from "node:crypto";
+import { open, readFile, stat, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { expect } from "vitest";
 import { Geometry } from "../../src/base/geometry.ts";
-import { dmStatusLine, readStatus } from "../../src/clone/clone-status.ts";
 import { FileDevice } from "../../src/device/file-device.ts";
 import { checkMetadata, formatFinding } from "../../src/metadata/check.ts";
 import { CloneMetadata } from "../../src/metadata/clone-metadata.ts";
+import { DESCRIPTOR_BYTES } from "../../src/metadata/descriptor.ts";
 import { Command, CommandFlag } from "../../src/nbd/protocol.ts";
 import { NbdClient } from "../support/nbd-client.ts";
+import { type SeededRandom, seededBytes } from "../support/random.ts";
 import { clone, cloneOk, oneJson } from "../support/run-clone.ts";
 import { type Server, startServe, stopServe } from "../support/serve.ts";
 import { type CloneRequest, DATA_SIZE, ExpectedClone, type Piece, runsOf } from "./requests.ts";
@@ -38,6 +39,8 @@ export interface OurView {
 /** Where the superblock says which block that is: clone-metadata(5). */
 const SPACE_MAP_INDEX = 60;
 const ISLAND_SIZE = 100 * 1024;
+const BLOCK_SIZE = 4096;
+const NAMES = ["--source", "source.img", "--destination", "destination.img"];
 
 export class RelayedClone {
   readonly cwd: string;
@@ -45,35 +48,38 @@ export class RelayedClone {
   readonly expected: ExpectedClone;
   readonly data: Buffer;
   readonly #source: SparseBytes;
+  /** A block that is none. */
+  readonly #damage: Buffer;
   /** Metadata that the kernel has made names no devices. */
   #named: readonly string[] = [];
   #hydratedExactly = true;
 
-  private constructor(cwd: string, shape: Shape, source: readonly Piece[], data: Buffer) {
+  private constructor(cwd: string, shape: Shape, source: readonly Piece[], bytes: { data: Buffer; damage: Buffer }) {
     this.cwd = cwd;
     this.shape = shape;
-    this.data = data;
+    this.data = bytes.data;
+    this.#damage = bytes.damage;
     const geometry = new Geometry({ size: shape.sectors * 512, regionSize: shape.regionSectors * 512 });
     this.expected = new ExpectedClone(geometry, source);
     this.#source = new ExpectedClone(geometry, source).content;
   }
 
   /** Source, an empty destination and data to write, in an empty directory. */
-  static async prepare(cwd: string, shape: Shape): Promise<RelayedClone> {
+  static async prepare(cwd: string, shape: Shape, random: SeededRandom): Promise<RelayedClone> {
     const size = shape.sectors * 512;
     const islands = shape.islands?.map((offset) => ({ offset, length: Math.min(ISLAND_SIZE, size - offset) }));
     const source = (islands ?? [{ offset: 0, length: size }]).map(({ offset, length }) => ({
       offset,
-      bytes: randomBytes(length),
+      bytes: seededBytes(random, length),
     }));
     await writeFile(join(cwd, "source.img"), "");
     await truncate(join(cwd, "source.img"), size);
     const file = await open(join(cwd, "source.img"), "r+");
     for (const { offset, bytes } of source) await file.write(bytes, 0, bytes.length, offset);
     await file.close();
-    const data = randomBytes(DATA_SIZE);
+    const data = seededBytes(random, DATA_SIZE);
     await writeFile(join(cwd, "data.img"), data);
-    return new RelayedClone(cwd, shape, source, data);
+    return new RelayedClone(cwd, shape, source, { data, damage: seededBytes(random, BLOCK_SIZE) });
   }
 
   path(name: "source.img" | "destination.img" | "metadata" | "data.img" | "out.img"): string {
@@ -93,7 +99,7 @@ export class RelayedClone {
     await truncate(this.path("destination.img"), this.shape.sectors * 512);
     await writeFile(this.path("metadata"), "");
     await truncate(this.path("metadata"), (this.shape.metadataBlocks ?? 1024) * 4096);
-    this.#named = ["--source", "source.img", "--destination", "destination.img"];
+    this.#named = NAMES;
   }
 
   /** Serves it and carries out requests, with nothing copied in the background. */
@@ -139,9 +145,26 @@ export class RelayedClone {
     const file = await open(this.path("metadata"), "r+");
     const root = Buffer.alloc(8);
     await file.read(root, 0, 8, SPACE_MAP_INDEX);
-    await file.write(randomBytes(4096), 0, 4096, Number(root.readBigUInt64LE()) * 4096);
+    await file.write(this.#damage, 0, BLOCK_SIZE, Number(root.readBigUInt64LE()) * BLOCK_SIZE);
     await file.close();
     await cloneOk(["repair", "--in-place", "metadata"], { cwd: this.cwd });
+  }
+
+  /**
+   * Takes away the superblock and all that tells what the clone is, and has `clone repair` make it of what it is told, and of what
+   * source and destination have in common: what was hydrated, and nothing else, where no client has written and nothing is zeros.
+   */
+  async loseAndRepair(): Promise<void> {
+    const { size } = await stat(this.path("metadata"));
+    const file = await open(this.path("metadata"), "r+");
+    await file.write(this.#damage, 0, BLOCK_SIZE, 0);
+    await file.write(Buffer.alloc(DESCRIPTOR_BYTES), 0, DESCRIPTOR_BYTES, size - DESCRIPTOR_BYTES);
+    await file.close();
+    const { geometry } = this.expected;
+    const shape = ["--size", String(geometry.size), "--region-size", String(geometry.regionSize)];
+    const told = [...shape, ...NAMES, "--compare", "--assume", "unhydrated", "-q"];
+    await cloneOk(["repair", "--in-place", "metadata", ...told], { cwd: this.cwd });
+    this.#named = NAMES;
   }
 
   /** `clone hydrate`, all of it or some of it. */
@@ -223,8 +246,8 @@ export class RelayedClone {
     expect(this.expected.hydrated.findIndex((bit, region) => bit === 1 && found[region] === 0)).toBe(-1);
     this.expected.hydrated.set(found);
     this.#hydratedExactly = true;
-    const { status } = await readStatus(this.path("metadata"));
-    return { ranges, status: upToFeatures(dmStatusLine(status)) };
+    const status = await cloneOk(["status", "metadata", "--dm"], { cwd: this.cwd });
+    return { ranges, status: upToFeatures(status.trimEnd()) };
   }
 
   /** SHA-256 of the metadata, to see whether it was touched. */

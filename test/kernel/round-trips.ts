@@ -57,13 +57,15 @@ export const STATES = [
   "killed",
   "restored",
   "repaired",
+  "repaired without a superblock",
 ] as const;
 export type State = (typeof STATES)[number];
 /** States of the kernel's making: it can neither restore nor repair, and killed-guest.campaign.ts kills it. */
-export type KernelState = Exclude<State, "killed" | "restored" | "repaired">;
+export type KernelState = Exclude<State, (typeof OURS_ALONE)[number]>;
+const OURS_ALONE = ["killed", "restored", "repaired", "repaired without a superblock"] as const;
 
 export function isKernelState(state: State): state is KernelState {
-  return state !== "killed" && state !== "restored" && state !== "repaired";
+  return !OURS_ALONE.some((each) => each === state);
 }
 
 const WRITES: readonly CloneRequest["kind"][] = ["write", "write", "fua", "zero", "flush"];
@@ -277,6 +279,12 @@ export class Relay {
     }
     if (state === "restored") await clone.dumpAndRestore();
     if (state === "repaired") await clone.damageAndRepair();
+    if (state === "repaired without a superblock") {
+      await clone.hydrate(half);
+      const { ranges } = await clone.inspect();
+      await clone.loseAndRepair();
+      expect((await clone.inspect()).ranges).toEqual(ranges);
+    }
     if (state === "killed") {
       const requests = disjointWrites(this.#random, clone.expected.geometry, 24);
       await clone.requestAndKill(requests, { acknowledged: this.#random.integer(2, requests.length - 4) });

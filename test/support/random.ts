@@ -1,5 +1,5 @@
 /** Random numbers that come again from the same seed, for tests that run other programs and cannot be shrunk. */
-import { randomInt } from "node:crypto";
+import { createCipheriv, randomInt } from "node:crypto";
 
 /** The seed of a random test: `CLONE_TEST_SEED` where that is set. A test that fails has to print it. */
 export function testSeed(): number {
@@ -31,4 +31,10 @@ export function seededRandom(seed: number): SeededRandom {
     pick: (choices) => choices[integer(0, choices.length - 1)] as (typeof choices)[number],
     oneIn: (times) => integer(1, times) === 1,
   };
+}
+
+/** Bytes of a sequence that nothing compresses: AES-128 in counter mode, under a key drawn from it. */
+export function seededBytes(random: SeededRandom, length: number): Buffer {
+  const key = Buffer.from(Array.from({ length: 16 }, () => random.integer(0, 255)));
+  return createCipheriv("aes-128-ctr", key, Buffer.alloc(16)).update(Buffer.alloc(length));
 }
