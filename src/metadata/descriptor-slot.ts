@@ -50,6 +50,11 @@ export type Slot =
   | { kind: "newer"; reason: string }
   | ({ kind: "valid" } & SlotContent);
 
+/** Whether bytes are the beginning of a slot that was written once. */
+export function beginsSlot(bytes: Uint8Array): boolean {
+  return MAGIC.compare(bytes, 0, MAGIC.length) === 0;
+}
+
 /** A whole slot, ready to be written. @throws {RangeError} if the payload is too long */
 export function encodeSlot({ geometry, blockCount }: DescriptorPlace, content: SlotContent): Uint8Array {
   const payload = Buffer.from(content.payload);

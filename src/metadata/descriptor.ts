@@ -11,7 +11,14 @@
 import { CloneError, DeviceError, MetadataError } from "../base/errors.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import { type Descriptor, decodeDescriptor, encodeDescriptor } from "./descriptor-json.ts";
-import { type DescriptorPlace, decodeSlot, encodeSlot, MINOR_VERSION, SLOT_BYTES } from "./descriptor-slot.ts";
+import {
+  beginsSlot,
+  type DescriptorPlace,
+  decodeSlot,
+  encodeSlot,
+  MINOR_VERSION,
+  SLOT_BYTES,
+} from "./descriptor-slot.ts";
 
 export {
   type Descriptor,
@@ -31,6 +38,7 @@ export type { DescriptorPlace } from "./descriptor-slot.ts";
 
 const SLOT_COUNT = 2;
 const BLOCK_SIZE = 4096;
+const SLOT_HEAD_BYTES = 8;
 /** Bytes that the descriptor takes behind the last managed block. */
 export const DESCRIPTOR_BYTES = SLOT_COUNT * SLOT_BYTES;
 
@@ -64,6 +72,7 @@ export class DescriptorStore {
   static async open(device: BlockDevice, place: DescriptorPlace): Promise<DescriptorStore> {
     const store = new DescriptorStore(device, place);
     for (let slot = 0; slot < SLOT_COUNT && store.hasRoom; slot++) await store.#readSlot(slot);
+    if (!store.hasRoom) await store.#warnWhereCut();
     return store;
   }
 
@@ -160,6 +169,25 @@ export class DescriptorStore {
       if (!(error instanceof RangeError)) throw error;
       this.#warnings.push(`slot ${slot} ${error.message}`);
     }
+  }
+
+  /**
+   * A device that ends within the place had a descriptor only where a slot begins: what the kernel made may have any tail. What
+   * is left of it is not believed, since the slot that is gone may have been the newer one, and have said that clients wrote.
+   */
+  async #warnWhereCut(): Promise<void> {
+    const head = new Uint8Array(SLOT_HEAD_BYTES);
+    if (this.#offsetOf(0) + head.length > this.#device.size) return;
+    try {
+      await this.#device.read(this.#offsetOf(0), head);
+    } catch (error) {
+      if (!(error instanceof DeviceError)) throw error;
+      this.#warnings.push(`slot 0 cannot be read: ${error.message}`);
+      return;
+    }
+    if (!beginsSlot(head)) return;
+    const there = this.#device.size - this.#offsetOf(0);
+    this.#warnings.push(`it is cut off: ${there} of its ${DESCRIPTOR_BYTES} bytes are there`);
   }
 
   #offsetOf(slot: number): number {

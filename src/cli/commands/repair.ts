@@ -76,7 +76,7 @@ export const repairCommand = defineCommand({
     if (options.json) {
       const { repairJson } = await import("../../clone/repair-clone.ts");
       context.terminal.print(JSON.stringify(repairJson(report)));
-    } else await printReport(report, options.metadata, context);
+    } else await printReport(report, options, context);
     if (report.plan.ok) return ExitCode.done;
     const { refusal } = await import("../../clone/repair-clone.ts");
     const { message, hint } = refusal(report.metadata, report.plan);
@@ -119,7 +119,11 @@ async function withProgress<T>(
   );
 }
 
-async function printReport(report: RepairReport, name: string, { terminal }: CliContext): Promise<void> {
+async function printReport(
+  report: RepairReport,
+  { metadata: name, "in-place": inPlace }: { metadata: string; "in-place": boolean | undefined },
+  { terminal }: CliContext,
+): Promise<void> {
   const { formatFinding } = await import("../../metadata/check.ts");
   const { plan, output, backup, repaired } = report;
   const { before, exact, salvaged, unknown, compared, copiedAgain, assumed, lost } = plan;
@@ -148,7 +152,9 @@ async function printReport(report: RepairReport, name: string, { terminal }: Cli
   const { regionCount } = plan.geometry;
   const hydrated = `${plan.bits.count()} of ${regionCount} regions hydrated`;
   if (!repaired) {
-    terminal.note(`Nothing was written; it would have ${hydrated}.`);
+    const isSound = before.fatal.length + before.warnings.length === 0;
+    if (isSound && inPlace) terminal.note(`Nothing was written: it stays as it is, ${hydrated}.`);
+    else terminal.note(`Nothing was written; it would have ${hydrated}.`);
     return;
   }
   print(`Wrote ${output}: sound, ${hydrated}`);

@@ -11,6 +11,7 @@ import {
   type SettledState,
 } from "../../../src/metadata/descriptor.ts";
 import { decodeSlot, encodeSlot, SLOT_BYTES } from "../../../src/metadata/descriptor-slot.ts";
+import { planRepair } from "../../../src/metadata/repair.ts";
 import { FaultyDevice } from "../../support/faulty-device.ts";
 import { buildMetadata } from "../../support/metadata-image.ts";
 
@@ -442,4 +443,32 @@ test("checkMetadata() warns of a damaged descriptor and is silent about a sound 
   expect(report.warnings.map(formatFinding)).toEqual([
     "descriptor: slot 0 has a wrong checksum (an interrupted write, or damage)",
   ]);
+});
+
+// A file that was copied in part, or a device that was shrunk: the metadata is whole, and what stands behind it is not.
+test.for([8, 100, SLOT_BYTES, DESCRIPTOR_BYTES - 1])(
+  "a descriptor of which %i bytes are left is told of",
+  async (left) => {
+    const sizes = { regionSectors: 8, targetSectors: 2 ** 21, blockCount: 40 };
+    const { bytes } = buildMetadata({ ...sizes, trailer: DESCRIPTOR_BYTES });
+    const whole = new MemoryDevice({ size: bytes.length, content: bytes });
+    await (await reopened(whole)).write(sample);
+    const content = (await bytesOf(whole)).subarray(0, OFFSET + left);
+    const device = new MemoryDevice({ size: content.length, content });
+    const store = await DescriptorStore.open(device, place);
+    expect([store.read(), store.warnings]).toEqual([null, [`it is cut off: ${left} of its 131072 bytes are there`]]);
+    const { warnings } = await checkMetadata(device);
+    expect(warnings.map(formatFinding).join()).toMatch(/descriptor.*it is cut off/);
+    const plan = await planRepair(device);
+    expect(plan).toMatchObject({
+      ok: true,
+      descriptor: null,
+      lost: [expect.stringMatching(/^The descriptor, .* cannot/)],
+    });
+  },
+);
+
+test("whatever the kernel's device has behind its last block is no descriptor cut off", async () => {
+  const device = new MemoryDevice({ size: OFFSET + 1000, content: Buffer.alloc(OFFSET + 1000, "tail") });
+  expect((await DescriptorStore.open(device, place)).warnings).toEqual([]);
 });
