@@ -8,6 +8,7 @@ import { expect, test } from "vitest";
 import { campaign } from "../support/campaign.ts";
 import { mix, shownReport, simulate } from "../support/simulation.ts";
 import { NONE, OPTIONS } from "./options.ts";
+import { RunWatchdog } from "./run-watchdog.ts";
 
 const { seed, shard, share, option, report } = campaign(OPTIONS);
 /** After so many runs that go wrong the rest would not tell more. */
@@ -15,8 +16,10 @@ const MOST_WRONG = 5;
 
 test.runIf(option("replay") === NONE)("No crash of any run loses or invents a sector", async () => {
   const wrong: string[] = [];
+  await using watchdog = await RunWatchdog.start();
   const sum = { "crash states": 0, "cut points": 0, runs: 0, generations: 0, violations: 0 };
   for (let run = 0; sum["crash states"] < share("states") && wrong.length < MOST_WRONG; run++) {
+    watchdog.begins(mix(seed, run));
     const found = await simulate({ seed: mix(seed, run) });
     sum["crash states"] += found.states;
     sum["cut points"] += found.cuts;
