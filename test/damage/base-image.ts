@@ -57,6 +57,10 @@ export interface Story {
   /** The destination's time of last change is that recorded. */
   isDestinationAsLeft: boolean;
   isFinalized: boolean;
+  /** Its first region was given up as unreadable, and is never hydrated. */
+  isFirstUnreadable: boolean;
+  /** Hydrated from the first region on, as where no client asks for others. */
+  isInOrder: boolean;
   /** The descriptor has the digest of the very bits that are there. */
   hasDigest: boolean;
 }
@@ -67,6 +71,8 @@ const NO_STORY: Story = {
   isNeverWritten: false,
   isDestinationAsLeft: true,
   isFinalized: false,
+  isFirstUnreadable: false,
+  isInOrder: false,
   hasDigest: false,
 };
 
@@ -107,17 +113,19 @@ async function ownImage(seed: number, random: SeededRandom): Promise<BaseImage> 
   const isAlone = !random.oneIn(6);
   const isDestinationAsLeft = !random.oneIn(6);
   const story: Story = {
-    isBlank: random.oneIn(2),
+    isBlank: !random.oneIn(3),
     isNeverWritten: isUnserved && isAlone && isDestinationAsLeft,
     isDestinationAsLeft,
-    isFinalized: described && random.oneIn(5),
+    isFinalized: described && random.oneIn(4),
+    isFirstUnreadable: described && regionCount > 1 && random.oneIn(2),
+    isInOrder: random.oneIn(2),
     hasDigest: described && random.oneIn(2),
   };
   const room = blockCount * BLOCK + (described ? DESCRIPTOR_BYTES : random.integer(0, 5000));
   const device = new DamagedDevice(Buffer.alloc(room), new Map(), { readOnly: false });
   // Another clone was here, of these sizes or others: its blocks are as sound as ours.
   if (!story.isBlank) await earlierClone(device, { regionCount, blockCount, random });
-  const descriptor = described ? describe(geometry, { isAlone }) : null;
+  const descriptor = described ? describe(geometry, { isAlone, ...story }) : null;
   await writeFormatted(device, { geometry, blockCount, bits: null, descriptor, isBlank: story.isBlank });
   const most = random.pick([1, 6, 25]);
   const base = await withHistory(`image ${seed}`, device, { truth: [], regionCount, random, most, story });
@@ -137,8 +145,10 @@ async function ownImage(seed: number, random: SeededRandom): Promise<BaseImage> 
       ...descriptor,
       ...(store.read()?.blank === true ? { blank: true } : {}),
       served: !isUnserved,
-      ...(story.isFinalized ? { unreadable: { ranges: [], inexact: false, complete: true } } : {}),
-      finalized: story.isFinalized ? { finished: WHEN, verified: true, unreadableRegions: 0 } : null,
+      ...(story.isFinalized ? { unreadable: { ...descriptor.unreadable, complete: true } } : {}),
+      finalized: story.isFinalized
+        ? { finished: WHEN, verified: true, unreadableRegions: story.isFirstUnreadable ? 1 : 0 }
+        : null,
       destination: { ...descriptor.destination, settled: isSettled ? settled : null },
     });
     base.bytes = await contentOf(device);
@@ -181,8 +191,10 @@ async function withHistory(
     const metadata = await CloneMetadata.open(device);
     const length = random.integer(1, 6);
     const marked = Array.from({ length }, (): Range => {
-      if (story.isFinalized && commit === commits) return [0, regionCount];
-      const start = random.integer(0, regionCount - 1);
+      const first = story.isFirstUnreadable ? 1 : 0;
+      if (story.isFinalized && commit === commits) return [first, regionCount];
+      const next = Math.min(regionCount - 1, ranges.at(-1)?.[1] ?? first);
+      const start = story.isInOrder ? next : random.integer(first, regionCount - 1);
       return [start, Math.min(regionCount, start + random.integer(1, random.pick([1, 40, 5000])))];
     });
     for (const [start, end] of marked) metadata.markHydrated({ start, end });
@@ -263,7 +275,7 @@ export function merged(ranges: readonly Range[]): Range[] {
 
 const WHEN = "2026-01-02T03:04:05Z";
 
-function describe({ size }: Geometry, { isAlone }: { isAlone: boolean }): Descriptor {
+function describe({ size }: Geometry, { isAlone, isFirstUnreadable }: Story & { isAlone: boolean }): Descriptor {
   return {
     uuid: "12954880-dcd8-4fee-a479-37857fe06e58",
     created: WHEN,
@@ -271,7 +283,7 @@ function describe({ size }: Geometry, { isAlone }: { isAlone: boolean }): Descri
     destination: { uri: "file:///copy.img", size, fingerprint: {} },
     exactSize: size,
     options: {},
-    unreadable: { ranges: [], inexact: false },
+    unreadable: { ranges: isFirstUnreadable ? [{ start: 0, end: 1 }] : [], inexact: false },
     served: false,
     finalized: null,
     ...(isAlone ? { alone: true } : {}),
