@@ -45,8 +45,11 @@ class CachingServer {
       // Done after its client has gone, but not over what came later: of that nobody could know.
       if (isCut && (this.cached[block] as number) > value) return;
       this.cached[block] = value;
-      if (request.flags % 2 === CommandFlag.fua) this.durable[block] = value;
-      else this.#unflushed.push({ block, value });
+      if (request.flags % 2 === CommandFlag.fua) {
+        this.durable[block] = value;
+        // What the cache had for this block is older, and gone.
+        this.#unflushed = this.#unflushed.filter((write) => write.block !== block);
+      } else this.#unflushed.push({ block, value });
     } else if (request.type === Command.flush) {
       for (const [index, value] of this.cached.entries()) this.durable[index] = value;
       this.#unflushed = [];
