@@ -35,8 +35,10 @@ function statesInShapes(): Trip[] {
     for (const [stateIndex, state] of STATES.entries()) {
       for (const [firstIndex, first] of SIDES.entries()) {
         for (const [endingIndex, ending] of SIDES.entries()) {
-          // What the kernel cannot make is ended by either.
-          const isOneOfTwo = (stateIndex + firstIndex + endingIndex) % 2 === 0 || !isKernelState(state);
+          // What the kernel cannot make is ended by it.
+          const isOneOfTwo = isKernelState(state)
+            ? (stateIndex + firstIndex + endingIndex) % 2 === 0
+            : ending === "kernel";
           const isChosen = stateIndex % Object.keys(SHAPES).length === shapeIndex && isOneOfTwo;
           if (!isAll && !isChosen) continue;
           const name = `${state}, ${shapeName}: by ${WHO[first]}, ended by ${WHO[ending]}`;
