@@ -26,12 +26,15 @@ export class ProvenBits {
   readonly #blocks: Int32Array;
   /** The block that a sound leaf names under each key, of use or not; negative where none does. */
   readonly #named: Int32Array;
+  /** The sound leaf that has each key; negative where none has. */
+  readonly #leaves: Int32Array;
 
   constructor(geometry: Geometry) {
     this.geometry = geometry;
     this.hydrated = new RegionBitmap(geometry.regionCount);
     this.#blocks = new Int32Array(arrayBlockCount(geometry)).fill(UNREACHED);
     this.#named = Int32Array.from(this.#blocks);
+    this.#leaves = Int32Array.from(this.#blocks);
   }
 
   /** Walks the tree at `root` and reads all it leads to. @throws the signal's reason */
@@ -78,6 +81,16 @@ export class ProvenBits {
   /** All other keys. */
   get knownKeys(): number[] {
     return this.#keysThat((block) => block >= 0);
+  }
+
+  /** All known keys of each leaf that is such a block itself, or names one. */
+  keysOfLeaves(isSuch: (block: number) => boolean): number[] {
+    const leaves = new Set<number>();
+    this.#leaves.forEach((leaf, key) => {
+      const block = this.#named[key] as number;
+      if (leaf >= 0 && (isSuch(leaf) || (block >= 0 && isSuch(block)))) leaves.add(leaf);
+    });
+    return this.knownKeys.filter((key) => leaves.has(this.#leaves[key] as number));
   }
 
   /** Takes a block for that of a lost key, which is then not lost any more. */
@@ -128,6 +141,7 @@ export class ProvenBits {
       leafValueSize: 8,
       onEntry: (key, leaf, offset) => {
         if (key >= this.#blocks.length) return; // surplus: the kernel has no use for it, and nor have we
+        this.#leaves[key] = leaf.number;
         const block = readUint64(leaf.view, offset);
         const refused = references.enter(block);
         if (refused !== null) twice.add(block);

@@ -35,8 +35,10 @@ interface Version {
 
 /** What the digest has shown. */
 export type DigestVerdict =
-  /** It fits, or cannot be asked. */
+  /** It cannot be asked, or nothing was found that fits. */
   | "nothing"
+  /** It fits: nothing is lost, and nothing is wrong. */
+  | "fits"
   /** It proved what was lost, or corrected what was wrong. */
   | "exact"
   /** Some of the blocks that seemed sound are not the clone's; nothing is proved any more. */
@@ -67,7 +69,7 @@ export async function proveByDigest(reader: BlockReader, request: DigestRequest)
     rest -= countBits(bits);
   }
   const missing = xor(hydratedDigest, known.toString());
-  if (lost.length === 0 && /^0*$/.test(missing)) return "nothing";
+  if (lost.length === 0 && /^0*$/.test(missing)) return "fits";
 
   const search = new Search(reader, request);
   // Without a lost one, each of them in turn is taken for it; but bits that are there are not taken back for fewer.

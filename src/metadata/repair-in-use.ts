@@ -4,24 +4,28 @@
  * The space map calls in use exactly the blocks of the last commit. Those of them that the walk did not reach were
  * pointed to by what is lost of the tree: its array blocks for the unreached keys and, where an inner node is lost, the
  * nodes below. This holds only where the counts add up: everything reached is in use, nothing twice; as many sound array
- * blocks as unreached keys are not reached, and nothing else but nodes. (A leaked block, or one that is damaged, spoils
- * that, and then nothing is concluded.) So these array blocks are the live ones; what is lost is which is whose. It is known again
+ * blocks as unreached keys are not reached, and nothing else but nodes below a lost one, which led to two at least. (A
+ * leaked block, one that is damaged, or the root of an older commit spoils that, and then nothing is
+ * concluded.) So these array blocks are the live ones; what is lost is which is whose. It is known again
  *
  *     exactly     where the leaves among the nodes name each of the keys and of the blocks once
  *     exactly     where only one block can be a key's: the last key's by its number of words, or a single one that is left
  *     in part     otherwise: a bit that all of them have is set whichever is whose, one that none has is clear
  */
-import { type Block, type BlockReader, explainBlock, readUint64 } from "./check-blocks.ts";
+import { type Block, type BlockReader, explainBlock } from "./check-blocks.ts";
 import type { BlockReferences } from "./check-references.ts";
 import type { RegionBitmap } from "./region-bitmap.ts";
 import { bitsOf, clearBeyond, REGIONS_PER_BLOCK, regionsUnder, wordsIn, wordsUnder } from "./repair-array.ts";
 import type { ProvenBits } from "./repair-bitset.ts";
+import { childrenOf, leafEntriesOf } from "./repair-node.ts";
 
 /** More keys than this are not known in part: what they have in common is little, and told in many small ranges. */
 const MOST_PARTLY_KNOWN = 64;
 
 /** Blocks that the last commit has in use and the walk did not reach. */
 interface Unreached {
+  /** Nodes that no other of them points to. */
+  topCount: number;
   /** Sound array blocks, and the words that each holds. */
   arrays: Map<number, number>;
   /** Array block by key, as the leaves among them say; null where they contradict each other. */
@@ -59,7 +63,8 @@ export async function findInUse(
   if (keys.length === 0) return found;
   const unreached = await surveyUnreached(reader, counts, references);
   if (unreached === null || unreached.arrays.size !== keys.length) return found;
-  const { arrays, named } = unreached;
+  const { arrays, named, topCount } = unreached;
+  if (topCount === 1) return found;
 
   const settle = async (key: number, number: number): Promise<void> => {
     const block = await reader.read(number);
@@ -101,6 +106,8 @@ async function surveyUnreached(
   }
   const arrays = new Map<number, number>();
   let named: Map<number, number> | null = new Map();
+  const tops = new Set<number>();
+  const children = new Set<number>();
   let isWhole = true;
   await reader.each(numbers, (block) => {
     if (typeof block === "string") {
@@ -109,21 +116,21 @@ async function surveyUnreached(
     }
     const words = wordsIn(block);
     if (words > 0) arrays.set(block.number, words);
-    else if (explainBlock(block, "btree node") === null) named = named && addNames(block, named);
-    else isWhole = false;
+    else if (explainBlock(block, "btree node") === null) {
+      tops.add(block.number);
+      for (const child of childrenOf(block)) children.add(child);
+      named = named && addNames(block, named);
+    } else isWhole = false;
   });
-  return isWhole ? { arrays, named } : null;
+  for (const child of children) tops.delete(child);
+  return isWhole ? { topCount: tops.size, arrays, named } : null;
 }
 
 /** What a leaf of the bitset's tree says, added to what others say; null where one key or block is named twice. */
-function addNames({ view }: Block, named: Map<number, number>): Map<number, number> | null {
-  if (view.getUint32(4, true) !== 2) return named;
-  const entries = view.getUint32(16, true);
-  if (view.getUint32(20, true) !== 252 || view.getUint32(24, true) !== 8 || entries > 252) return null;
-  for (let i = 0; i < entries; i++) {
-    const key = readUint64(view, 32 + 8 * i);
+function addNames(node: Block, named: Map<number, number>): Map<number, number> | null {
+  for (const [key, block] of leafEntriesOf(node)) {
     if (named.has(key)) return null;
-    named.set(key, readUint64(view, 2048 + 8 * i));
+    named.set(key, block);
   }
   return new Set(named.values()).size === named.size ? named : null;
 }

@@ -14,7 +14,7 @@
  *     place. Of all that are found each holds all the bits of the one before, or none of them is believed.
  */
 import type { Geometry } from "../base/geometry.ts";
-import { type Block, type BlockReader, readUint64 } from "./check-blocks.ts";
+import type { BlockReader } from "./check-blocks.ts";
 import type { BlockReferences } from "./check-references.ts";
 import type { RegionBitmap } from "./region-bitmap.ts";
 import {
@@ -27,6 +27,7 @@ import {
   wordsUnder,
 } from "./repair-array.ts";
 import type { ProvenBits } from "./repair-bitset.ts";
+import { leafEntriesOf } from "./repair-node.ts";
 import type { BlockSurvey } from "./repair-survey.ts";
 
 /** Older blocks of one key that are looked at: 4 MB. */
@@ -75,21 +76,14 @@ function isAllUnknown(unknown: RegionBitmap, key: number, geometry: Geometry): b
 async function readNames(reader: BlockReader, survey: BlockSurvey): Promise<Int32Array> {
   const names = new Int32Array(survey.blockCount).fill(UNNAMED);
   await reader.each(survey.blocksOf("btree node"), (node) => {
-    if (typeof node === "string" || !isLeaf(node)) return;
-    const entries = node.view.getUint32(16, true);
-    for (let i = 0; i < entries; i++) {
-      const [key, block] = [readUint64(node.view, 32 + 8 * i), readUint64(node.view, 2048 + 8 * i)];
+    if (typeof node === "string") return;
+    for (const [key, block] of leafEntriesOf(node)) {
       if (!(block < names.length)) continue;
       const before = names[block];
       names[block] = before === UNNAMED || before === key ? Math.min(key, 2 ** 31 - 1) : DISPUTED;
     }
   });
   return names;
-}
-
-function isLeaf({ view }: Block): boolean {
-  const isSized = view.getUint32(20, true) === 252 && view.getUint32(24, true) === 8;
-  return view.getUint32(4, true) === 2 && isSized && view.getUint32(16, true) <= 252;
 }
 
 /** Older array blocks that can be no other key's. Copies of their bits. */

@@ -12,6 +12,7 @@ import { BlockReferences } from "./check-references.ts";
 import { FindingList } from "./check-report.ts";
 import { TreeChecker } from "./check-tree.ts";
 import { arrayBlockCount, wordsUnder } from "./repair-array.ts";
+import { childrenOf } from "./repair-node.ts";
 import { readEntries, readIndex } from "./repair-space-map.ts";
 import type { BlockSurvey } from "./repair-survey.ts";
 import { encodeSuperblock } from "./superblock.ts";
@@ -25,6 +26,8 @@ export interface WholeState {
   bitmapRoot: number;
   referenceCountRoot: number;
   bitsetRoot: number;
+  /** Blocks in use. */
+  allocated: number;
   /** The superblock that the commit of this state wrote, checksum included. */
   superblock: Uint8Array;
 }
@@ -68,7 +71,7 @@ async function stateOf(
     bitsetRoot,
   });
   sealBlock(superblock, "superblock", 0);
-  return { bitmapRoot, referenceCountRoot, bitsetRoot, superblock };
+  return { bitmapRoot, referenceCountRoot, bitsetRoot, allocated, superblock };
 }
 
 /** What an index block calls in use, or null where that cannot be a state. */
@@ -78,8 +81,8 @@ async function usedBlocks(
   { blockCount }: StatePlace,
   bitmapRoot: number,
 ): Promise<{ nodes: number[]; arrays: number; allocated: number } | null> {
-  const bitmaps = await readIndex(reader, { blockCount, bitmapRoot });
-  if (bitmaps === null || new Set(bitmaps).size < bitmaps.length) return null;
+  const bitmaps = (await readIndex(reader, { blockCount, bitmapRoot }))?.map(({ place }) => place);
+  if (bitmaps === undefined || new Set(bitmaps).size < bitmaps.length) return null;
   const counts = new Uint8Array(blockCount);
   for (let i = 0; i < bitmaps.length; i++) {
     const number = bitmaps[i] as number;
@@ -131,12 +134,6 @@ async function findRoots(
 
 function isEmptyCounts({ view }: Block): boolean {
   return view.getUint32(4, true) === 2 && view.getUint32(16, true) === 0 && view.getUint32(24, true) === 4;
-}
-
-function childrenOf({ view }: Block): number[] {
-  const entries = view.getUint32(16, true);
-  if (view.getUint32(4, true) !== 1 || entries > 252) return [];
-  return Array.from({ length: entries }, (_, i) => readUint64(view, 2048 + 8 * i));
 }
 
 /** Whether a tree of that many nodes has every key, each with an array block of the right length. */

@@ -6,6 +6,7 @@
  *
  *  1. It stands in a sound array block, reached from a sound superblock through sound nodes under its key. Sound: checksum,
  *     own number, shape. This is all that the kernel itself goes by.
+ *     The space map does not give the lie to it (`repair-contradicted.ts`).
  *  2. The space map of the same commit calls the array block in use, the counts add up, and it cannot be another key's
  *     (`repair-in-use.ts`).
  *  3. The descriptor's digest of the bits of this very state demands it (`repair-digest.ts`); where it does not fit, nothing
@@ -15,8 +16,8 @@
  *
  * A region without such proof is unknown, and is never called hydrated by itself: it would read as whatever the destination
  * held before. Nor is it called unhydrated by itself, since it would be copied again over what a client may have written,
- * unless descriptor and destination prove that no client ever did (`repair-decide.ts`). What is left is for `compare` to find equal on both sides, when it
- * may be called either, and for the user to decide.
+ * unless descriptor and destination prove that no client ever did (`repair-decide.ts`). What is left is for `compare` to find
+ * equal on both sides, when it may be called either, and for the user to decide.
  *
  * No proof by itself, however sound it looks, is what lies in free space: formatting does not wipe a device, array blocks do not say
  * whose and for which regions they are, and their places are used again.
@@ -37,9 +38,10 @@ import { minimumBlockCount, recommendedBlockCount } from "./metadata-size.ts";
 import { RegionBitmap } from "./region-bitmap.ts";
 import { arrayBlockCount, regionsUnder } from "./repair-array.ts";
 import { ProvenBits } from "./repair-bitset.ts";
+import { contradictedKeys } from "./repair-contradicted.ts";
 import { decideUnknown } from "./repair-decide.ts";
 import { geometryOf, readDescriptor } from "./repair-descriptor.ts";
-import { type DigestRequest, proveByDigest } from "./repair-digest.ts";
+import { type DigestRequest, type DigestVerdict, proveByDigest } from "./repair-digest.ts";
 import { findInUse } from "./repair-in-use.ts";
 import { salvageOlder } from "./repair-older.ts";
 import type {
@@ -50,7 +52,7 @@ import type {
   RepairRequest,
   ToldGeometry,
 } from "./repair-plan.ts";
-import { readCounts } from "./repair-space-map.ts";
+import { readCounts, type SpaceMapPlace } from "./repair-space-map.ts";
 import { recoverSuperblock } from "./repair-superblock.ts";
 import { BlockSurvey } from "./repair-survey.ts";
 import { describeFindings, noBits } from "./repair-words.ts";
@@ -77,7 +79,7 @@ interface LiveState {
   blockCount: number;
   descriptor: Descriptor | null;
   /** Where the tree and the space map begin; null where the superblock is lost and nothing tells. */
-  roots: { bitmapRoot: number; referenceCountRoot: number; bitsetRoot: number } | null;
+  roots: Omit<SpaceMapPlace, "blockCount"> | null;
   /** Whether nobody has committed since the program let go of the clone, as far as that can be proved (`settled-witness.ts`). */
   isAsLeft: boolean;
 }
@@ -153,7 +155,7 @@ async function findLive(
   const superblock = await checkSuperblock(reader, device.size, ignored);
   if (typeof superblock === "string") return await withoutSuperblock(device, reader, account, told);
   const geometry = geometryOf({ size: superblock.targetSectors * 512, regionSize: superblock.regionSectors * 512 });
-  const { blockCount, bitmapRoot, referenceCountRoot, bitsetRoot } = superblock;
+  const { blockCount, bitmapRoot, referenceCountRoot, bitsetRoot, allocated } = superblock;
   // Bits that no metadata of that size has room for are not worth the memory that they would take.
   if (geometry === null || blockCount === null || arrayBlockCount(geometry) >= blockCount) {
     return await withoutSuperblock(device, reader, account, told);
@@ -168,7 +170,7 @@ async function findLive(
   if (descriptor === null && warnings.length > 0) account.lost.push(LOST_DESCRIPTOR);
   const settled = descriptor?.destination.settled;
   const unchanged = settled != null && (await isAsLeft(device, settled));
-  const roots = { bitmapRoot, referenceCountRoot, bitsetRoot };
+  const roots = { bitmapRoot, referenceCountRoot, bitsetRoot, allocated };
   return { geometry, blockCount, descriptor, roots, isAsLeft: unchanged };
 }
 
@@ -217,8 +219,14 @@ async function findBits(
     taken ??= BlockSurvey.take(reader, Math.min(blockCount, reader.blocksOnDevice));
     return taken;
   };
-  const isRefuted = await askDigest(reader, live, { proven, unknown, survey }, account);
-  if (!isRefuted && descriptor?.blank === true && proven.lostKeys.length > 0) {
+  const verdict = await askDigest(reader, live, { proven, unknown, survey }, account);
+  if (verdict === "nothing" && counts !== null) {
+    for (const key of contradictedKeys(counts, references, proven)) {
+      proven.lose(key);
+      unknown.setRange(regionsUnder(key, key + 1, geometry));
+    }
+  }
+  if (verdict !== "refuted" && descriptor?.blank === true && proven.lostKeys.length > 0) {
     for (const key of await salvageOlder(reader, await survey(), { proven, unknown, references })) {
       const { start, end } = regionsUnder(key, key + 1, geometry);
       account.salvaged.push(
@@ -229,20 +237,19 @@ async function findBits(
   return { proven, unknown };
 }
 
-/** Lets the digest that the descriptor records decide, where it is of this very state. Returns whether it refutes the bits. */
+/** Lets the digest that the descriptor records decide, where it is of this very state. */
 async function askDigest(
   reader: BlockReader,
   { descriptor, geometry, isAsLeft }: LiveState,
   { proven, unknown, survey }: Pick<DigestRequest, "proven" | "unknown" | "survey">,
   account: RepairAccount,
-): Promise<boolean> {
+): Promise<DigestVerdict> {
   const settled = descriptor?.destination.settled;
-  if (settled == null || !isAsLeft) return false;
+  if (settled == null || !isAsLeft) return "nothing";
   const verdict = await proveByDigest(reader, { settled, proven, unknown, survey });
   if (verdict === "exact") account.exact.push("An array block: its bits are those that the recorded digest demands");
-  if (verdict !== "refuted") return false;
-  unknown.setRange({ start: 0, end: geometry.regionCount });
-  return true;
+  if (verdict === "refuted") unknown.setRange({ start: 0, end: geometry.regionCount });
+  return verdict;
 }
 
 /**

@@ -16,7 +16,7 @@ import { createHash } from "node:crypto";
 import type { BlockDevice } from "../device/block-device.ts";
 import { BlockReader, explainBlock, readUint64 } from "./check-blocks.ts";
 import type { SettledState } from "./descriptor-json.ts";
-import { readEntries, readIndex } from "./repair-space-map.ts";
+import { type IndexEntry, readEntries, readIndex } from "./repair-space-map.ts";
 
 /** Free blocks that are recorded, or all where there are fewer. A commit takes four at least. */
 export const MOST_FREE = 16;
@@ -80,21 +80,19 @@ async function lowestFree(reader: BlockReader): Promise<number[] | null> {
   const superblock = await reader.read(0);
   if (typeof superblock === "string" || explainBlock(superblock, "superblock") !== null) return null;
   const place = { blockCount: readUint64(superblock.view, 44), bitmapRoot: readUint64(superblock.view, 60) };
-  const bitmaps = await readIndex(reader, place);
-  const index = await reader.read(place.bitmapRoot);
-  if (bitmaps === null || typeof index === "string") return null;
+  const index = await readIndex(reader, place);
+  if (index === null) return null;
   const free: number[] = [];
-  for (let i = 0; i < bitmaps.length && free.length < MOST_FREE; i++) {
-    const block = await reader.read(bitmaps[i] as number);
+  for (let i = 0; i < index.length && free.length < MOST_FREE; i++) {
+    const bitmap = index[i] as IndexEntry;
+    const block = await reader.read(bitmap.place);
     if (typeof block === "string" || explainBlock(block, "bitmap block") !== null) return null;
     const first = i * ENTRIES_PER_BITMAP;
     const counts = new Uint8Array(Math.min(ENTRIES_PER_BITMAP, place.blockCount - first));
-    readEntries(block.bytes, counts, 0);
-    const lowest = counts.indexOf(0);
+    const { firstFree } = readEntries(block.bytes, counts, 0);
+    if (firstFree === counts.length) continue;
     // What says that a bitmap is full, or that nothing is free before an entry, is believed without a look at it.
-    const isPassedBy =
-      index.view.getUint32(24 + 16 * i, true) === 0 || index.view.getUint32(28 + 16 * i, true) > lowest;
-    if (lowest >= 0 && isPassedBy) return null;
+    if (bitmap.free === 0 || bitmap.noneFreeBefore > firstFree) return null;
     counts.forEach((count, entry) => {
       if (count === 0) free.push(first + entry);
     });

@@ -6,18 +6,14 @@ import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { expect, test } from "vitest";
 import { campaign } from "../support/campaign.ts";
-import { seededRandom } from "../support/random.ts";
-import { type BaseImage, baseImage } from "./base-image.ts";
-import { BLOWS, strike } from "./blows.ts";
-import { Evidence } from "./evidence.ts";
-import { Judgement, OUTCOMES } from "./judge.ts";
-import { DECISIONS, REPAIR_OUTCOMES, RepairJudgement } from "./judge-repair.ts";
+import { BLOWS } from "./blows.ts";
+import { blowOf, ImageJudge } from "./image-judge.ts";
+import { OUTCOMES } from "./judge.ts";
+import { DECISIONS, REPAIR_OUTCOMES } from "./judge-repair.ts";
 import { Watchdog } from "./watchdog.ts";
 
 const { seed, option, share, report } = campaign({ images: 100_000 });
 
-/** Images that come of one base. */
-const FAMILY = 12;
 /** MiB by which what is in use may be more than when a tenth was done. A leak of 4 KiB an image is more in 100,000. */
 const GROWTH = 96;
 
@@ -26,18 +22,7 @@ const ENOUGH = 500;
 
 if (option("images") === 0) throw new RangeError("--images takes at least 1: none prove nothing");
 
-const bases = new Map<number, Promise<BaseImage>>();
-
-/** Few are kept: the next images are of the same family. */
-async function base(family: number): Promise<BaseImage> {
-  let image = bases.get(family);
-  if (image === undefined) {
-    image = baseImage(family);
-    bases.set(family, image);
-    if (bases.size > 3) bases.delete(bases.keys().next().value as number);
-  }
-  return await image;
-}
+const judge = new ImageJudge();
 
 setFlagsFromString("--expose-gc");
 const collectGarbage = runInNewContext("gc") as () => void;
@@ -64,21 +49,13 @@ test(`damaged images from seed ${seed} are recognised, and never believed`, asyn
   const isDone = (image: number) => image >= images && (images < ENOUGH || idle().length === 0 || image >= 5 * images);
   for (let image = 0; !isDone(image); image++) {
     const number = (seed + image) % 2 ** 32;
-    const family = Math.floor(number / FAMILY);
     watchdog.begins(number);
-    const random = seededRandom(Math.imul(number, 0x85ebca6b) ^ family);
-    const blow = BLOWS[number % BLOWS.length] as (typeof BLOWS)[number];
-    const struck = await base(family);
-    const damage = strike(struck, await base(family + 1), blow, random);
     count("damaged images");
-    count(blow);
+    count(blowOf(number));
     try {
-      const evidence = new Evidence(struck, damage);
-      count(await new Judgement(evidence, random).judge());
-      if (struck.bytes.length < 2 ** 23 || random.oneIn(4)) count(await new RepairJudgement(evidence, count).judge());
+      await judge.judge(number, count);
     } catch (error) {
-      const what = error instanceof Error ? `${error.name}: ${error.message}` : String(error);
-      violations.push(`${number}: ${struck.name}, ${blow}: ${what}\n${error instanceof Error ? error.stack : ""}`);
+      violations.push(`${number}: ${error}\n${error instanceof Error ? error.stack : ""}`);
       if (violations.length >= 20) break;
     }
     if (image === Math.floor(images / 10)) early = inUse();
@@ -86,7 +63,7 @@ test(`damaged images from seed ${seed} are recognised, and never believed`, asyn
   watchdog.rests();
   const { "damaged images": total, ...parts } = figures;
   report({ "damaged images": total ?? 0, violations: violations.length, ...parts });
-  bases.clear();
+  judge.forget();
   expect(violations.map((violation) => `reproduce with --images 1 --shards 1 --seed ${violation}`)).toEqual([]);
   if (images < ENOUGH) return;
   expect(idle(), "what no image has brought a repair to").toEqual([]);

@@ -14,6 +14,8 @@ export class Violation extends Error {}
 const READS_PER_BYTE = 8;
 const READS_BESIDES = 2 ** 21;
 const REGIONS_PER_KEY = 32576;
+const ENTRIES_PER_BITMAP = 16320;
+const SPACE_MAP: ReadonlySet<Role> = new Set<Role>(["index", "bitmap"]);
 /** Free blocks that the descriptor records. */
 const LOWEST_FREE = 16;
 
@@ -67,10 +69,31 @@ export class Evidence {
     );
   }
 
-  /** Whether every block that a region's bit is read from or through, and that was struck, has its seal; at least one was struck. */
+  /**
+   * Whether every block that a region's bit is read from or through, and that was struck, has its seal; at least one was struck.
+   * From another superblock that has its seal all of another state follows, what is damaged of that state, too.
+   */
   isMisled(region: number): boolean {
+    if (this.isSealed(0, "superblock")) return true;
     const struck = this.#pathTo(region).filter(([block]) => this.damage.blocks.has(block));
     return struck.length > 0 && struck.every(([block, role]) => this.isSealed(block, role));
+  }
+
+  /**
+   * Whether the space map is one of another time that is as sound as the true one: its blocks have their seals, and as many are in
+   * use. Then it contradicts the tree, and it could be the tree that is of another time.
+   */
+  get isAnotherSpaceMap(): boolean {
+    if (![...this.struck].some(([block, role]) => SPACE_MAP.has(role) && this.isSealed(block, role))) return false;
+    const device = this.device();
+    const index = device.block(Number(device.block(0).readBigUInt64LE(60)));
+    if (index.length < BLOCK) return false;
+    let inUse = 0;
+    for (let bitmap = 0; bitmap * ENTRIES_PER_BITMAP < this.base.blockCount; bitmap++) {
+      const entries = device.block(Number(index.readBigUInt64LE(16 + 16 * bitmap))).subarray(16);
+      for (const byte of entries) for (let bits = byte; bits > 0; bits >>= 2) if ((bits & 3) !== 0) inUse++;
+    }
+    return inUse === this.base.live.size;
   }
 
   /**

@@ -5,7 +5,7 @@
  *     hydrated, and not called so    only where that is told: copied again, which no client may ever have written to, or by the
  *                                    word of the user; or where a sealed block says so
  *     refused                        never where nothing but counts, hints, leaks and free space was struck; such metadata is
- *                                    repaired exactly
+ *                                    repaired exactly, unless a space map of another time contradicts it
  *
  * What the user can be asked for is tried too: both assumptions, and a comparison, for which the truth stands in.
  */
@@ -96,7 +96,8 @@ export class RepairJudgement {
     const { struck, damage } = this.#evidence;
     // Less than the smallest metadata is taken for none at all, whatever is in it.
     const isWhole = damage.size >= MIN_METADATA_BLOCKS * BLOCK;
-    const isSpare = isWhole && [...struck.values()].every((role) => SPARE.has(role));
+    const isSpare =
+      isWhole && [...struck.values()].every((role) => SPARE.has(role)) && !this.#evidence.isAnotherSpaceMap;
     if (!plan.ok) {
       if (plan.reason === "" || /\n/.test(plan.reason))
         throw new Violation(`a repair is refused with "${plan.reason}"`);

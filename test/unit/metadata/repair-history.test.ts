@@ -102,6 +102,21 @@ const hydrated = (planned: RepairPlan): [number, number][] => {
 
 const growing = (ends: number[]): RegionRange[][] => ends.map((end) => [{ start: 0, end }]);
 
+test("planRepair() believes a tree against the space map where the digest fits", async () => {
+  const device = await clone(THREE_KEYS, growing([10, 500, 40_000]));
+  await settle(device, THREE_KEYS, {}, { hasDigest: true });
+  const image = await imageOf(device);
+  image.setCount(image.arrayBlocks()[0] as number, 0);
+  image.setCount(60, 1);
+  expect(hydrated(await plan(image))).toEqual([[0, 40_000]]);
+  // Without the digest it could be the space map or the tree that is older than the other.
+  await settle(device, THREE_KEYS);
+  const undecided = await imageOf(device);
+  undecided.setCount(undecided.arrayBlocks()[0] as number, 0);
+  undecided.setCount(60, 1);
+  expect(await plan(undecided)).toMatchObject({ ok: false, unknown: [{ start: 0, end: THREE_KEYS.regionCount }] });
+});
+
 test("planRepair() finds the last state by the checksum that a wrecked superblock still holds", async () => {
   const image = await imageOf(await clone(THREE_KEYS, growing([10, 500, 40_000]), { descriptor: null }));
   image.bytes.fill(0xff, 44, 200); // the roots are gone, the sizes with them

@@ -45,6 +45,11 @@ const truth: [number, number][] = [
   [REGIONS - 1, REGIONS],
 ];
 
+function free(image: MetadataImage, block: number): void {
+  image.setCount(block, 0);
+  recount(image);
+}
+
 /** Damage from which everything can be made anew. `twoLevelImage()` says which block is what. */
 const cheap: [string, (image: MetadataImage) => void][] = [
   ["nothing", () => {}],
@@ -57,6 +62,7 @@ const cheap: [string, (image: MetadataImage) => void][] = [
   ["an unreadable bitmap block", (image) => flipBit(image, 3)],
   ["an unreadable leaf of reference counts", (image) => flipBit(image, 2)],
   ["a live block that is counted free", (image) => image.setCount(7, 0)],
+  ["a live block that is counted free, and in no sum", (image) => free(image, 7)],
   ["a leaked block", (image) => image.setCount(30, 1)],
   [
     "a leaked block that is counted right",
@@ -111,20 +117,106 @@ test("planRepair() concludes nothing from the space map where a leaked block cou
   image.edit(30, "array", (block) => block.fill(0xff, 24, 3000));
   image.seal(30, "array");
   image.setCount(30, 1);
+  recount(image);
   expect(await plan(image)).toMatchObject({ ok: false, unknown: [{ start: 4 * 32576, end: REGIONS }] });
 });
 
-test("planRepair() concludes nothing from a bitmap that calls free what the last commit has in use", async () => {
+/** Of another time than the superblock, whose tree has lost the leaf of the last key. An older block of that key is in 30. */
+const olderSpaceMaps: [string, (image: MetadataImage) => void][] = [
+  ["calls a leaf free", (image) => free(image, 11)],
+  ["calls itself free", (image) => free(image, 1)],
+  ["calls the root of the tree free", (image) => free(image, 4)],
+  [
+    "does not add up to the blocks in use",
+    (image) => image.edit(0, "superblock", () => image.set64(0, 52, image.get64(0, 52) + 1)),
+  ],
+  [
+    "does not add up to the free entries",
+    (image) => image.edit(1, "index", () => image.set32(1, 24, image.get32(1, 24) - 1)),
+  ],
+  ["has free entries where none are said to be", (image) => image.edit(1, "index", () => image.set32(1, 28, 50))],
+];
+
+test.for(olderSpaceMaps)("planRepair() concludes nothing from a space map that %s", async ([, strike]) => {
+  const older = twoLevelImage();
+  flipBit(older, 12);
+  older.block(9).copy(older.block(30));
+  older.edit(30, "array", (block) => block.fill(0xff, 24, 3000));
+  older.seal(30, "array");
+  older.setCount(30, 1);
+  older.setCount(9, 0);
+  recount(older);
+  // So far nothing tells that it is not of this time.
+  expect(await plan(older)).toMatchObject({ ok: true });
+  strike(older);
+  const { ok, unknown } = await plan(older);
+  expect(ok).toBe(false);
+  expect(unknown.at(-1)?.end).toBe(REGIONS);
+});
+
+test("planRepair() concludes nothing from an index whose bitmap is in the place of the tree's root", async () => {
   const image = twoLevelImage();
-  flipBit(image, 12); // key 4 alone: its block is 9, and an older one of it is in 30
-  image.block(9).copy(image.block(30));
+  image.block(3).copy(image.block(4)); // where the root is by now
+  image.seal(4, "bitmap");
+  image.edit(1, "index", () => image.set64(1, 16, 4));
+  free(image, 3); // all else adds up
+  expect(await plan(image)).toMatchObject({ ok: false, unknown: [{ start: 0, end: REGIONS }] });
+});
+
+test("planRepair() takes no root of an older commit for what an unreadable root led to", async () => {
+  const image = buildMetadata({
+    regionSectors: 8,
+    targetSectors: 8 * 100_000,
+    blockCount: 64,
+    hydrated: [[5, 70_000]],
+  });
+  const [first, second] = image.arrayBlocks() as [number, number];
+  image.block(image.bitsetRoot).copy(image.block(30));
+  image.seal(30, "node");
+  // It named these under each other's key, whose places have been used again.
+  image.edit(30, "node", (node) => {
+    node.writeBigUInt64LE(BigInt(second), 2048);
+    node.writeBigUInt64LE(BigInt(first), 2056);
+  });
+  flipBit(image, image.bitsetRoot);
+  const without = await plan(image);
+  image.setCount(30, 1);
+  recount(image);
+  const planned = await plan(image);
+  expect(without.salvaged).toHaveLength(1); // what all have in common
+  expect(planned).toMatchObject({ ok: false, salvaged: [], unknown: [{ start: 0, end: 100_000 }] });
+});
+
+/** The leaf of the keys 2 and 3 is older than the last commit, and names 30, which was key 3's then. */
+function withOlderLeaf(): MetadataImage {
+  const image = twoLevelImage();
+  image.block(8).copy(image.block(30));
   image.edit(30, "array", (block) => block.fill(0xff, 24, 3000));
   image.seal(30, "array");
-  // The bitmap is of the time when 30 was in use and the place of the index was not.
-  image.setCount(30, 1);
-  image.setCount(9, 0);
-  image.setCount(1, 0);
-  expect(await plan(image)).toMatchObject({ ok: false, unknown: [{ start: 4 * 32576, end: REGIONS }] });
+  image.edit(11, "node", () => image.set64(11, 2056, 30));
+  return image;
+}
+
+test("planRepair() believes no leaf that names what is free, where something in use is named by none", async () => {
+  const image = withOlderLeaf();
+  expect(await plan(image)).toMatchObject({ ok: false, unknown: [{ start: 2 * 32576, end: 4 * 32576 }] });
+  expect((await repaired(image, { assume: "unhydrated" })).hydratedRanges()).toEqual(truth);
+});
+
+/** What tells that it is the space map that is older than the leaf. */
+const signsOfAge: [string, (image: MetadataImage) => void][] = [
+  ["calls itself free", (image) => free(image, 1)],
+  ["calls the root of the tree free", (image) => free(image, 4)],
+  ["does not add up", (image) => image.setCount(33, 1)],
+];
+
+test.for(signsOfAge)("planRepair() believes a leaf against a space map that %s", async ([, strike]) => {
+  const image = withOlderLeaf();
+  for (const leaked of [31, 32]) image.setCount(leaked, 1);
+  recount(image);
+  expect(await plan(image)).toMatchObject({ ok: false });
+  strike(image);
+  expect(await plan(image)).toMatchObject({ ok: true, unknown: [] });
 });
 
 test("planRepair() follows an unreadable root to the leaves that the space map calls in use", async () => {
