@@ -16,6 +16,7 @@ export {
   type OpenRequest,
 } from "./clone/clone.ts";
 export { type CloneStatus, dmStatusLine, readStatus, type StatusReport } from "./clone/clone-status.ts";
+export type { RunningComparison } from "./clone/compare-sides.ts";
 export { type CopyStart, startCopy } from "./clone/copy-clone.ts";
 export { type CreatedClone, type CreateRequest, createClone } from "./clone/create-clone.ts";
 export { type Deletion, deleteClone } from "./clone/delete-clone.ts";
@@ -29,7 +30,7 @@ export {
 export { type RestoredMetadata, type RestoreRequest, restoreMetadata } from "./clone/restore-metadata.ts";
 export type { Trace } from "./clone/trace-codec.ts";
 export { readTrace } from "./clone/trace-file.ts";
-export { type RunningVerify, type VerifyReport, verifyClone } from "./clone/verify-clone.ts";
+export { type VerifyReport, verifyClone } from "./clone/verify-clone.ts";
 export type { BlockDevice, Extent, ZeroOptions } from "./device/block-device.ts";
 export { FileDevice, type FileDeviceOptions } from "./device/file-device.ts";
 export { type CheckReport, checkMetadata, type Finding, formatFinding } from "./metadata/check.ts";

@@ -103,6 +103,24 @@ export function countRegions(ranges: Iterable<RegionRange>): number {
   return count;
 }
 
+/** What of `ranges` is not among `others`. Both are sorted; neither has ranges that overlap. */
+export function* withoutRegions(
+  ranges: Iterable<RegionRange>,
+  others: readonly RegionRange[],
+): Generator<RegionRange, void> {
+  let next = 0;
+  for (const { start, end } of ranges) {
+    let from = start;
+    while (from < end) {
+      while (next < others.length && (others[next] as RegionRange).end <= from) next++;
+      const other = others[next];
+      const until = Math.min(other?.start ?? end, end);
+      if (from < until) yield { start: from, end: until };
+      from = Math.max(until, Math.min(other?.end ?? end, end));
+    }
+  }
+}
+
 /** Whether `bytes` is a region size that dm-clone accepts. */
 export function isRegionSize(bytes: number): boolean {
   return (

@@ -26,11 +26,12 @@ import { CommitPipeline } from "../engine/commit-pipeline.ts";
 import { Salvage } from "../engine/salvage.ts";
 import { UnreadableRegions, unhydratedParts } from "../engine/unreadable-regions.ts";
 import type { AttachedDestination, AttachedSource, Clone, DeviceRequest } from "./clone.ts";
+import type { RunningComparison } from "./compare-sides.ts";
 import { refuseLostDestination } from "./destination-guard.ts";
 import { refuseDifferentSamples } from "./destination-state.ts";
 import { changeAsError } from "./hydrate-clone.ts";
 import { removeMetadata } from "./metadata-file.ts";
-import { type RunningVerify, verifyClone } from "./verify-clone.ts";
+import { verifyClone } from "./verify-clone.ts";
 
 /** How to finalize. */
 export interface FinalizeRequest extends DeviceRequest {
@@ -73,7 +74,7 @@ export function finalizeJson(report: FinalizeReport): FinalizeJson {
 export async function finalizeClone(
   clone: Clone,
   request: FinalizeRequest,
-  { signal, onVerify }: { signal: AbortSignal; onVerify?: ((running: RunningVerify) => void) | undefined },
+  { signal, onVerify }: { signal: AbortSignal; onVerify?: ((running: RunningComparison) => void) | undefined },
 ): Promise<FinalizeReport> {
   const already = clone.finalized !== null;
   const missing = already ? unreadableParts(clone) : refuseMissing(clone, request);
@@ -302,7 +303,7 @@ export function refuseMissing(clone: Clone, { acceptUnreadable }: { acceptUnread
 async function refuseDifference(
   clone: Clone,
   request: FinalizeRequest,
-  options: { signal: AbortSignal; onVerify?: ((running: RunningVerify) => void) | undefined },
+  options: { signal: AbortSignal; onVerify?: ((running: RunningComparison) => void) | undefined },
 ): Promise<void> {
   const { equal, differing, served } = await verifyClone(clone, request, {
     signal: options.signal,

@@ -14,7 +14,8 @@ import {
 } from "../metadata/repair.ts";
 import { imageBytes } from "../metadata/repair-descriptor.ts";
 import { Clone, type DeviceRequest } from "./clone.ts";
-import { equalRegions, type RunningComparison } from "./compare-unknown.ts";
+import type { RunningComparison } from "./compare-sides.ts";
+import { equalRegions } from "./compare-unknown.ts";
 import { PAGE } from "./hydrate-clone.ts";
 import { isDestinationAsLeft } from "./left-destination.ts";
 import { type OpenedMetadata, openMetadata } from "./open-metadata.ts";

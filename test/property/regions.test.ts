@@ -1,7 +1,7 @@
 // The region bitmap and the list of dirty regions against a plain Set.
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import type { RegionRange } from "../../src/base/geometry.ts";
+import { type RegionRange, withoutRegions } from "../../src/base/geometry.ts";
 import { DirtyRegions } from "../../src/metadata/dirty-regions.ts";
 import { RegionBitmap } from "../../src/metadata/region-bitmap.ts";
 
@@ -142,3 +142,21 @@ test("DirtyRegions.freeze() merges ranges that touch, whatever order they came i
     dirty.add({ start, end });
   expect(dirty.freeze()).toEqual([{ start: 0, end: 40 }]);
 });
+
+test("withoutRegions() leaves what a Set leaves, in ranges that are sorted and not empty", () =>
+  fc.assert(
+    fc.property(fc.array(rangesWithin(SIZE)), fc.array(rangesWithin(SIZE)), (some, others) => {
+      const [from, taken] = [some, others].map((ranges) => {
+        const dirty = new DirtyRegions();
+        for (const range of ranges) dirty.add(range);
+        return dirty.freeze();
+      }) as [RegionRange[], RegionRange[]];
+      const left = [...withoutRegions(from, taken)];
+      const without = members(taken);
+      expect(members(left)).toEqual(new Set([...members(from)].filter((region) => !without.has(region))));
+      left.forEach(({ start, end }, i) => {
+        expect(start).toBeLessThan(end);
+        expect(start).toBeGreaterThanOrEqual(left[i - 1]?.end ?? 0);
+      });
+    }),
+  ));

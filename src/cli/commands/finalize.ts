@@ -5,11 +5,11 @@ import type { FinalizeJson, FinalizeReport, FinalizeRequest } from "../../clone/
 import type { LivePeer } from "../../clone/live-peer.ts";
 import type { FinalizeAsked } from "../../control/tuning.ts";
 import { type CliContext, defineCommand } from "../command.ts";
+import { withComparisonProgress } from "../comparison-progress.ts";
 import { ExitCode } from "../exit-codes.ts";
 import { cloneArgument, deviceOptions, deviceRequest, jsonOption, progressOption } from "../options.ts";
 import type { ProgressStyle } from "../progress-style.ts";
 import { formatRegions } from "../regions.ts";
-import { withVerifyProgress } from "../verify-progress.ts";
 
 /** `clone finalize CLONE` */
 export const finalizeCommand = defineCommand({
@@ -99,7 +99,9 @@ export async function runFinalize(
 ): Promise<FinalizeReport> {
   const { finalizeClone } = await import("../../clone/finalize-clone.ts");
   const { signal } = options.context;
-  return await withVerifyProgress(options, (onVerify) => finalizeClone(clone, request, { signal, onVerify }));
+  return await withComparisonProgress({ label: "Verifying", ...options }, (onVerify) =>
+    finalizeClone(clone, request, { signal, onVerify }),
+  );
 }
 
 /** Says what the copy is now. */

@@ -1,11 +1,11 @@
 import { UsageError } from "../../base/errors.ts";
 import { isRegionSize } from "../../base/geometry.ts";
-import type { RunningComparison } from "../../clone/compare-unknown.ts";
+import type { RunningComparison } from "../../clone/compare-sides.ts";
 import type { RepairReport } from "../../clone/repair-clone.ts";
 import { type CliContext, defineCommand } from "../command.ts";
+import { withComparisonProgress } from "../comparison-progress.ts";
 import { ExitCode } from "../exit-codes.ts";
 import { deviceOptions, deviceRequest, jsonOption, progressOption, sizeOf } from "../options.ts";
-import type { ProgressStyle } from "../progress-style.ts";
 import { formatRegions } from "../regions.ts";
 import { shellWord } from "../shell-word.ts";
 
@@ -72,7 +72,9 @@ export const repairCommand = defineCommand({
     };
     const run = (onCompare?: (running: RunningComparison) => void) =>
       repairClone(request, { signal, onWarning, onDetail, onCompare });
-    const report = options.compare ? await withProgress(run, { ...options, context }) : await run();
+    const report = options.compare
+      ? await withComparisonProgress({ label: "Comparing", ...options, context }, run)
+      : await run();
     if (options.json) {
       const { repairJson } = await import("../../clone/repair-clone.ts");
       context.terminal.print(JSON.stringify(repairJson(report)));
@@ -97,26 +99,6 @@ function geometryOf(size: number | undefined, regionSize: number | undefined) {
     throw new UsageError(`Cannot use --size: ${size} is not a whole number of 512-byte sectors`);
   }
   return { size, regionSize };
-}
-
-async function withProgress<T>(
-  run: (onCompare: (running: RunningComparison) => void) => Promise<T>,
-  { progress, json, context }: { progress: ProgressStyle; json: boolean | undefined; context: CliContext },
-): Promise<T> {
-  const { withProgress: show } = await import("../progress.ts");
-  return await show(
-    { style: progress, label: "Comparing", quiet: context.quiet, jsonResult: json ?? false },
-    (display) =>
-      run((running) =>
-        display(() => ({
-          done: running.comparedBytes,
-          total: running.totalBytes,
-          moved: running.comparedBytes,
-          regionsInFlight: 0,
-          unreadableRegions: 0,
-        })),
-      ),
-  );
 }
 
 async function printReport(

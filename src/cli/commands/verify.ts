@@ -1,8 +1,8 @@
 import { defineCommand } from "../command.ts";
+import { withComparisonProgress } from "../comparison-progress.ts";
 import { ExitCode } from "../exit-codes.ts";
 import { cloneArgument, deviceOptions, deviceRequest, jsonOption, progressOption } from "../options.ts";
 import { formatRegions } from "../regions.ts";
-import { withVerifyProgress } from "../verify-progress.ts";
 
 /** `clone verify CLONE` */
 export const verifyCommand = defineCommand({
@@ -12,7 +12,7 @@ export const verifyCommand = defineCommand({
     const { Clone } = await import("../../clone/clone.ts");
     const { verifyClone } = await import("../../clone/verify-clone.ts");
     await using clone = await Clone.open({ name: options.clone, access: "quiescent", signal, onWarning, onDetail });
-    const report = await withVerifyProgress({ ...options, context }, (onStart) =>
+    const report = await withComparisonProgress({ label: "Verifying", ...options, context }, (onStart) =>
       verifyClone(clone, deviceRequest(options), { signal, onStart }),
     );
     const { equal, compared, differing, served } = report;
