@@ -6,11 +6,11 @@ import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { expect, test } from "vitest";
 import { campaign } from "../support/campaign.ts";
+import { Watchdog } from "../support/watchdog.ts";
 import { BLOWS } from "./blows.ts";
 import { blowOf, ImageJudge } from "./image-judge.ts";
 import { OUTCOMES } from "./judge.ts";
 import { DECISIONS, REPAIR_OUTCOMES } from "./judge-repair.ts";
-import { Watchdog } from "./watchdog.ts";
 
 const { seed, option, share, report } = campaign({ images: 100_000 });
 
@@ -35,7 +35,9 @@ function inUse(): number {
 }
 
 test(`damaged images from seed ${seed} are recognised, and never believed`, async () => {
-  await using watchdog = await Watchdog.start();
+  await using watchdog = await Watchdog.start(
+    "damage: VIOLATION: an image does not end. Again, alone: npm run test:damage -- --images 1 --shards 1 --seed %0",
+  );
   const words = ["damaged images", ...OUTCOMES, ...REPAIR_OUTCOMES, ...Object.keys(DECISIONS), ...BLOWS];
   const figures: Record<string, number> = Object.fromEntries(words.map((word) => [word, 0]));
   const count = (what: string) => {

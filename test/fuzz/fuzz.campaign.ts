@@ -3,9 +3,9 @@
 // message of it: both are what a violation is reported with.
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { campaign } from "../support/campaign.ts";
+import { Watchdog } from "../support/watchdog.ts";
 import { fuzz } from "./fuzz.ts";
 import { TARGETS } from "./targets.ts";
-import { Watchdog } from "./watchdog.ts";
 
 const { seed: ownSeed, shard, shards, option, report } = campaign({ messages: 100_000, target: 0, message: 0 });
 // A message is the same whichever shard reads it: by the campaign's seed, not the shard's.
@@ -29,7 +29,9 @@ function* messagesFor(weight: number): Generator<number> {
 
 let watchdog: Watchdog;
 beforeAll(async () => {
-  watchdog = await Watchdog.start();
+  watchdog = await Watchdog.start(
+    "fuzz: VIOLATION: a message does not end. Again, alone: npm run test:fuzz -- --seed %0 --target %1 --message %2",
+  );
 });
 afterAll(() => watchdog[Symbol.asyncDispose]());
 

@@ -7,9 +7,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as sleep } from "node:timers/promises";
 import { type SeededRandom, seededRandom } from "../support/random.ts";
+import type { Watchdog } from "../support/watchdog.ts";
 import { Allocations } from "./allocations.ts";
 import type { FuzzSession, FuzzTarget, Outcome } from "./target.ts";
-import type { Watchdog } from "./watchdog.ts";
 
 /** Which messages. */
 export interface FuzzRun {
@@ -61,7 +61,7 @@ export async function fuzz(target: FuzzTarget, run: FuzzRun): Promise<FuzzResult
       else result.violations.push(describe(target, { seed, number, message, bytes, error: outcome }));
       if (result.violations.length >= mostViolations) break;
     }
-    watchdog?.begins(seed, 0, 0);
+    watchdog?.rests();
     if (result.violations.length === 0) await session.finish?.();
   }
   const left = await filesLeft(filesBefore);

@@ -7,8 +7,8 @@
 import { expect, test } from "vitest";
 import { campaign } from "../support/campaign.ts";
 import { mix, shownReport, simulate } from "../support/simulation.ts";
+import { Watchdog } from "../support/watchdog.ts";
 import { NONE, OPTIONS } from "./options.ts";
-import { RunWatchdog } from "./run-watchdog.ts";
 
 const { seed, shard, share, option, report } = campaign(OPTIONS);
 /** After so many runs that go wrong the rest would not tell more. */
@@ -16,7 +16,9 @@ const MOST_WRONG = 5;
 
 test.runIf(option("replay") === NONE)("No crash of any run loses or invents a sector", async () => {
   const wrong: string[] = [];
-  await using watchdog = await RunWatchdog.start();
+  await using watchdog = await Watchdog.start(
+    "sim: VIOLATION: a run does not end. Again, alone: npm run test:sim -- --replay %0",
+  );
   const sum = { "crash states": 0, "cut points": 0, runs: 0, generations: 0, violations: 0 };
   for (let run = 0; sum["crash states"] < share("states") && wrong.length < MOST_WRONG; run++) {
     watchdog.begins(mix(seed, run));
