@@ -26,6 +26,7 @@ export interface SpaceMapPlace {
  *     names the root of the bitset as one of its own blocks
  *     does not call all blocks in use that the superblock and the index name
  *     does not fit what is kept a level above: free entries of each bitmap, where they begin, allocated blocks
+ *     has blocks in use that there are not
  *
  * The space map's own blocks are entered into `references`.
  */
@@ -80,22 +81,21 @@ export async function readIndex(
 }
 
 /**
- * Puts the 2-bit entries of a bitmap block in place; those beyond the end of `counts` are left out. Returns how many are not
- * zero, and the first that is, counted from 0 (as many as there are where none is).
+ * Puts the 2-bit entries of a bitmap block in place; those beyond the end of `counts` are left out. Returns how many of all are
+ * not zero, and the first that is, counted from 0 (as many as there are where none is).
  */
 export function readEntries(
   bytes: Uint8Array,
   counts: Uint8Array,
   first: number,
 ): { inUse: number; firstFree: number } {
-  const end = Math.min(ENTRIES_PER_BITMAP, counts.length - first);
   let inUse = 0;
-  let firstFree = end;
-  for (let entry = 0; entry < end; entry++) {
+  let firstFree = ENTRIES_PER_BITMAP;
+  for (let entry = 0; entry < ENTRIES_PER_BITMAP; entry++) {
     const pair = ((bytes[16 + Math.floor(entry / 4)] as number) >> (2 * (entry % 4))) & 3;
     if (pair !== 0) inUse++;
     else firstFree = Math.min(firstFree, entry);
-    counts[first + entry] = ((pair & 1) << 1) | (pair >> 1);
+    if (first + entry < counts.length) counts[first + entry] = ((pair & 1) << 1) | (pair >> 1);
   }
   return { inUse, firstFree };
 }

@@ -90,7 +90,7 @@ async function lowestFree(reader: BlockReader): Promise<number[] | null> {
     const first = i * ENTRIES_PER_BITMAP;
     const counts = new Uint8Array(Math.min(ENTRIES_PER_BITMAP, place.blockCount - first));
     const { firstFree } = readEntries(block.bytes, counts, 0);
-    if (firstFree === counts.length) continue;
+    if (firstFree >= counts.length) continue;
     // What says that a bitmap is full, or that nothing is free before an entry, is believed without a look at it.
     if (bitmap.free === 0 || bitmap.noneFreeBefore > firstFree) return null;
     counts.forEach((count, entry) => {

@@ -71,11 +71,18 @@ export class Evidence {
 
   /**
    * Whether every block that a region's bit is read from or through, and that was struck, has its seal; at least one was struck.
-   * From another superblock that has its seal all of another state follows, what is damaged of that state, too.
+   * From another superblock that has its seal all of another state follows, what is damaged of that state, too; and where a node
+   * is lost, what another space map says that has its seals.
    */
   isMisled(region: number): boolean {
     if (this.isSealed(0, "superblock")) return true;
-    const struck = this.#pathTo(region).filter(([block]) => this.damage.blocks.has(block));
+    const path = this.#pathTo(region);
+    // Without the tree all depends on what the space map calls in use.
+    const isLost = path.some(
+      ([block, role]) => role === "node" && this.#isStruck(block) && !this.isSealed(block, role),
+    );
+    if (isLost) return this.isAnotherSpaceMap;
+    const struck = path.filter(([block]) => this.damage.blocks.has(block));
     return struck.length > 0 && struck.every(([block, role]) => this.isSealed(block, role));
   }
 
@@ -86,7 +93,9 @@ export class Evidence {
   get isAnotherSpaceMap(): boolean {
     if (![...this.struck].some(([block, role]) => SPACE_MAP.has(role) && this.isSealed(block, role))) return false;
     const device = this.device();
-    const index = device.block(Number(device.block(0).readBigUInt64LE(60)));
+    const superblock = device.block(0);
+    if (superblock.length < BLOCK) return false;
+    const index = device.block(Number(superblock.readBigUInt64LE(60)));
     if (index.length < BLOCK) return false;
     let inUse = 0;
     for (let bitmap = 0; bitmap * ENTRIES_PER_BITMAP < this.base.blockCount; bitmap++) {

@@ -208,6 +208,7 @@ const signsOfAge: [string, (image: MetadataImage) => void][] = [
   ["calls itself free", (image) => free(image, 1)],
   ["calls the root of the tree free", (image) => free(image, 4)],
   ["does not add up", (image) => image.setCount(33, 1)],
+  ["has blocks in use beyond the last one", (image) => image.setCount(64, 1)],
 ];
 
 test.for(signsOfAge)("planRepair() believes a leaf against a space map that %s", async ([, strike]) => {
