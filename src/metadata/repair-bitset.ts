@@ -28,6 +28,8 @@ export class ProvenBits {
   readonly #named: Int32Array;
   /** The sound leaf that has each key; negative where none has. */
   readonly #leaves: Int32Array;
+  /** Sound leaves that name a block that is not there, or is in use elsewhere. */
+  readonly #astray = new Set<number>();
 
   constructor(geometry: Geometry) {
     this.geometry = geometry;
@@ -83,9 +85,9 @@ export class ProvenBits {
     return this.#keysThat((block) => block >= 0);
   }
 
-  /** All known keys of each leaf that is such a block itself, or names one. */
+  /** All known keys of each leaf that is such a block itself, or names one, or one that cannot be its own. */
   keysOfLeaves(isSuch: (block: number) => boolean): number[] {
-    const leaves = new Set<number>();
+    const leaves = new Set(this.#astray);
     this.#leaves.forEach((leaf, key) => {
       const block = this.#named[key] as number;
       if (leaf >= 0 && (isSuch(leaf) || (block >= 0 && isSuch(block)))) leaves.add(leaf);
@@ -147,6 +149,7 @@ export class ProvenBits {
         if (refused !== null) twice.add(block);
         this.#blocks[key] = refused === null ? block : USELESS;
         if (refused === null) this.#named[key] = block;
+        else this.#astray.add(leaf.number);
       },
       onLost: () => {},
       describeLoss: () => "",

@@ -4,7 +4,7 @@
  * The space map calls in use exactly the blocks of the last commit. Those of them that the walk did not reach were
  * pointed to by what is lost of the tree: its array blocks for the unreached keys and, where an inner node is lost, the
  * nodes below. This holds only where the counts add up: everything reached is in use, nothing twice; as many sound array
- * blocks as unreached keys are not reached, and nothing else but nodes below a lost one, which led to two at least. (A
+ * blocks as unreached keys are not reached, and nothing else but nodes below a lost one, which leads to two at least in trees of the kernel and ours. (A
  * leaked block, one that is damaged, or the root of an older commit spoils that, and then nothing is
  * concluded.) So these array blocks are the live ones; what is lost is which is whose. It is known again
  *
@@ -101,7 +101,7 @@ async function surveyUnreached(
   for (let block = 0; block < counts.length; block++) {
     const [count, reached] = [counts[block] as number, references.counts[block] as number];
     // An older bitmap, which a lost write left in its place, gives itself away by what is in use since.
-    if (count > 1 || (count === 0 && reached > 0)) return null;
+    if (count > 1 || reached > 1 || (count === 0 && reached > 0)) return null;
     if (count === 1 && reached === 0) numbers.push(block);
   }
   const arrays = new Map<number, number>();
@@ -118,7 +118,9 @@ async function surveyUnreached(
     if (words > 0) arrays.set(block.number, words);
     else if (explainBlock(block, "btree node") === null) {
       tops.add(block.number);
-      for (const child of childrenOf(block)) children.add(child);
+      const below = childrenOf(block);
+      for (const child of below) children.add(child);
+      if (below.length === 0 && leafEntriesOf(block).length === 0) isWhole = false; // of no use to a tree
       named = named && addNames(block, named);
     } else isWhole = false;
   });

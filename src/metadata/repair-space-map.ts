@@ -1,21 +1,19 @@
 /**
- * The space map, as far as a repair wants to know it: which blocks the last commit calls in use. It is needed only where
- * the bitset's tree is broken, to find the blocks that the lost part of it pointed to; and believed only where all of it
- * can be read, because a count that is missing would make a live block look free.
+ * The space map, as far as a repair wants to know it: which blocks the last commit calls in use. It is needed where
+ * the bitset's tree is broken, to find the blocks that the lost part of it pointed to, and to contradict a part that is older;
+ * and believed only where all of it can be read, because a count that is missing would make a live block look free.
  */
 import { type BlockReader, explainBlock, readUint64 } from "./check-blocks.ts";
 import type { BlockReferences } from "./check-references.ts";
 
 const ENTRIES_PER_BITMAP = 16320;
 
-/** Where the space map is, in which blocks, how many it manages, and what the superblock says beside it. */
+/** Where the space map is, in which blocks, how many it manages, and what the superblock names beside it. */
 export interface SpaceMapPlace {
   blockCount: number;
   bitmapRoot: number;
   referenceCountRoot: number;
   bitsetRoot: number;
-  /** Blocks in use, as the superblock has it. */
-  allocated: number;
 }
 
 /**
@@ -25,22 +23,20 @@ export interface SpaceMapPlace {
  *
  *     names the root of the bitset as one of its own blocks
  *     does not call all blocks in use that the superblock and the index name
- *     does not fit what is kept a level above: free entries of each bitmap, where they begin, allocated blocks
- *     has blocks in use that there are not
+ *     does not fit what the index says: free entries of each bitmap, those beyond the last block too, and where they begin
  *
  * The space map's own blocks are entered into `references`.
  */
 export async function readCounts(
   reader: BlockReader,
   references: BlockReferences,
-  { blockCount, bitmapRoot, referenceCountRoot, bitsetRoot, allocated }: SpaceMapPlace,
+  { blockCount, bitmapRoot, referenceCountRoot, bitsetRoot }: SpaceMapPlace,
 ): Promise<Uint8Array | null> {
   const index = await readIndex(reader, { blockCount, bitmapRoot });
   if (references.enter(bitmapRoot) !== null || references.enter(referenceCountRoot) !== null || index === null) {
     return null;
   }
   const counts = new Uint8Array(blockCount);
-  let used = 0;
   for (let bitmap = 0; bitmap < index.length; bitmap++) {
     const { place, free, noneFreeBefore } = index[bitmap] as IndexEntry;
     const block = await reader.read(place);
@@ -49,10 +45,9 @@ export async function readCounts(
     if (place === bitsetRoot || references.enter(place) !== null) return null;
     const { inUse, firstFree } = readEntries(block.bytes, counts, bitmap * ENTRIES_PER_BITMAP);
     if (inUse + free !== ENTRIES_PER_BITMAP || noneFreeBefore > firstFree) return null;
-    used += inUse;
   }
   const own = [0, bitmapRoot, referenceCountRoot, bitsetRoot, ...index.map(({ place }) => place)];
-  return used === allocated && own.every((block) => counts[block] === 1) ? counts : null;
+  return own.every((block) => counts[block] === 1) ? counts : null;
 }
 
 /** What the index block says of a bitmap (format section 4). */
@@ -82,7 +77,7 @@ export async function readIndex(
 
 /**
  * Puts the 2-bit entries of a bitmap block in place; those beyond the end of `counts` are left out. Returns how many of all are
- * not zero, and the first that is, counted from 0 (as many as there are where none is).
+ * not zero, and which is the first that is, counted from 0; as many as there are where none is.
  */
 export function readEntries(
   bytes: Uint8Array,

@@ -26,8 +26,6 @@ export interface WholeState {
   bitmapRoot: number;
   referenceCountRoot: number;
   bitsetRoot: number;
-  /** Blocks in use. */
-  allocated: number;
   /** The superblock that the commit of this state wrote, checksum included. */
   superblock: Uint8Array;
 }
@@ -71,7 +69,7 @@ async function stateOf(
     bitsetRoot,
   });
   sealBlock(superblock, "superblock", 0);
-  return { bitmapRoot, referenceCountRoot, bitsetRoot, allocated, superblock };
+  return { bitmapRoot, referenceCountRoot, bitsetRoot, superblock };
 }
 
 /** What an index block calls in use, or null where that cannot be a state. */

@@ -6,7 +6,7 @@
  *
  *  1. It stands in a sound array block, reached from a sound superblock through sound nodes under its key. Sound: checksum,
  *     own number, shape. This is all that the kernel itself goes by.
- *     The space map does not give the lie to it (`repair-contradicted.ts`).
+ *     And the space map does not contradict the leaf (`repair-contradicted.ts`).
  *  2. The space map of the same commit calls the array block in use, the counts add up, and it cannot be another key's
  *     (`repair-in-use.ts`).
  *  3. The descriptor's digest of the bits of this very state demands it (`repair-digest.ts`); where it does not fit, nothing
@@ -56,7 +56,7 @@ import { readCounts, type SpaceMapPlace } from "./repair-space-map.ts";
 import { recoverSuperblock } from "./repair-superblock.ts";
 import { BlockSurvey } from "./repair-survey.ts";
 import { describeFindings, noBits } from "./repair-words.ts";
-import { isAsLeft } from "./settled-witness.ts";
+import { areCountsAsLeft, isAsLeft } from "./settled-witness.ts";
 
 export type {
   Assumption,
@@ -155,7 +155,7 @@ async function findLive(
   const superblock = await checkSuperblock(reader, device.size, ignored);
   if (typeof superblock === "string") return await withoutSuperblock(device, reader, account, told);
   const geometry = geometryOf({ size: superblock.targetSectors * 512, regionSize: superblock.regionSectors * 512 });
-  const { blockCount, bitmapRoot, referenceCountRoot, bitsetRoot, allocated } = superblock;
+  const { blockCount, bitmapRoot, referenceCountRoot, bitsetRoot } = superblock;
   // Bits that no metadata of that size has room for are not worth the memory that they would take.
   if (geometry === null || blockCount === null || arrayBlockCount(geometry) >= blockCount) {
     return await withoutSuperblock(device, reader, account, told);
@@ -170,7 +170,7 @@ async function findLive(
   if (descriptor === null && warnings.length > 0) account.lost.push(LOST_DESCRIPTOR);
   const settled = descriptor?.destination.settled;
   const unchanged = settled != null && (await isAsLeft(device, settled));
-  const roots = { bitmapRoot, referenceCountRoot, bitsetRoot, allocated };
+  const roots = { bitmapRoot, referenceCountRoot, bitsetRoot };
   return { geometry, blockCount, descriptor, roots, isAsLeft: unchanged };
 }
 
@@ -200,7 +200,9 @@ async function findBits(
   const { geometry, blockCount, roots, descriptor } = live;
   const references = new BlockReferences(blockCount);
   const proven = new ProvenBits(geometry);
-  const counts = roots && (await readCounts(reader, references, { blockCount, ...roots }));
+  const settled = descriptor?.destination.settled;
+  let counts = roots && (await readCounts(reader, references, { blockCount, ...roots }));
+  if (counts !== null && settled != null && live.isAsLeft && !areCountsAsLeft(counts, settled)) counts = null;
   if (roots !== null) await proven.read(reader, references, roots.bitsetRoot);
 
   const unknown = new RegionBitmap(geometry.regionCount);
@@ -220,7 +222,7 @@ async function findBits(
     return taken;
   };
   const verdict = await askDigest(reader, live, { proven, unknown, survey }, account);
-  if (verdict === "nothing" && counts !== null) {
+  if (verdict === "nothing") {
     for (const key of contradictedKeys(counts, references, proven)) {
       proven.lose(key);
       unknown.setRange(regionsUnder(key, key + 1, geometry));

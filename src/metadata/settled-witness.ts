@@ -57,6 +57,19 @@ export async function areFreeAsLeft(device: BlockDevice, { free }: SettledState)
   return (await digestOf(new BlockReader(device, undefined), blocks)) === digest;
 }
 
+/** Whether a space map calls free what was recorded as the lowest free blocks, and nothing else below; so it is, too, where none were. */
+export function areCountsAsLeft(counts: Uint8Array, { free }: SettledState): boolean {
+  const [, numbers = ""] = RECORD.exec(free ?? "") ?? [];
+  const blocks = new Set(
+    numbers
+      .split(" ", MOST_FREE)
+      .filter((number) => number !== "")
+      .map(Number),
+  );
+  const end = Math.max(...blocks) + 1;
+  return counts.subarray(0, end).every((count, block) => (count === 0) === blocks.has(block));
+}
+
 /** A superblock's checksum as the descriptor records it. */
 export function checksumText(superblock: Uint8Array): string {
   return Buffer.from(superblock.subarray(0, 4)).toString("hex");

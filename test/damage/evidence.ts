@@ -16,6 +16,12 @@ const READS_BESIDES = 2 ** 21;
 const REGIONS_PER_KEY = 32576;
 const ENTRIES_PER_BITMAP = 16320;
 const SPACE_MAP: ReadonlySet<Role> = new Set<Role>(["index", "bitmap"]);
+/** Bytes of a superblock on which anything depends: number of blocks, roots of the space map, sizes, root of the bitset. */
+const MEANINGS = [
+  [44, 52],
+  [60, 76],
+  [172, 196],
+] as const;
 /** Free blocks that the descriptor records. */
 const LOWEST_FREE = 16;
 
@@ -75,7 +81,7 @@ export class Evidence {
    * is lost, what another space map says that has its seals.
    */
   isMisled(region: number): boolean {
-    if (this.isSealed(0, "superblock")) return true;
+    if (this.isSealed(0, "superblock") && this.#isAnotherState()) return true;
     const path = this.#pathTo(region);
     // Without the tree all depends on what the space map calls in use.
     const isLost = path.some(
@@ -87,8 +93,9 @@ export class Evidence {
   }
 
   /**
-   * Whether the space map is one of another time that is as sound as the true one: its blocks have their seals, and as many are in
-   * use. Then it contradicts the tree, and it could be the tree that is of another time.
+   * Whether the space map is one of another time that is as sound as the true one: its blocks have their seals, those that it is in
+   * are in use, and as many of the others are as in truth. Then it contradicts the tree, and it could be the tree that is of
+   * another time.
    */
   get isAnotherSpaceMap(): boolean {
     if (![...this.struck].some(([block, role]) => SPACE_MAP.has(role) && this.isSealed(block, role))) return false;
@@ -97,12 +104,19 @@ export class Evidence {
     if (superblock.length < BLOCK) return false;
     const index = device.block(Number(superblock.readBigUInt64LE(60)));
     if (index.length < BLOCK) return false;
-    let inUse = 0;
-    for (let bitmap = 0; bitmap * ENTRIES_PER_BITMAP < this.base.blockCount; bitmap++) {
-      const entries = device.block(Number(index.readBigUInt64LE(16 + 16 * bitmap))).subarray(16);
-      for (const byte of entries) for (let bits = byte; bits > 0; bits >>= 2) if ((bits & 3) !== 0) inUse++;
+    let [free, surplus] = [0, 0];
+    for (let block = 0; block < this.base.blockCount; block++) {
+      const place = Number(index.readBigUInt64LE(16 + 16 * Math.floor(block / ENTRIES_PER_BITMAP)));
+      const entry = block % ENTRIES_PER_BITMAP;
+      const byte = device.block(place)[16 + Math.floor(entry / 4)] ?? 0;
+      const isInUse = ((byte >> (2 * (entry % 4))) & 3) !== 0;
+      const role = this.base.live.get(block);
+      if (isInUse && role === undefined) surplus++;
+      if (isInUse || role === undefined) continue;
+      if (role !== "array" && role !== "node") return false;
+      free++;
     }
-    return inUse === this.base.live.size;
+    return free > 0 && surplus >= free;
   }
 
   /**
@@ -116,6 +130,12 @@ export class Evidence {
     const bit = region % REGIONS_PER_KEY;
     const says = (bytes: Buffer) => (((bytes[24 + Math.floor(bit / 8)] as number) >> (bit % 8)) & 1) === 1;
     return this.#arrays.some((bytes) => says(bytes) === isHydrated);
+  }
+
+  /** Whether block 0 names other blocks or sizes than the true one. */
+  #isAnotherState(): boolean {
+    const [now, before] = [this.device().block(0), originalOf(this.base, 0)];
+    return MEANINGS.some(([start, end]) => !now.subarray(start, end).equals(before.subarray(start, end)));
   }
 
   /** For people; blocks that were struck have an asterisk. */
