@@ -27,10 +27,10 @@ async function status(cwd: string): Promise<Status> {
 }
 
 /** A hydration that takes long, already under way. */
-async function slowHydration(cwd: string, size = 16 * MIB): Promise<StartedClone> {
-  await randomFile(join(cwd, "disk.img"), size);
+async function slowHydration(cwd: string): Promise<StartedClone> {
+  await randomFile(join(cwd, "disk.img"), 16 * MIB);
   await cloneOk(["create", "disk.img", "copy.img"], { cwd });
-  const running = startClone(["hydrate", "copy.img", "--rate", "1M", "--progress", "json"], { cwd });
+  const running = startClone(["hydrate", "copy.img", "--rate", "200K", "--progress", "json"], { cwd });
   await eventually("the hydration has begun", () => running.output().stderr.includes('"done"'));
   return running;
 }
