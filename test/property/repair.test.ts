@@ -16,6 +16,7 @@ import { imageBytes } from "../../src/metadata/repair-descriptor.ts";
 import { recordFree } from "../../src/metadata/settled-witness.ts";
 import { type Blow, blow, strike } from "../support/metadata-damage.ts";
 import { MetadataImage } from "../support/metadata-image.ts";
+import { plainDescriptor } from "../support/plain-descriptor.ts";
 
 vi.setConfig({ testTimeout: 120_000 }); // for slow and busy machines; nothing here measures time
 
@@ -34,22 +35,9 @@ interface History {
   descriptor: string;
 }
 
-function descriptorOf(geometry: Geometry, kind: string): Descriptor | null {
+function descriptorOf({ size }: Geometry, kind: string): Descriptor | null {
   if (kind === "none") return null;
-  const device = { uri: "file:///a", size: geometry.size, fingerprint: {} };
-  return {
-    uuid: "u",
-    created: "2026-01-01T00:00:00Z",
-    source: { ...device, format: "raw" },
-    destination: device,
-    exactSize: geometry.size,
-    options: {},
-    unreadable: { ranges: [], inexact: false },
-    served: kind === "served",
-    finalized: null,
-    blank: true,
-    alone: kind === "alone",
-  };
+  return plainDescriptor(size, { served: kind === "served", blank: true, alone: kind === "alone" });
 }
 
 async function make({ regions, commits, spareBlocks, descriptor: kind }: History) {

@@ -9,28 +9,19 @@ import { refuseOtherBits } from "../../../src/clone/settled-bits.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { checkMetadata } from "../../../src/metadata/check.ts";
 import { CloneMetadata } from "../../../src/metadata/clone-metadata.ts";
-import { DESCRIPTOR_BYTES, type Descriptor, DescriptorStore } from "../../../src/metadata/descriptor.ts";
+import { DESCRIPTOR_BYTES, DescriptorStore } from "../../../src/metadata/descriptor.ts";
 import { writeFormatted } from "../../../src/metadata/format-image.ts";
 import { planRepair } from "../../../src/metadata/repair.ts";
 import { recordFree } from "../../../src/metadata/settled-witness.ts";
 import { imageOf } from "../../support/image.ts";
 import { MetadataImage } from "../../support/metadata-image.ts";
+import { plainDescriptor } from "../../support/plain-descriptor.ts";
 
 const REGIONS = 2 * 32576 + 100;
 const geometry = new Geometry({ size: REGIONS * 4096, regionSize: 4096 });
 const place = { geometry, blockCount: 64 };
 
-const descriptor: Descriptor = {
-  uuid: "u",
-  created: "2026-01-02T03:04:05Z",
-  source: { uri: "file:///a", size: geometry.size, format: "raw", fingerprint: {} },
-  destination: { uri: "file:///b", size: geometry.size, fingerprint: {} },
-  exactSize: geometry.size,
-  options: {},
-  unreadable: { ranges: [], inexact: false },
-  served: true,
-  finalized: null,
-};
+const descriptor = plainDescriptor(geometry.size, { served: true });
 
 /** A clone that was left with these regions hydrated. */
 async function leftWith(ranges: readonly [number, number][]): Promise<MetadataImage> {

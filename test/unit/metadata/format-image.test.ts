@@ -14,6 +14,7 @@ import { RegionBitmap } from "../../../src/metadata/region-bitmap.ts";
 import { imageOf } from "../../support/image.ts";
 import { kernelFixtures, readFixtureTruth } from "../../support/kernel-fixtures.ts";
 import { buildMetadata, type MetadataImage } from "../../support/metadata-image.ts";
+import { plainDescriptor } from "../../support/plain-descriptor.ts";
 import { Power, PowerLossDevice, PowerLost, seededRandom } from "../../support/power-loss-device.ts";
 
 const geometryOf = (regions: number) => new Geometry({ size: regions * 4096, regionSize: 4096 });
@@ -24,17 +25,7 @@ function bitmapOf(size: number, ranges: readonly (readonly [number, number])[]):
   return bitmap;
 }
 
-const descriptor: Descriptor = {
-  uuid: "u",
-  created: "2026-01-02T03:04:05Z",
-  source: { uri: "/a", size: 65536, format: "raw", fingerprint: {} },
-  destination: { uri: "/b", size: 65536, fingerprint: {} },
-  exactSize: 65536,
-  options: {},
-  unreadable: { ranges: [], inexact: false },
-  served: false,
-  finalized: null,
-};
+const descriptor = plainDescriptor(65536);
 
 describe("writeFormatted()", () => {
   test("makes the image that the format's description lays out, byte for byte, whatever the bits", () =>

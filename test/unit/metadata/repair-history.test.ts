@@ -10,6 +10,7 @@ import { writeFormatted } from "../../../src/metadata/format-image.ts";
 import { planRepair, type RepairPlan, type RepairRequest, writeRepaired } from "../../../src/metadata/repair.ts";
 import { isAsLeft, recordFree } from "../../../src/metadata/settled-witness.ts";
 import { flipBit, MetadataImage } from "../../support/metadata-image.ts";
+import { plainDescriptor } from "../../support/plain-descriptor.ts";
 
 const BLOCK = 4096;
 const PER_KEY = 32576;
@@ -17,23 +18,8 @@ const PER_KEY = 32576;
 const THREE_KEYS = new Geometry({ size: 4096 * (2 * PER_KEY + 1000), regionSize: 4096 });
 const ONE_KEY = new Geometry({ size: 4096 * 1000, regionSize: 4096 });
 
-function descriptorOf(geometry: Geometry, changes: Partial<Descriptor> = {}): Descriptor {
-  const device = { uri: "file:///a", size: geometry.size, fingerprint: {} };
-  return {
-    uuid: "u",
-    created: "2026-01-01T00:00:00Z",
-    source: { ...device, format: "raw" },
-    destination: device,
-    exactSize: geometry.size,
-    options: {},
-    unreadable: { ranges: [], inexact: false },
-    served: false,
-    finalized: null,
-    blank: true,
-    alone: true,
-    ...changes,
-  };
-}
+const descriptorOf = ({ size }: Geometry, changes: Partial<Descriptor> = {}): Descriptor =>
+  plainDescriptor(size, { blank: true, alone: true, ...changes });
 
 /** Metadata with a descriptor, and a commit for each of the lists of ranges. */
 async function clone(

@@ -6,30 +6,20 @@ import { Geometry } from "../../../src/base/geometry.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { checkMetadata } from "../../../src/metadata/check.ts";
 import { CloneMetadata } from "../../../src/metadata/clone-metadata.ts";
-import { DESCRIPTOR_BYTES, type Descriptor, DescriptorStore } from "../../../src/metadata/descriptor.ts";
+import { DESCRIPTOR_BYTES, DescriptorStore } from "../../../src/metadata/descriptor.ts";
 import { writeFormatted } from "../../../src/metadata/format-image.ts";
 import { RegionBitmap } from "../../../src/metadata/region-bitmap.ts";
 import { planRepair, writeRepaired } from "../../../src/metadata/repair.ts";
 import { checksumText, isAsLeft, recordFree } from "../../../src/metadata/settled-witness.ts";
 import { MetadataImage } from "../../support/metadata-image.ts";
+import { plainDescriptor } from "../../support/plain-descriptor.ts";
 
 const REGIONS = 40_000;
 const geometry = new Geometry({ size: REGIONS * 4096, regionSize: 4096 });
 const place = { geometry, blockCount: 64 };
 const SIZE = 64 * 4096 + DESCRIPTOR_BYTES;
 
-const descriptor: Descriptor = {
-  uuid: "u",
-  created: "2026-01-02T03:04:05Z",
-  source: { uri: "file:///a", size: geometry.size, format: "raw", fingerprint: {} },
-  destination: { uri: "file:///b", size: geometry.size, fingerprint: {} },
-  exactSize: geometry.size,
-  options: {},
-  unreadable: { ranges: [], inexact: false },
-  served: false,
-  alone: true,
-  finalized: null,
-};
+const descriptor = plainDescriptor(geometry.size, { alone: true });
 
 /** One session that commits once for each region. */
 async function session(device: MemoryDevice, regions: readonly number[]): Promise<void> {
