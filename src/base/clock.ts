@@ -8,26 +8,73 @@ export interface Clock {
 
 /** The longest that a timer of Node waits, ms; given more it fires at once. */
 const LONGEST_TIMER_MS = 2 ** 31 - 1;
+/** How often somebody who sleeps has it looked whether the process runs, and how much later than that it may be, ms. */
+const BEAT_MS = 1000;
+const LATE_MS = 1000;
 
-/** The machine's own monotonic clock. */
-export const systemClock: Clock = {
-  now: () => performance.now(),
-  sleep: (ms, signal) =>
-    new Promise((resolve) => {
+/**
+ * The time during which the process ran. What it could not do while it was stopped (SIGSTOP, a machine that slept or was
+ * moved) is nobody's fault: a deadline that passed meanwhile would fail requests whose answers have long been there. While
+ * anybody sleeps, the time is looked at each second; of a longer gap no more than a second has passed.
+ */
+export class RunningClock implements Clock {
+  readonly #monotonic: () => number;
+  #stoppedMs = 0;
+  #seenAt = 0;
+  #sleepers = 0;
+  #beat: NodeJS.Timeout | undefined;
+
+  /** @param monotonic milliseconds, those included that are to be left out */
+  constructor(monotonic: () => number) {
+    this.#monotonic = monotonic;
+  }
+
+  now(): number {
+    const at = this.#monotonic();
+    const gap = at - this.#seenAt;
+    if (this.#beat !== undefined && gap > BEAT_MS + LATE_MS) this.#stoppedMs += gap - BEAT_MS;
+    this.#seenAt = at;
+    return at - this.#stoppedMs;
+  }
+
+  sleep(ms: number, signal?: AbortSignal): Promise<void> {
+    return new Promise((resolve) => {
       if (signal?.aborted) return resolve();
-      let leftMs = ms;
+      this.#fallAsleep();
+      const wakeAt = this.now() + ms;
       let timer: NodeJS.Timeout;
       const wake = (): void => {
         clearTimeout(timer);
         signal?.removeEventListener("abort", wake);
+        this.#wakeUp();
         resolve();
       };
-      const wait = (): void => {
-        const stepMs = Math.min(leftMs, LONGEST_TIMER_MS);
-        leftMs -= stepMs;
-        timer = setTimeout(leftMs > 0 ? wait : wake, stepMs);
+      const wait = (leftMs: number): void => {
+        timer = setTimeout(look, Math.min(leftMs, LONGEST_TIMER_MS));
+      };
+      const look = (): void => {
+        const leftMs = wakeAt - this.now();
+        if (leftMs < 1)
+          wake(); // timers are exact to a millisecond
+        else wait(leftMs);
       };
       signal?.addEventListener("abort", wake, { once: true });
-      wait();
-    }),
-};
+      wait(ms);
+    });
+  }
+
+  #fallAsleep(): void {
+    if (this.#sleepers++ > 0) return;
+    this.now(); // nobody has looked for as long as nobody slept
+    this.#beat = setInterval(() => this.now(), BEAT_MS).unref();
+  }
+
+  #wakeUp(): void {
+    if (--this.#sleepers > 0) return;
+    clearInterval(this.#beat);
+    this.#beat = undefined;
+  }
+}
+
+/** The machine's own monotonic clock, without the time that the process was stopped. */
+export const systemClock: Clock = new RunningClock(() => performance.now());

@@ -16,6 +16,30 @@ const MIB = 2 ** 20;
 describe("A source that hangs", () => {
   testWith(
     { programs: ["nbdkit", "nbdfuse"], machine: noNbdLoop },
+    "while the server is stopped has not been asked for longer than the server ran",
+    async () => {
+      await using place = await scratchDirectory();
+      const cwd = place.path;
+      const bytes = await randomFile(`${cwd}/real.img`, 4 * MIB);
+      await using source = await hangingSource(`${cwd}/real.img`);
+      await cloneOk(["create", source.path, "copy.img"], { cwd });
+      await using server = await startServe({ clone: "copy.img", cwd, args: ["--source-timeout", "5", "--rate", "1"] });
+      await using client = await NbdSession.connect(server);
+      await source.hang();
+      const reading = client.read(3 * MIB + 512, 4096);
+      await sleep(500);
+      process.kill(server.pid, "SIGSTOP");
+      await sleep(7000);
+      await source.heal();
+      process.kill(server.pid, "SIGCONT");
+      expect((await reading).equals(bytes.subarray(3 * MIB + 512, 3 * MIB + 4608))).toBe(true);
+      await client.close();
+      await stopServe(server);
+    },
+  );
+
+  testWith(
+    { programs: ["nbdkit", "nbdfuse"], machine: noNbdLoop },
     "under reads, writes and copies without number leaves the destination to those who do not need it",
     async () => {
       await using place = await scratchDirectory();

@@ -1,6 +1,6 @@
 import { getEventListeners } from "node:events";
 import { expect, test, vi } from "vitest";
-import { systemClock } from "../../../src/base/clock.ts";
+import { RunningClock, systemClock } from "../../../src/base/clock.ts";
 import { VirtualClock } from "../../support/virtual-clock.ts";
 
 test("systemClock.sleep() resolves once its time has passed", async () => {
@@ -27,7 +27,8 @@ test("systemClock.sleep() sleeps longer than a timer can, without waking in betw
     void systemClock.sleep(2 ** 31 + 1000).then(() => {
       awake = true;
     });
-    await vi.advanceTimersByTimeAsync(2 ** 31 + 999);
+    vi.advanceTimersByTime(2 ** 31 + 999); // a beat each second: too many to let promises go on after each
+    await Promise.resolve();
     expect(awake).toBe(false);
     await vi.advanceTimersByTimeAsync(1);
     expect(awake).toBe(true);
@@ -55,6 +56,106 @@ test("systemClock.sleep() ends without an error when its signal aborts, and leav
   } finally {
     vi.useRealTimers();
   }
+});
+
+/** A clock in a process that can be stopped: no timer fires meanwhile, and all that are due do afterwards. */
+function stoppable() {
+  let stoppedMs = 0;
+  const clock = new RunningClock(() => performance.now() + stoppedMs);
+  return {
+    clock,
+    stop(ms: number) {
+      stoppedMs += ms;
+    },
+  };
+}
+
+test("RunningClock leaves out what the process was stopped, but for a second", async () => {
+  vi.useFakeTimers();
+  try {
+    const { clock, stop } = stoppable();
+    let awake = false;
+    const began = clock.now();
+    const sleeping = clock.sleep(30_000).then(() => {
+      awake = true;
+    });
+    await vi.advanceTimersByTimeAsync(2500);
+    const before = clock.now();
+    stop(60_000);
+    // Who is woken first looks at the time, as what handles an answer does.
+    expect(clock.now() - before).toBe(1000);
+    await vi.advanceTimersByTimeAsync(26_000);
+    expect(awake).toBe(false);
+    expect(clock.now() - began).toBe(29_500);
+    await vi.advanceTimersByTimeAsync(1500);
+    expect(awake).toBe(true);
+    await sleeping;
+    expect(vi.getTimerCount()).toBe(0);
+  } finally {
+    vi.useRealTimers();
+  }
+});
+
+test("RunningClock sleeps on where a timer is due before its time has passed", async () => {
+  vi.useFakeTimers();
+  try {
+    const clock = new RunningClock(() => performance.now() / 2);
+    let awake = false;
+    void clock.sleep(10_000).then(() => {
+      awake = true;
+    });
+    await vi.advanceTimersByTimeAsync(19_990);
+    expect(awake).toBe(false);
+    await vi.advanceTimersByTimeAsync(10);
+    expect(awake).toBe(true);
+  } finally {
+    vi.useRealTimers();
+  }
+});
+
+test("RunningClock takes a late look for a busy machine, and counts it", async () => {
+  vi.useFakeTimers();
+  try {
+    const { clock, stop } = stoppable();
+    const over = new AbortController();
+    const sleeping = clock.sleep(3_600_000, over.signal);
+    await vi.advanceTimersByTimeAsync(1000);
+    const before = clock.now();
+    stop(2000);
+    expect(clock.now() - before).toBe(2000);
+    over.abort();
+    await sleeping;
+  } finally {
+    vi.useRealTimers();
+  }
+});
+
+test("RunningClock counts all time while nobody sleeps, who would have it looked at", async () => {
+  vi.useFakeTimers();
+  try {
+    const { clock, stop } = stoppable();
+    const before = clock.now();
+    stop(60_000);
+    expect(clock.now() - before).toBe(60_000);
+    stop(60_000);
+    const sleeping = clock.sleep(10);
+    expect(clock.now() - before).toBe(120_000);
+    await vi.advanceTimersByTimeAsync(10);
+    await sleeping;
+    expect(clock.now() - before).toBe(120_010);
+  } finally {
+    vi.useRealTimers();
+  }
+});
+
+test("systemClock.sleep(0) lets the event loop turn", async () => {
+  let hasTurned = false;
+  setImmediate(() => {
+    hasTurned = true;
+  });
+  await systemClock.sleep(0);
+  await systemClock.sleep(0);
+  expect(hasTurned).toBe(true);
 });
 
 test("systemClock.now() never goes back", () => {
