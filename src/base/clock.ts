@@ -16,44 +16,49 @@ const LATE_MS = 1000;
  * The time during which the process ran. What it could not do while it was stopped (SIGSTOP, a machine that slept or was
  * moved) is nobody's fault: a deadline that passed meanwhile would fail requests whose answers have long been there. While
  * anybody sleeps, the time is looked at each second; of a longer gap no more than a second has passed.
+ *
+ * @param monotonic milliseconds, those included that are to be left out
  */
-export class RunningClock implements Clock {
-  readonly #monotonic: () => number;
-  #stoppedMs = 0;
-  #seenAt = 0;
-  #sleepers = 0;
-  #beat: NodeJS.Timeout | undefined;
+export function runningClock(monotonic: () => number): Clock {
+  let stoppedMs = 0;
+  let seenAt = 0;
+  let sleepers = 0;
+  let beat: NodeJS.Timeout | undefined;
 
-  /** @param monotonic milliseconds, those included that are to be left out */
-  constructor(monotonic: () => number) {
-    this.#monotonic = monotonic;
-  }
-
-  now(): number {
-    const at = this.#monotonic();
-    const gap = at - this.#seenAt;
-    if (this.#beat !== undefined && gap > BEAT_MS + LATE_MS) this.#stoppedMs += gap - BEAT_MS;
-    this.#seenAt = at;
-    return at - this.#stoppedMs;
-  }
-
-  sleep(ms: number, signal?: AbortSignal): Promise<void> {
-    return new Promise((resolve) => {
+  const now = (): number => {
+    const at = monotonic();
+    const gap = at - seenAt;
+    if (beat !== undefined && gap > BEAT_MS + LATE_MS) stoppedMs += gap - BEAT_MS;
+    seenAt = at;
+    return at - stoppedMs;
+  };
+  const fallAsleep = (): void => {
+    if (sleepers++ > 0) return;
+    now(); // nobody has looked for as long as nobody slept
+    beat = setInterval(now, BEAT_MS).unref();
+  };
+  const wakeUp = (): void => {
+    if (--sleepers > 0) return;
+    clearInterval(beat);
+    beat = undefined;
+  };
+  const sleep = (ms: number, signal?: AbortSignal): Promise<void> =>
+    new Promise((resolve) => {
       if (signal?.aborted) return resolve();
-      this.#fallAsleep();
-      const wakeAt = this.now() + ms;
+      fallAsleep();
+      const wakeAt = now() + ms;
       let timer: NodeJS.Timeout;
       const wake = (): void => {
         clearTimeout(timer);
         signal?.removeEventListener("abort", wake);
-        this.#wakeUp();
+        wakeUp();
         resolve();
       };
       const wait = (leftMs: number): void => {
         timer = setTimeout(look, Math.min(leftMs, LONGEST_TIMER_MS));
       };
       const look = (): void => {
-        const leftMs = wakeAt - this.now();
+        const leftMs = wakeAt - now();
         if (leftMs < 1)
           wake(); // timers are exact to a millisecond
         else wait(leftMs);
@@ -61,20 +66,8 @@ export class RunningClock implements Clock {
       signal?.addEventListener("abort", wake, { once: true });
       wait(ms);
     });
-  }
-
-  #fallAsleep(): void {
-    if (this.#sleepers++ > 0) return;
-    this.now(); // nobody has looked for as long as nobody slept
-    this.#beat = setInterval(() => this.now(), BEAT_MS).unref();
-  }
-
-  #wakeUp(): void {
-    if (--this.#sleepers > 0) return;
-    clearInterval(this.#beat);
-    this.#beat = undefined;
-  }
+  return { now, sleep };
 }
 
 /** The machine's own monotonic clock, without the time that the process was stopped. */
-export const systemClock: Clock = new RunningClock(() => performance.now());
+export const systemClock: Clock = runningClock(() => performance.now());

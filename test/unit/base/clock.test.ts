@@ -1,6 +1,6 @@
 import { getEventListeners } from "node:events";
 import { expect, test, vi } from "vitest";
-import { RunningClock, systemClock } from "../../../src/base/clock.ts";
+import { runningClock, systemClock } from "../../../src/base/clock.ts";
 import { VirtualClock } from "../../support/virtual-clock.ts";
 
 test("systemClock.sleep() resolves once its time has passed", async () => {
@@ -61,7 +61,7 @@ test("systemClock.sleep() ends without an error when its signal aborts, and leav
 /** A clock in a process that can be stopped: no timer fires meanwhile, and all that are due do afterwards. */
 function stoppable() {
   let stoppedMs = 0;
-  const clock = new RunningClock(() => performance.now() + stoppedMs);
+  const clock = runningClock(() => performance.now() + stoppedMs);
   return {
     clock,
     stop(ms: number) {
@@ -70,7 +70,7 @@ function stoppable() {
   };
 }
 
-test("RunningClock leaves out what the process was stopped, but for a second", async () => {
+test("runningClock() leaves out what the process was stopped, but for a second", async () => {
   vi.useFakeTimers();
   try {
     const { clock, stop } = stoppable();
@@ -96,10 +96,10 @@ test("RunningClock leaves out what the process was stopped, but for a second", a
   }
 });
 
-test("RunningClock sleeps on where a timer is due before its time has passed", async () => {
+test("runningClock() sleeps on where a timer is due before its time has passed", async () => {
   vi.useFakeTimers();
   try {
-    const clock = new RunningClock(() => performance.now() / 2);
+    const clock = runningClock(() => performance.now() / 2);
     let awake = false;
     void clock.sleep(10_000).then(() => {
       awake = true;
@@ -113,7 +113,7 @@ test("RunningClock sleeps on where a timer is due before its time has passed", a
   }
 });
 
-test("RunningClock takes a late look for a busy machine, and counts it", async () => {
+test("runningClock() takes a late look for a busy machine, and counts it", async () => {
   vi.useFakeTimers();
   try {
     const { clock, stop } = stoppable();
@@ -130,7 +130,7 @@ test("RunningClock takes a late look for a busy machine, and counts it", async (
   }
 });
 
-test("RunningClock counts all time while nobody sleeps, who would have it looked at", async () => {
+test("runningClock() counts all time while nobody sleeps, who would have it looked at", async () => {
   vi.useFakeTimers();
   try {
     const { clock, stop } = stoppable();
