@@ -56,6 +56,7 @@ export class DescriptorStore {
   readonly #place: DescriptorPlace;
   #current: Current | null = null;
   #newer: string | null = null;
+  #unreadable: DeviceError | null = null;
   #failure: unknown;
   #queue: Promise<unknown> = Promise.resolve();
   readonly #warnings: string[] = [];
@@ -67,7 +68,7 @@ export class DescriptorStore {
 
   /**
    * Looks for a descriptor. None, a damaged one and one that belongs to another clone are no errors: `read()` is then
-   * null, and `warnings` says what stands there instead.
+   * null, and `warnings` says what stands there instead. Nor is a slot that cannot be read: see `unreadable`.
    */
   static async open(device: BlockDevice, place: DescriptorPlace): Promise<DescriptorStore> {
     const store = new DescriptorStore(device, place);
@@ -101,6 +102,14 @@ export class DescriptorStore {
     return this.#warnings;
   }
 
+  /**
+   * Why a slot could not be read. `read()` may then be older than the descriptor, or null where there is one: good enough to
+   * be shown, but not to be acted on. Unlike a torn slot, this one may have been written whole, and acted on.
+   */
+  get unreadable(): DeviceError | null {
+    return this.#unreadable;
+  }
+
   /** The newest valid descriptor, as found on opening or last written. Not to be modified. */
   read(): Descriptor | null {
     return this.#current?.descriptor ?? null;
@@ -113,7 +122,8 @@ export class DescriptorStore {
    *
    * @throws {RangeError} for a descriptor that breaks the documented limits, or if the device has no room
    * @throws {MetadataError} if a newer program wrote what would be overwritten, or left no room
-   * @throws {DeviceError} on an I/O error; no further write is then accepted, the one before is still there
+   * @throws {DeviceError} on an I/O error; no further write is then accepted, the one before is still there. Also where a
+   *   slot could not be read: were it readable again, it might be the one with the higher number
    */
   write(descriptor: Descriptor): Promise<void> {
     const turn = this.#queue.then(() => this.#writeNow(descriptor));
@@ -123,6 +133,7 @@ export class DescriptorStore {
 
   async #writeNow(descriptor: Descriptor): Promise<void> {
     this.#requireRoom();
+    if (this.#unreadable !== null) throw this.#unreadable;
     const { name } = this.#device;
     if (this.#newer !== null) throw new MetadataError(`Cannot write the descriptor of "${name}": it ${this.#newer}`);
     if (this.#failure !== undefined) {
@@ -152,6 +163,7 @@ export class DescriptorStore {
     } catch (error) {
       if (!(error instanceof DeviceError)) throw error;
       this.#warnings.push(`slot ${slot} cannot be read: ${error.message}`);
+      this.#unreadable ??= error;
       return;
     }
     const found = decodeSlot(this.#place, bytes);

@@ -1,7 +1,8 @@
 // Read errors of the source: tried again, listed, exit code 5, and never silently zeros in the copy.
-import { readFile, truncate } from "node:fs/promises";
+import { readFile, stat, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
+import { SLOT_BYTES } from "../../src/metadata/descriptor-slot.ts";
 import { failingSource, noFailingSource } from "../support/failing-source.ts";
 import { holds, randomFile, snapshot } from "../support/files.ts";
 import { clone, cloneOk, expectFailure, oneJson } from "../support/run-clone.ts";
@@ -131,6 +132,44 @@ describe.skipIf(noFailingSource !== undefined)(
       bytes.fill(0, BAD.start, BAD.end);
       expect(await holds(join(cwd, "copy.img"), bytes)).toBe(true);
     });
+  },
+);
+
+test.skipIf(noFailingSource !== undefined)(
+  withReason(
+    "metadata whose descriptor cannot be read is shown, but not acted on, and can be repaired",
+    noFailingSource,
+  ),
+  async () => {
+    await using place = await scratchDirectory();
+    const cwd = place.path;
+    const bytes = await randomFile(join(cwd, "disk.img"), MIB);
+    await cloneOk(["create", "disk.img", "copy.img", "--metadata", "good.clone"], { cwd });
+    await cloneOk(["hydrate", "good.clone", "--limit", "512K", "--progress", "none"], { cwd });
+    const { size } = await stat(join(cwd, "good.clone"));
+    // Any of its two slots may be the newer one, and what an older one says is not what the clone is now.
+    const slots = size - 2 * SLOT_BYTES;
+    for (const slot of [0, 1]) {
+      const start = slots + slot * SLOT_BYTES;
+      await using metadata = await failingSource(join(cwd, "good.clone"), { start, end: start + 512 });
+      const { path } = metadata;
+      for (const command of ["verify", "dump", "hydrate", "serve", "finalize"]) {
+        const failed = await clone([command, path], { cwd });
+        expectFailure(failed, 1, /^clone: Cannot read 65536 bytes at \d+ .*EIO/, /clone repair/);
+      }
+      const shown = await clone(["status", path, "--json"], { cwd });
+      expect(shown.stderr).toMatch(new RegExp(`The descriptor of .*: slot ${slot} cannot be read: .*EIO`));
+      expect(oneJson(shown.stdout)).toMatchObject({ hydratedRegions: 8 });
+      const found = await clone(["check", path], { cwd });
+      expect(found.stdout).toMatch(new RegExp(`slot ${slot} cannot be read`));
+      const made = `new-${slot}.clone`;
+      await cloneOk(["repair", path, "--output", made], { cwd });
+      await cloneOk(["check", made], { cwd });
+    }
+    const devices = ["--source", "disk.img", "--destination", "copy.img"];
+    await cloneOk(["hydrate", "new-0.clone", ...devices, "--progress", "none"], { cwd });
+    await cloneOk(["finalize", "new-0.clone", ...devices], { cwd });
+    expect(await holds(join(cwd, "copy.img"), bytes)).toBe(true);
   },
 );
 

@@ -24,7 +24,7 @@ export interface FailingSource extends Scratch {
   failures(): number;
 }
 
-/** Shows the bytes of `file`, but reading any of `start` to `end` fails with EIO. Slow: a shell runs for every read. */
+/** Shows the bytes of `file`, but reading any of `start` to `end` fails with EIO; writing none. Slow: a shell runs for every read. */
 export async function failingSource(
   file: string,
   { start, end }: { start: number; end: number },
@@ -40,11 +40,10 @@ export async function failingSource(
   const pread = `if [ -e '${bad}' ] && [ $4 -lt ${end} ] && [ $(($4+$3)) -gt ${start} ]; then
     echo . >> '${log}'; echo 'EIO unreadable' >&2; exit 1; fi
     dd if='${file}' skip=$4 count=$3 iflag=skip_bytes,count_bytes status=none`;
-  const server = spawn(
-    "nbdfuse",
-    [join(mount, "disk.img"), "[", "nbdkit", "eval", `get_size=echo ${statSync(file).size}`, `pread=${pread}`, "]"],
-    { stdio: "ignore" },
-  );
+  const pwrite = `dd of='${file}' seek=$4 oflag=seek_bytes conv=notrunc status=none`;
+  const size = `get_size=echo ${statSync(file).size}`;
+  const plugin = ["nbdkit", "eval", size, `pread=${pread}`, `pwrite=${pwrite}`];
+  const server = spawn("nbdfuse", [join(mount, "disk.img"), "[", ...plugin, "]"], { stdio: "ignore" });
   const ended = once(server, "exit");
   const path = join(mount, "disk.img");
   await eventually("the file is there", () => existsSync(path));

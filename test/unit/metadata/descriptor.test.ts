@@ -298,13 +298,17 @@ describe("DescriptorStore", () => {
     expect(store.read()).toEqual(sample);
   });
 
-  test("does without a slot that cannot be read", async () => {
+  test("shows the older slot where the other cannot be read, and writes over neither", async () => {
     const device = blankDevice();
     const payload = JSON.stringify(descriptorToJson(sample));
     await device.write(OFFSET + SLOT_BYTES, encodeSlot(place, { sequence: 1, minorVersion: 0, payload }));
+    const before = await bytesOf(device);
     const store = await DescriptorStore.open(new FaultyDevice(device, { failRead: [0] }), place);
     expect(store.read()).toEqual(sample);
     expect(store.warnings).toEqual([expect.stringContaining("slot 0 cannot be read: Cannot read 65536 bytes")]);
+    expect(store.unreadable?.errno).toBe("EIO");
+    await expect(store.write({ ...sample, served: true })).rejects.toThrow("Cannot read 65536 bytes");
+    expect(Buffer.compare(await bytesOf(device), before)).toBe(0);
   });
 });
 
