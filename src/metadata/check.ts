@@ -40,7 +40,7 @@ export async function checkMetadata(
   const superblock = await checkSuperblock(reader, device.size, findings);
   if (typeof superblock === "string") return conclude(findings, superblock);
   const facts = await checkStructures(reader, superblock, findings);
-  const descriptor = await checkDescriptor(device, superblock, findings.warnings);
+  const descriptor = await checkDescriptor(device, superblock, findings);
   const bitsRefuted = await compareWithDescriptor(device, facts, descriptor, findings);
   return { ...conclude(findings, null, facts), ...(bitsRefuted && { bitsRefuted }) };
 }
@@ -85,17 +85,18 @@ async function checkStructures(
   };
 }
 
-/** What is said about the descriptor is never fatal: everything works without one. */
+/** Everything works without a descriptor, but nothing where one may be and cannot be read. */
 async function checkDescriptor(
   device: BlockDevice,
   superblock: Superblock,
-  warnings: FindingList,
+  { fatal, warnings }: Findings,
 ): Promise<Descriptor | null> {
   const { regions, regionSectors, targetSectors, blockCount } = superblock;
   if (regions === null || blockCount === null || targetSectors * 512 > Number.MAX_SAFE_INTEGER) return null;
   const geometry = new Geometry({ size: targetSectors * 512, regionSize: regionSectors * 512 });
   const store = await DescriptorStore.open(device, { geometry, blockCount });
-  for (const warning of store.warnings) warnings.add("descriptor", null, warning);
+  const list = store.unreadable === null ? warnings : fatal;
+  for (const warning of store.warnings) list.add("descriptor", null, warning);
   return store.read();
 }
 

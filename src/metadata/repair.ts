@@ -73,6 +73,9 @@ export type {
 const LOST_DESCRIPTOR =
   "The descriptor, which names source and destination, cannot be read: name them from now on with --source and --destination";
 
+const LOST_SLOT =
+  "One of the two copies of the descriptor, perhaps the newer one: the clone counts as one that clients may have written to";
+
 /** The state of the clone at its last commit, as far as it can be found. */
 interface LiveState {
   geometry: Geometry;
@@ -167,7 +170,7 @@ async function findLive(
     );
   }
   const { descriptor, warnings } = await readDescriptor(device, { geometry, blockCount });
-  if (descriptor === null && warnings.length > 0) account.lost.push(LOST_DESCRIPTOR);
+  if (warnings.length > 0) account.lost.push(descriptor === null ? LOST_DESCRIPTOR : LOST_SLOT);
   const settled = descriptor?.destination.settled;
   const unchanged = settled != null && (await isAsLeft(device, settled));
   const roots = { bitmapRoot, referenceCountRoot, bitsetRoot };

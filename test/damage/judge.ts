@@ -131,17 +131,18 @@ export class Judgement {
 
   #outcome(report: CheckReport, opened: Range[] | null): Outcome {
     const { truth } = this.#evidence.base;
-    const findings = [...report.fatal, ...report.warnings].filter(({ structure }) => structure !== "descriptor");
+    const fatal = report.fatal.filter(({ structure }) => structure !== "descriptor");
+    const findings = [...fatal, ...report.warnings].filter(({ structure }) => structure !== "descriptor");
     if (this.#evidence.struck.size === 0) {
       // A file that ends before its last managed block is cut off, whatever was in the part that is gone.
       const isCut = this.#evidence.damage.size < this.#evidence.base.blockCount * BLOCK;
-      if (isCut !== report.fatal.length > 0)
+      if (isCut !== fatal.length > 0)
         throw new Violation(`free space is struck: ${findings.map(formatFinding).join(" | ")}`);
       if (!isCut && findings.length > 0)
         throw new Violation(`free space is struck: ${findings.map(formatFinding).join(" | ")}`);
       if (!isCut && (opened === null || !same(opened, truth)))
         throw new Violation("free space is struck, and the bits differ");
-      return isCut ? "found" : "harmless";
+      return isCut || !report.ok ? "found" : "harmless";
     }
     if (report.fatal.length > 0) return "found";
     if (opened === null) throw new Violation("nothing fatal, but not opened");

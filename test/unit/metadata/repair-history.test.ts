@@ -342,6 +342,24 @@ test.for<[string, Partial<Descriptor>]>([
   expect((await plan(image, { isDestinationAsLeft })).ok).toBe(false);
 });
 
+test("planRepair() leaves regions unknown where the newer descriptor, which may have said that it was served, is lost", async () => {
+  const device = await clone(ONE_KEY, growing([100]));
+  await settle(device, ONE_KEY);
+  await settle(device, ONE_KEY, { served: true });
+  const image = await imageOf(device);
+  flipBit(image, image.arrayBlocks()[0] as number);
+  const served = image.bytes.length - DESCRIPTOR_BYTES; // the second slot was settled first, then this one
+  expect((await plan(image, { isDestinationAsLeft })).ok).toBe(false);
+  image.bytes.fill(0x55, served, served + 512);
+  const planned = await plan(image, { isDestinationAsLeft });
+  expect(planned).toMatchObject({ ok: false, unknown: [{ start: 0, end: 1000 }] });
+  const told = await plan(image, { isDestinationAsLeft, assume: "unhydrated" });
+  expect(told).toMatchObject({
+    descriptor: { served: true, alone: false },
+    lost: expect.arrayContaining([expect.stringMatching(/^One of the two copies of the descriptor/)]),
+  });
+});
+
 test("planRepair() calls every region of a finalized clone hydrated", async () => {
   const finalized = { finished: "2026-01-01T00:00:00Z", verified: true, unreadableRegions: 0 };
   const device = await clone(ONE_KEY, growing([1000]), { descriptor: descriptorOf(ONE_KEY, { finalized }) });
