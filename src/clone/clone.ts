@@ -42,9 +42,6 @@ import { recordedLocation } from "./recorded-location.ts";
 import { SampledDevice } from "./sampled-device.ts";
 import { refuseOtherBits } from "./settled-bits.ts";
 
-const UNREADABLE_DESCRIPTOR =
-  "What the clone is made of may be recorded there. Where it stays so, `clone repair` makes new metadata of the rest.";
-
 /** How a clone is opened. */
 export interface OpenRequest {
   /** What the user called it: its metadata, or its destination. */
@@ -141,7 +138,7 @@ export class Clone implements AsyncDisposable {
       opened.push(metadata);
       const place = { geometry: metadata.geometry, blockCount: metadata.totalBlocks };
       const descriptors = await DescriptorStore.open(device, place);
-      if (access !== "any") refuseUnreadableDescriptor(descriptors);
+      if (access !== "any" && descriptors.unreadable !== null) throw descriptors.unreadable;
       const warning = access === "exclusive" ? await warningOfWriters(device) : undefined;
       if (warning !== undefined) onWarning(warning);
       const older = access === "any" ? undefined : await refuseOtherBits(device, metadata, descriptors.read());
@@ -530,13 +527,6 @@ async function elsewhereHint(name: string): Promise<string | undefined> {
   const beside = await defaultMetadataPath(path);
   if (path.endsWith(metadataName("")) || (await holdsMetadata(path)) || (await exists(beside))) return undefined;
   return `There is no "${metadataName(name)}" either: where --metadata put it elsewhere, name that.`;
-}
-
-/** @throws {DeviceError} where nobody can tell what the descriptor says: another, older one is not what the clone is now */
-function refuseUnreadableDescriptor({ unreadable }: DescriptorStore): void {
-  if (unreadable === null) return;
-  const { message, errno, away } = unreadable;
-  throw new DeviceError(message, { cause: unreadable, errno, away, hint: UNREADABLE_DESCRIPTOR });
 }
 
 /** For a name that is metadata without doubt, which only cannot be opened. */

@@ -24,7 +24,7 @@ import type { FileDevice } from "../device/file-device.ts";
 import { statDescriptor } from "../device/file-identity.ts";
 import { runParts } from "../engine/run-parts.ts";
 import type { SettledState } from "../metadata/descriptor.ts";
-import { checksumText, isAsLeft, recordFree } from "../metadata/settled-witness.ts";
+import { checksumText, isAsLeft, recordFree, sinceLeft } from "../metadata/settled-witness.ts";
 import type { Clone } from "./clone.ts";
 import { digestOf } from "./fingerprint.ts";
 import { findData, type OpenedDestination } from "./open-devices.ts";
@@ -111,7 +111,7 @@ export async function isAlone(clone: Clone): Promise<boolean> {
 export async function refuseAnotherDisk(clone: Clone, destination: OpenedDestination): Promise<void> {
   const settled = clone.descriptor?.destination.settled;
   if (destination.file !== undefined || settled?.sample === undefined) return;
-  if (!(await isAsLeft(clone.metadataDevice, settled))) return; // somebody else has gone on with the clone
+  if ((await sinceLeft(clone.metadataDevice, settled)) === "changed") return; // somebody else has gone on with the clone
   if (settled.sample === (await sampleDigests(clone, destination.device))) return;
   throw new CloneError(
     "failed",
@@ -153,7 +153,8 @@ export async function trustInDestination(clone: Clone, { file }: OpenedDestinati
   if (descriptor.destination.touched) return "touched";
   const bySamples = descriptor.acceptedChange === undefined ? "compare" : "trusted";
   if (settled === null) return bySamples;
-  if (!(await isAsLeft(clone.metadataDevice, settled))) return "trusted"; // the kernel has gone on with the clone
+  // The kernel has gone on with the clone. Where it may have, and nothing tells, that is no excuse for what is found.
+  if ((await sinceLeft(clone.metadataDevice, settled)) === "changed") return "trusted";
   if (file?.kind !== "file") return bySamples;
   return (await lastChange(file)) === settled.mtimeNs ? "trusted" : "touched";
 }

@@ -74,9 +74,10 @@ export async function overwriteDevice(
   { backup, signal }: { backup: string; signal?: AbortSignal | undefined },
 ): Promise<BlockRange[]> {
   refuseSmallDevice(device, plan);
-  await using image = await createLike(backup, await permissionsOf(device));
-  await fill(image.device, plan);
   const covered = metadataByteLength(plan.blockCount) + DESCRIPTOR_BYTES;
+  await using image = await createLike(backup, await permissionsOf(device));
+  // What stands where a descriptor could is not to be taken for one, and the place may only be readable once it was written.
+  await fill(image.device, plan, device.size < covered ? imageBytes(plan.blockCount, plan.descriptor) : covered);
   const unreadable = await copyToNewFile(device, Math.min(device.size, covered), backup);
   signal?.throwIfAborted(); // never once it has begun
   try {
@@ -95,8 +96,11 @@ export async function overwriteDevice(
 }
 
 /** Makes the metadata and holds it against the plan. @throws {CloneError} where it is not as planned */
-async function fill(device: FileDevice, plan: PlannedRepair): Promise<void> {
-  const size = imageBytes(plan.blockCount, plan.descriptor);
+async function fill(
+  device: FileDevice,
+  plan: PlannedRepair,
+  size = imageBytes(plan.blockCount, plan.descriptor),
+): Promise<void> {
   await device.resize(size);
   await device.allocate(0, size);
   // The file was empty: what is in it from now on is of this clone.
@@ -104,12 +108,11 @@ async function fill(device: FileDevice, plan: PlannedRepair): Promise<void> {
   await refuseUnsound(device, plan);
 }
 
-/** Whatever stands where a descriptor could, behind metadata that has none, was not written, and is nobody's fault. */
+/** Where there is no room for a descriptor, what stands behind the metadata was not written, and is nobody's fault. */
 async function refuseUnsound(device: FileDevice, plan: PlannedRepair): Promise<void> {
   const { fatal, warnings } = await checkMetadata(device);
-  const finding = [...fatal, ...warnings].find(
-    ({ structure }) => structure !== "descriptor" || plan.descriptor !== null,
-  );
+  const hasRoom = device.size >= metadataByteLength(plan.blockCount) + DESCRIPTOR_BYTES;
+  const finding = [...fatal, ...warnings].find(({ structure }) => structure !== "descriptor" || hasRoom);
   if (finding !== undefined) {
     throw new CloneError(
       "failed",

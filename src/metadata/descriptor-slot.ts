@@ -55,6 +55,17 @@ export function beginsSlot(bytes: Uint8Array): boolean {
   return MAGIC.compare(bytes, 0, MAGIC.length) === 0;
 }
 
+/**
+ * How much of a slot says anything, bytes, as far as its first sector tells: the rest is zeros that nobody needs to read. `sequence` is
+ * what it claims, unchecked; 0 where no slot begins there.
+ */
+export function slotExtent(sector: Uint8Array): { length: number; sequence: number } {
+  if (!beginsSlot(sector)) return { length: HEADER_BYTES, sequence: 0 };
+  const head = Buffer.from(sector.buffer, sector.byteOffset, HEADER_BYTES);
+  const length = Math.min(SLOT_BYTES, HEADER_BYTES + head.readUInt32LE(48));
+  return { length, sequence: Number(head.readBigUInt64LE(16)) };
+}
+
 /** A whole slot, ready to be written. @throws {RangeError} if the payload is too long */
 export function encodeSlot({ geometry, blockCount }: DescriptorPlace, content: SlotContent): Uint8Array {
   const payload = Buffer.from(content.payload);

@@ -18,6 +18,7 @@ import {
   encodeSlot,
   MINOR_VERSION,
   SLOT_BYTES,
+  slotExtent,
 } from "./descriptor-slot.ts";
 
 export {
@@ -39,6 +40,8 @@ export type { DescriptorPlace } from "./descriptor-slot.ts";
 const SLOT_COUNT = 2;
 const BLOCK_SIZE = 4096;
 const SLOT_HEAD_BYTES = 8;
+/** Of a slot that cannot be read at once; a disk gives up no less. */
+const SECTOR_BYTES = 512;
 /** Bytes that the descriptor takes behind the last managed block. */
 export const DESCRIPTOR_BYTES = SLOT_COUNT * SLOT_BYTES;
 
@@ -56,7 +59,8 @@ export class DescriptorStore {
   readonly #place: DescriptorPlace;
   #current: Current | null = null;
   #newer: string | null = null;
-  #unreadable: DeviceError | null = null;
+  /** The slot that could not be read, and the sequence number that it may have. */
+  #lost: { error: DeviceError; sequence: number } | null = null;
   #failure: unknown;
   #queue: Promise<unknown> = Promise.resolve();
   readonly #warnings: string[] = [];
@@ -103,11 +107,12 @@ export class DescriptorStore {
   }
 
   /**
-   * Why a slot could not be read. `read()` may then be older than the descriptor, or null where there is one: good enough to
-   * be shown, but not to be acted on. Unlike a torn slot, this one may have been written whole, and acted on.
+   * Why a slot could not be read that may be the newer one. `read()` may then be older than the descriptor, or null where there is
+   * one: good enough to be shown, but not to be acted on. Unlike a torn slot, this one may have been written whole, and acted on.
    */
   get unreadable(): DeviceError | null {
-    return this.#unreadable;
+    if (this.#lost === null || this.#lost.sequence < (this.#current?.sequence ?? 0)) return null;
+    return this.#lost.error;
   }
 
   /** The newest valid descriptor, as found on opening or last written. Not to be modified. */
@@ -133,7 +138,7 @@ export class DescriptorStore {
 
   async #writeNow(descriptor: Descriptor): Promise<void> {
     this.#requireRoom();
-    if (this.#unreadable !== null) throw this.#unreadable;
+    if (this.unreadable !== null) throw this.unreadable;
     const { name } = this.#device;
     if (this.#newer !== null) throw new MetadataError(`Cannot write the descriptor of "${name}": it ${this.#newer}`);
     if (this.#failure !== undefined) {
@@ -162,9 +167,13 @@ export class DescriptorStore {
       await this.#device.read(this.#offsetOf(slot), bytes);
     } catch (error) {
       if (!(error instanceof DeviceError)) throw error;
-      this.#warnings.push(`slot ${slot} cannot be read: ${error.message}`);
-      this.#unreadable ??= error;
-      return;
+      const known = await this.#readSectors(slot, bytes);
+      const { length, sequence } = known === 0 ? { length: SLOT_BYTES, sequence: Infinity } : slotExtent(bytes);
+      if (known < length) {
+        this.#warnings.push(`slot ${slot} cannot be read: ${error.message}`);
+        if (sequence >= (this.#lost?.sequence ?? 0)) this.#lost = { error: withHint(error), sequence };
+        return;
+      }
     }
     const found = decodeSlot(this.#place, bytes);
     if (found.kind === "empty") return;
@@ -181,6 +190,20 @@ export class DescriptorStore {
       if (!(error instanceof RangeError)) throw error;
       this.#warnings.push(`slot ${slot} ${error.message}`);
     }
+  }
+
+  /** Reads a slot from its begin on as far as that goes. @returns bytes */
+  async #readSectors(slot: number, bytes: Uint8Array): Promise<number> {
+    for (let known = 0; known < bytes.length; known += SECTOR_BYTES) {
+      try {
+        await this.#device.read(this.#offsetOf(slot) + known, bytes.subarray(known, known + SECTOR_BYTES));
+      } catch (error) {
+        if (!(error instanceof DeviceError)) throw error;
+        bytes.fill(0, known);
+        return known;
+      }
+    }
+    return bytes.length;
   }
 
   /**
@@ -210,4 +233,17 @@ export class DescriptorStore {
     if (this.hasRoom) return;
     throw new RangeError(`"${this.#device.name}" has no room for a descriptor behind its last block`);
   }
+}
+
+/** The error for those who need the descriptor. */
+function withHint(error: DeviceError): DeviceError {
+  const { message, errno, offset = 0, length = 0, away } = error;
+  return new DeviceError(message, {
+    cause: error,
+    errno,
+    offset,
+    length,
+    away,
+    hint: "What the clone is made of may be recorded there. Where it stays so, `clone repair` makes new metadata of the rest.",
+  });
 }

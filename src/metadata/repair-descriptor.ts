@@ -26,16 +26,10 @@ export interface ReadDescriptor {
   warnings: readonly string[];
 }
 
-/**
- * Reads the descriptor of metadata whose geometry is known; none is no error. Where a slot is lost it may have been the newer
- * one, and have said that clients, or others, wrote: of the one that is left only what the clone is made of is believed.
- */
+/** Reads the descriptor of metadata whose geometry is known; none is no error. */
 export async function readDescriptor(device: BlockDevice, place: DescriptorPlace): Promise<ReadDescriptor> {
   const store = await DescriptorStore.open(device, place);
-  const descriptor = store.read();
-  const { warnings } = store;
-  if (descriptor === null || warnings.length === 0) return { descriptor, warnings };
-  return { descriptor: { ...descriptor, served: true, alone: false }, warnings };
+  return { descriptor: store.read(), warnings: store.warnings };
 }
 
 /** Every descriptor on the device that stands where it says it belongs. */

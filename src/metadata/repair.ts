@@ -74,7 +74,7 @@ const LOST_DESCRIPTOR =
   "The descriptor, which names source and destination, cannot be read: name them from now on with --source and --destination";
 
 const LOST_SLOT =
-  "One of the two copies of the descriptor, perhaps the newer one: the clone counts as one that clients may have written to";
+  "One of the two slots of the descriptor, perhaps the newer one: what was recorded last may be missing";
 
 /** The state of the clone at its last commit, as far as it can be found. */
 interface LiveState {
@@ -107,6 +107,8 @@ export async function planRepair(device: BlockDevice, request: RepairRequest = {
   const reader = new BlockReader(device, signal);
   const live = await findLive(device, reader, account, request);
   if ("reason" in live) return { ok: false, ...account, ...live };
+  const { warnings } = await readDescriptor(device, live);
+  if (warnings.length > 0) account.lost.push(live.descriptor === null ? LOST_DESCRIPTOR : LOST_SLOT);
 
   const { geometry } = live;
   const { proven, unknown } = await findBits(reader, live, account);
@@ -169,8 +171,7 @@ async function findLive(
       `Cannot repair "${device.name}": its superblock is sound and says ${size} bytes in regions of ${regionSize}, which is not what --size and --region-size say`,
     );
   }
-  const { descriptor, warnings } = await readDescriptor(device, { geometry, blockCount });
-  if (warnings.length > 0) account.lost.push(descriptor === null ? LOST_DESCRIPTOR : LOST_SLOT);
+  const { descriptor } = await readDescriptor(device, { geometry, blockCount });
   const settled = descriptor?.destination.settled;
   const unchanged = settled != null && (await isAsLeft(device, settled));
   const roots = { bitmapRoot, referenceCountRoot, bitsetRoot };

@@ -42,19 +42,39 @@ export async function recordBlocks(
   return digest === null ? {} : { free: `${recorded.join(" ")} ${digest}` };
 }
 
-/** Whether nobody has committed since: block 0 and the free blocks are those that were recorded. */
-export async function isAsLeft(device: BlockDevice, settled: SettledState): Promise<boolean> {
+/** What has become of the metadata since a clone was left. */
+export type SinceLeft =
+  /** Nobody has committed. */
+  | "nothing"
+  /** It is not as it was. */
+  | "changed"
+  /** It cannot be read, or was not recorded. */
+  | "unknown";
+
+/** Whether anybody has committed since: whether block 0 and the free blocks are those that were recorded. */
+export async function sinceLeft(device: BlockDevice, settled: SettledState): Promise<SinceLeft> {
   const first = await new BlockReader(device, undefined).read(0);
-  if (typeof first === "string" || checksumText(first.bytes) !== settled.superblock) return false;
-  return await areFreeAsLeft(device, settled);
+  if (typeof first === "string") return "unknown";
+  if (checksumText(first.bytes) !== settled.superblock) return "changed";
+  return await freeSinceLeft(device, settled);
+}
+
+/** Whether nobody has committed since, for certain. */
+export async function isAsLeft(device: BlockDevice, settled: SettledState): Promise<boolean> {
+  return (await sinceLeft(device, settled)) === "nothing";
 }
 
 /** The same of the free blocks alone, where block 0 is lost. */
-export async function areFreeAsLeft(device: BlockDevice, { free }: SettledState): Promise<boolean> {
+export async function areFreeAsLeft(device: BlockDevice, settled: SettledState): Promise<boolean> {
+  return (await freeSinceLeft(device, settled)) === "nothing";
+}
+
+async function freeSinceLeft(device: BlockDevice, { free }: SettledState): Promise<SinceLeft> {
   const [, numbers = "", digest] = RECORD.exec(free ?? "") ?? [];
-  if (digest === undefined) return false;
-  const blocks = numbers.trim().split(" ").map(Number);
-  return (await digestOf(new BlockReader(device, undefined), blocks)) === digest;
+  if (digest === undefined) return "unknown";
+  const now = await digestOf(new BlockReader(device, undefined), numbers.trim().split(" ").map(Number));
+  if (now === null) return "unknown";
+  return now === digest ? "nothing" : "changed";
 }
 
 /** Whether a space map calls free what was recorded as the lowest free blocks, and nothing else below; so it is, too, where none were. */

@@ -3,9 +3,14 @@
 import { copyFile, mkdir, readFile, rename, rm, stat, symlink, truncate, writeFile } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { describe, expect, test } from "vitest";
+import { MemoryDevice } from "../../src/device/memory-device.ts";
+import { CloneMetadata } from "../../src/metadata/clone-metadata.ts";
+import { type Descriptor, decodeDescriptor } from "../../src/metadata/descriptor-json.ts";
+import { decodeSlot, SLOT_BYTES } from "../../src/metadata/descriptor-slot.ts";
 import { holds, randomFile, snapshot, sparseFile } from "../support/files.ts";
 import { clone, cloneOk, expectFailure } from "../support/run-clone.ts";
 import { loopDevice, noLoopDevices, run, scratchDirectory, withReason } from "../support/scratch.ts";
+import { startServe } from "../support/serve.ts";
 import {
   changeDescriptor,
   clonedTo,
@@ -135,6 +140,35 @@ describe("a destination that somebody else has written to", () => {
     expect(await holds(copy, bytes)).toBe(true);
   });
 });
+
+// Where the newer slot of the descriptor is lost, the older one must not say that nobody wrote since it was left.
+test("that a clone is served is recorded after what it was left with is taken back", async () => {
+  await using place = await scratchDirectory();
+  const { copy } = await clonedTo(place.path, IMAGE_SIZE / 2);
+  expect((await slotsOf(`${copy}.clone`))[0]).toMatchObject({ served: false, destination: { settled: {} } });
+  await using server = await startServe({ clone: copy, cwd: place.path, args: ["--no-hydrate"] });
+  const slots = [
+    { served: true, destination: { settled: null } },
+    { served: false, destination: { settled: null } },
+  ];
+  expect(await slotsOf(`${copy}.clone`)).toMatchObject(slots);
+  await server.kill9();
+  expect(await slotsOf(`${copy}.clone`)).toMatchObject(slots);
+});
+
+/** Both slots of a descriptor, the newer one first. */
+async function slotsOf(path: string): Promise<Descriptor[]> {
+  const bytes = await readFile(path);
+  const metadata = await CloneMetadata.open(new MemoryDevice({ size: bytes.length, content: bytes }), {
+    readOnly: true,
+  });
+  const place = { geometry: metadata.geometry, blockCount: metadata.totalBlocks };
+  return [0, 1]
+    .map((slot) => decodeSlot(place, bytes.subarray(bytes.length - (2 - slot) * SLOT_BYTES).subarray(0, SLOT_BYTES)))
+    .filter((slot) => slot.kind === "valid")
+    .sort((a, b) => b.sequence - a.sequence)
+    .map(({ payload }) => decodeDescriptor(payload, metadata.geometry));
+}
 
 describe("--destination", () => {
   test("does not overwrite another file once the clone's own is gone and regions were copied to that", async () => {

@@ -1,5 +1,5 @@
 // Read errors of the source: tried again, listed, exit code 5, and never silently zeros in the copy.
-import { readFile, stat, truncate } from "node:fs/promises";
+import { open, readFile, stat, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { SLOT_BYTES } from "../../src/metadata/descriptor-slot.ts";
@@ -16,6 +16,11 @@ interface Status {
   state: string;
   hydratedRegions: number;
   unreadableRegions: number;
+}
+
+/** What is looked at of `clone dump`. */
+interface Dump {
+  descriptor: { destination: { settled: { free: string } } };
 }
 
 async function status(cwd: string): Promise<Status> {
@@ -165,12 +170,36 @@ test.skipIf(noFailingSource !== undefined)(
       expect(found.stdout).toMatch(new RegExp(`^fatal .*slot ${slot} cannot be read`, "m"));
       const made = `new-${slot}.clone`;
       const repair = await cloneOk(["repair", path, "--output", made], { cwd });
-      expect(repair).toMatch(/^lost +One of the two copies of the descriptor, perhaps the newer one/m);
+      expect(repair).toMatch(/^lost +One of the two slots of the descriptor, perhaps the newer one/m);
       await cloneOk(["check", made], { cwd });
     }
     await cloneOk(["hydrate", "new-0.clone", "--progress", "none"], { cwd });
     await cloneOk(["finalize", "new-0.clone"], { cwd });
     expect(await holds(join(cwd, "copy.img"), bytes)).toBe(true);
+  },
+);
+
+test.skipIf(noFailingSource !== undefined)(
+  withReason("metadata with an unreadable free block is no excuse for what somebody else has written", noFailingSource),
+  async () => {
+    await using place = await scratchDirectory();
+    const cwd = place.path;
+    await randomFile(join(cwd, "disk.img"), MIB);
+    await cloneOk(["create", "disk.img", "copy.img", "--metadata", "good.clone"], { cwd });
+    await cloneOk(["hydrate", "good.clone", "--progress", "none"], { cwd });
+    const dump = JSON.parse(await cloneOk(["dump", "good.clone"], { cwd })) as Dump;
+    const [free = 0] = dump.descriptor.destination.settled.free.split(" ").map(Number);
+    await using metadata = await failingSource(join(cwd, "good.clone"), {
+      start: free * 4096,
+      end: free * 4096 + 4096,
+    });
+    await using copy = await open(join(cwd, "copy.img"), "r+");
+    await copy.write("their", 65536);
+    for (let run = 0; run < 2; run++) {
+      const finalize = await clone(["finalize", metadata.path], { cwd });
+      expectFailure(finalize, 1, /somebody else has written to .*copy\.img"/, /--verify/);
+      expectFailure(await clone(["hydrate", metadata.path], { cwd }), 1, /region 1 is called hydrated, but differs/);
+    }
   },
 );
 

@@ -7,6 +7,7 @@ import { DeviceError } from "../../../src/base/errors.ts";
 import { overwriteDevice } from "../../../src/clone/repair-files.ts";
 import { FileDevice } from "../../../src/device/file-device.ts";
 import { checkMetadata } from "../../../src/metadata/check.ts";
+import { DESCRIPTOR_BYTES } from "../../../src/metadata/descriptor.ts";
 import { planRepair } from "../../../src/metadata/repair.ts";
 import { twoLevelImage } from "../../support/metadata-image.ts";
 import { scratchDirectory } from "../../support/scratch.ts";
@@ -18,13 +19,15 @@ interface Bad {
   read?: number[];
   /** A block that cannot be written. */
   write?: number;
+  /** What stands behind the metadata. */
+  behind?: Buffer;
 }
 
 /** Metadata whose space map's first bitmap is unreadable, and the plan of its repair. */
-async function damagedDevice({ read = [], write }: Bad) {
+async function damagedDevice({ read = [], write, behind = Buffer.alloc(0) }: Bad) {
   const directory = await scratchDirectory();
   const path = join(directory.path, "device");
-  const { bytes } = twoLevelImage();
+  const bytes = Buffer.concat([twoLevelImage().bytes, behind]);
   bytes.fill(0xff, 3 * BLOCK, 4 * BLOCK);
   await writeFile(path, bytes);
   const file = await FileDevice.open(path, { access: "read-write", direct: "off" });
@@ -75,6 +78,17 @@ describe("overwriteDevice()", () => {
     for (const block of [3, 20, 21]) bytes.fill(0, block * BLOCK, (block + 1) * BLOCK);
     expect(Buffer.compare(kept, bytes.subarray(0, kept.length))).toBe(0);
     expect(await checkMetadata(device)).toMatchObject({ verdict: "clean" });
+  });
+
+  test("leaves nothing of a descriptor that cannot be read where the repaired metadata has none", async () => {
+    const slots = [64, 65, 80, 95]; // of both: the image has 64 blocks
+    await using made = await damagedDevice({ read: slots, behind: Buffer.alloc(DESCRIPTOR_BYTES, 0x77) });
+    const { device, plan, backup, path } = made;
+    expect(plan).toMatchObject({ descriptor: null });
+    await overwriteDevice(device, plan, { backup });
+    expect(await checkMetadata(device)).toMatchObject({ verdict: "clean" });
+    const behind = (await readFile(path)).subarray(64 * BLOCK);
+    expect([behind.length, behind.every((byte) => byte === 0)]).toEqual([DESCRIPTOR_BYTES, true]);
   });
 
   test("whose writes fail says that the device holds no clone, and where the backup is", async () => {

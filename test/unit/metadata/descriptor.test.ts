@@ -298,19 +298,45 @@ describe("DescriptorStore", () => {
     expect(store.read()).toEqual(sample);
   });
 
-  test("shows the older slot where the other cannot be read, and writes over neither", async () => {
+  test.for([
+    ["that may be the newer one", 1, 0, true],
+    ["whose content goes that far", 1, 1024, true],
+    ["that is the older one", 3, 1024, false],
+  ] as const)("shows a slot beside one %s and cannot be read", async ([, sequence, from, isLost]) => {
     const device = blankDevice();
-    const payload = JSON.stringify(descriptorToJson(sample));
-    await device.write(OFFSET + SLOT_BYTES, encodeSlot(place, { sequence: 1, minorVersion: 0, payload }));
+    const json = { ...(descriptorToJson(sample) as object), later: "x".repeat(2000) };
+    const payload = JSON.stringify(json);
+    await device.write(OFFSET, encodeSlot(place, { sequence: 2, minorVersion: 0, payload }));
+    await device.write(OFFSET + SLOT_BYTES, encodeSlot(place, { sequence, minorVersion: 0, payload }));
     const before = await bytesOf(device);
-    const store = await DescriptorStore.open(new FaultyDevice(device, { failRead: [0] }), place);
-    expect(store.read()).toEqual(sample);
+    const store = await DescriptorStore.open(unreadable(device, OFFSET + from), place);
+    expect(store.read()).toMatchObject(sample);
     expect(store.warnings).toEqual([expect.stringContaining("slot 0 cannot be read: Cannot read 65536 bytes")]);
-    expect(store.unreadable?.errno).toBe("EIO");
-    await expect(store.write({ ...sample, served: true })).rejects.toThrow("Cannot read 65536 bytes");
-    expect(Buffer.compare(await bytesOf(device), before)).toBe(0);
+    if (isLost) {
+      expect(store.unreadable).toMatchObject({ errno: "EIO", hint: expect.stringContaining("clone repair") });
+      await expect(store.write({ ...sample, served: true })).rejects.toThrow("Cannot read 65536 bytes");
+      expect(Buffer.compare(await bytesOf(device), before)).toBe(0);
+      return;
+    }
+    expect(store.unreadable).toBeNull();
+    await store.write({ ...sample, served: true });
+    expect((await reopened(device)).read()).toMatchObject({ served: true });
+  });
+
+  test("minds no sector that cannot be read behind what a slot says, nor behind the first of a blank one", async () => {
+    const device = blankDevice();
+    await (await reopened(device)).write(sample);
+    for (const offset of [OFFSET + 32768, OFFSET + SLOT_BYTES - 512, OFFSET + SLOT_BYTES + 512]) {
+      const store = await DescriptorStore.open(unreadable(device, offset), place);
+      expect([store.read(), store.warnings, store.unreadable]).toEqual([sample, [], null]);
+    }
   });
 });
+
+/** Its sector at `at` fails. */
+function unreadable(device: MemoryDevice, at: number): FaultyDevice {
+  return new FaultyDevice(device, { failRead: ({ offset, length }) => offset < at + 512 && offset + length > at });
+}
 
 const valid = () => descriptorToJson(sample) as Record<string, unknown>;
 

@@ -10,7 +10,8 @@ import { DESCRIPTOR_BYTES, DescriptorStore } from "../../../src/metadata/descrip
 import { writeFormatted } from "../../../src/metadata/format-image.ts";
 import { RegionBitmap } from "../../../src/metadata/region-bitmap.ts";
 import { planRepair, writeRepaired } from "../../../src/metadata/repair.ts";
-import { checksumText, isAsLeft, recordFree } from "../../../src/metadata/settled-witness.ts";
+import { checksumText, isAsLeft, recordFree, sinceLeft } from "../../../src/metadata/settled-witness.ts";
+import { FaultyDevice } from "../../support/faulty-device.ts";
 import { MetadataImage } from "../../support/metadata-image.ts";
 import { plainDescriptor } from "../../support/plain-descriptor.ts";
 
@@ -98,6 +99,20 @@ describe("isAsLeft()", () => {
     for (const free of ["", "1", `1 ${"0".repeat(64)}`, `9999999 ${"0".repeat(64)}`]) {
       expect(await isAsLeft(device, { ...settled, free })).toBe(false);
     }
+  });
+
+  test("is false, and not known to have changed, where a free block cannot be read or none were recorded", async () => {
+    const device = await left([[1, 2]]);
+    const settled = await settledOf(device);
+    const [block = 0] = (settled.free ?? "").split(" ").map(Number);
+    const failRead = ({ offset }: { offset: number }) => offset === block * 4096;
+    const faulty = new FaultyDevice(device, { failRead });
+    expect([await isAsLeft(faulty, settled), await sinceLeft(faulty, settled)]).toEqual([false, "unknown"]);
+    const { free: _, ...older } = settled;
+    expect(await sinceLeft(device, older)).toBe("unknown");
+    expect(await sinceLeft(device, settled)).toBe("nothing");
+    await session(device, [9]);
+    expect(await sinceLeft(faulty, settled)).toBe("changed"); // block 0 tells
   });
 
   test("is true of new metadata with the bits that were recorded, and nothing is recorded of other bits", async () => {
