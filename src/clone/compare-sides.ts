@@ -5,6 +5,7 @@ import type { ByteRange, Geometry, Region, RegionRange } from "../base/geometry.
 import { alignedBuffer } from "../device/aligned-buffer.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import { readPatiently } from "../engine/read-patiently.ts";
+import { isOfWholeSource } from "../engine/source-errors.ts";
 import { DirtyRegions } from "../metadata/dirty-regions.ts";
 
 /** Both sides, in whole sectors of the clone. */
@@ -25,7 +26,7 @@ export interface RunningComparison {
 /** How to compare. */
 export interface Comparing {
   signal: AbortSignal;
-  /** What becomes of a region of which one side cannot be read, though the device is there. */
+  /** What becomes of a region of which one side cannot be read, though the device is there and what it was. */
   unreadable: "fails" | "differs";
   onStart?: ((running: RunningComparison) => void) | undefined;
 }
@@ -39,7 +40,7 @@ const RETRY = 3;
 /**
  * Reads the regions on both sides and returns those that differ, sorted. `ranges` is gone through twice.
  *
- * @throws {DeviceError} where a side cannot be read, unless that is to differ, and where a device is gone
+ * @throws {DeviceError} where a side cannot be read, unless that is to differ, and where a device is gone or another one
  * @throws the reason of `signal` when it aborts
  */
 export async function differingRegions(
@@ -125,9 +126,9 @@ class PairReader {
   }
 }
 
-/** Bytes that nobody can read, as opposed to a device that is gone. */
+/** Bytes that nobody can read, as opposed to a device that is gone, or is not what it was. */
 function isUnreadable(error: unknown): boolean {
-  return error instanceof DeviceError && !error.away;
+  return error instanceof DeviceError && !isOfWholeSource(error);
 }
 
 /** The bytes of ranges of regions, in pieces. */

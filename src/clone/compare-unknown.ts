@@ -4,11 +4,11 @@ import { type ComparedSides, differingRegions, type RunningComparison } from "./
 
 /**
  * Reads the regions on both sides and returns those that are equal. A region that one side cannot read is not equal; a
- * device that has gone away as a whole is an error. What is found equal is durable on the destination: it may
+ * device that has gone away as a whole, or has changed, is an error. What is found equal is durable on the destination: it may
  * have been read from a cache that a crash of the clone left, and the bits that are to vouch for it would outlive it.
  *
  * @param unknown sorted
- * @throws {DeviceError} where a device cannot be reached any more, or the destination cannot be flushed
+ * @throws {DeviceError} where a device cannot be reached any more or is another one, or the destination cannot be flushed
  * @throws the reason of `signal` when it aborts
  */
 export async function equalRegions(

@@ -21,6 +21,7 @@ import { isDestinationAsLeft } from "./left-destination.ts";
 import { type OpenedMetadata, openMetadata } from "./open-metadata.ts";
 import { type BlockRange, overwriteDevice, replaceFile, writeToNewFile } from "./repair-files.ts";
 import { chooseTarget, refuseBackup, refuseSmallDevice, type TargetRequest } from "./repair-target.ts";
+import { ofUnchangedSource } from "./unchanged-source.ts";
 
 /** What to repair, and how. */
 export interface RepairCloneRequest extends DeviceRequest, TargetRequest {
@@ -64,6 +65,7 @@ interface RepairContext {
  *
  * @throws {UsageError} for options that cannot work, and where something stands where a file is to be made
  * @throws {BusyError} where the clone is in use
+ * @throws {CloneError} where the source has changed, or changes while it is compared
  * @throws {DeviceError} where something cannot be read or written
  * @throws the reason of `signal` when it aborts
  */
@@ -125,7 +127,7 @@ async function compareWith(
   const source = await clone.attachSource(request);
   const alignment = destination.file?.directAlignment ?? PAGE;
   const sides = { geometry, source: source.view, destination: destination.view, alignment };
-  return await equalRegions(sides, [...unknown], { signal, onStart: onCompare });
+  return await ofUnchangedSource(source, () => equalRegions(sides, [...unknown], { signal, onStart: onCompare }));
 }
 
 /** The bits are to outlive a power cut, so what they vouch for must too. Where it is not at hand that is the user's to see to. */

@@ -4,6 +4,7 @@ import { countRegions, type RegionRange, withoutRegions } from "../base/geometry
 import type { Clone, DeviceRequest } from "./clone.ts";
 import { differingRegions, type RunningComparison } from "./compare-sides.ts";
 import { PAGE } from "./hydrate-clone.ts";
+import { ofUnchangedSource } from "./unchanged-source.ts";
 
 /** What a comparison found. Counts and ranges are of regions. */
 export interface VerifyReport {
@@ -18,7 +19,7 @@ export interface VerifyReport {
 
 /**
  * Reads all of the hydrated regions on both sides.
- * @throws {CloneError} where the source has changed, or a device is not the clone's
+ * @throws {CloneError} where the source has changed, or changes meanwhile, or a device is not the clone's
  * @throws {DeviceError} where either cannot be read
  * @throws the reason of `signal` when it aborts
  */
@@ -35,11 +36,9 @@ export async function verifyClone(
     destination: destination.view,
     alignment: destination.file?.directAlignment ?? PAGE,
   };
-  const differing = await differingRegions(sides, () => comparedRanges(clone), {
-    signal,
-    unreadable: "fails",
-    onStart,
-  });
+  const differing = await ofUnchangedSource(source, () =>
+    differingRegions(sides, () => comparedRanges(clone), { signal, unreadable: "fails", onStart }),
+  );
   return {
     equal: differing.length === 0,
     compared: countRegions(comparedRanges(clone)),

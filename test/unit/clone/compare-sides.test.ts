@@ -1,7 +1,7 @@
 // Two disks in memory whose differing regions, and unreadable sectors, are known. Regions are smaller and larger than what is read at once.
 import fc from "fast-check";
 import { expect, test } from "vitest";
-import { DeviceError } from "../../../src/base/errors.ts";
+import { ChangedError, DeviceError } from "../../../src/base/errors.ts";
 import { Geometry, type RegionRange } from "../../../src/base/geometry.ts";
 import { differingRegions } from "../../../src/clone/compare-sides.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
@@ -85,6 +85,22 @@ test("differingRegions() fails with a device that is gone, whatever is said of w
   await expect(
     differingRegions({ geometry, source, destination, alignment: 4096 }, () => all, { signal, unreadable: "differs" }),
   ).rejects.toThrow(/connection was lost/);
+});
+
+test("differingRegions() ends where the source changes on the way, whatever is said of what cannot be read", async () => {
+  const geometry = new Geometry({ size: 16 * MIB, regionSize: MIB });
+  const [disk, destination] = [new MemoryDevice({ size: geometry.size }), new MemoryDevice({ size: geometry.size })];
+  const source = new MemoryDevice({ size: geometry.size });
+  source.read = async (offset, buffer) => {
+    if (offset >= 7 * MIB) throw new ChangedError('Cannot read "http"', { difference: "its entity tag is another" });
+    await disk.read(offset, buffer);
+  };
+  const all = [{ start: 0, end: 16 }];
+  for (const unreadable of ["differs", "fails"] as const) {
+    await expect(
+      differingRegions({ geometry, source, destination, alignment: 4096 }, () => all, { signal, unreadable }),
+    ).rejects.toBeInstanceOf(ChangedError);
+  }
 });
 
 test("differingRegions() ends with the signal's reason", async () => {

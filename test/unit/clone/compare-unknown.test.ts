@@ -1,6 +1,6 @@
 // Two disks in memory, and a log of what is asked of the destination. What is found equal must be durable before it is told.
 import { expect, test } from "vitest";
-import { DeviceError } from "../../../src/base/errors.ts";
+import { ChangedError, DeviceError } from "../../../src/base/errors.ts";
 import { Geometry } from "../../../src/base/geometry.ts";
 import { equalRegions } from "../../../src/clone/compare-unknown.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
@@ -41,5 +41,21 @@ test("equalRegions() vouches for nothing where the destination cannot be flushed
 test("equalRegions() needs no flush where nothing is equal", async () => {
   const sides = await sidesWith([4]);
   expect(await equalRegions(sides, [{ start: 4, end: 5 }], { signal })).toEqual([]);
+  expect(sides.destination.log).not.toContain("flush");
+});
+
+test.each([
+  [
+    "has changed",
+    new ChangedError('Cannot read "http": another entity tag', { difference: "its entity tag is another" }),
+  ],
+  ["is another one", new DeviceError('Cannot read "disk.img": ESTALE', { errno: "ESTALE" })],
+])("equalRegions() ends with the error of a source that %s", async (_, error) => {
+  const sides = await sidesWith([2]);
+  const source = new MemoryDevice({ size: geometry.size });
+  source.read = async () => {
+    throw error;
+  };
+  await expect(equalRegions({ ...sides, source }, [{ start: 0, end: 4 }], { signal })).rejects.toBe(error);
   expect(sides.destination.log).not.toContain("flush");
 });
