@@ -1,6 +1,8 @@
 /** `--run COMMAND`: a command for whose lifetime a server runs, as nbdkit's captive mode has it. */
 import { type ChildProcess, spawn } from "node:child_process";
 import { constants } from "node:os";
+import { type Clock, systemClock } from "../base/clock.ts";
+import { startDeadline } from "../base/deadline.ts";
 import { CloneError } from "../base/errors.ts";
 
 /** How long a command that is told to end may take, ms. */
@@ -9,11 +11,13 @@ const PATIENCE_MS = 10_000;
 /** A command in a shell, running. */
 export class CaptiveCommand {
   readonly #child: ChildProcess;
+  readonly #clock: Clock;
   #isTold = false;
   /** Its exit status, as a shell tells it: 128 and the signal's number where one ended it. Rejects where no shell starts. */
   readonly ended: Promise<number>;
 
-  constructor(command: string, server: { uris: readonly string[]; exportName: string }) {
+  constructor(command: string, server: { uris: readonly string[]; exportName: string }, clock: Clock = systemClock) {
+    this.#clock = clock;
     const environment: NodeJS.ProcessEnv = { ...process.env, ...variables(server) };
     // NOTIFY_SOCKET is ours: the command is not the service.
     delete environment.NOTIFY_SOCKET;
@@ -32,8 +36,8 @@ export class CaptiveCommand {
   terminate(): void {
     if (!this.#child.kill("SIGTERM") || this.#isTold) return;
     this.#isTold = true;
-    const kill = setTimeout(() => this.#child.kill("SIGKILL"), PATIENCE_MS);
-    this.#child.once("exit", () => clearTimeout(kill));
+    const ended = startDeadline(this.#clock, PATIENCE_MS, () => this.#child.kill("SIGKILL"));
+    this.#child.once("exit", ended);
   }
 }
 

@@ -23,8 +23,9 @@ const fdatasync = promisify(fs.fdatasync);
 
 /** How long after the wish to stop requests to a remote device may still take, ms. */
 const SOURCE_GRACE_MS = 2000;
-/** How long a destination may be away after the wish to stop, and how often that is looked at, ms. */
+/** How long a destination may be away after the wish to stop, ms. */
 const DESTINATION_GRACE_MS = 10_000;
+/** How often either is looked at, ms. */
 const LOOK_MS = 500;
 
 /** How a source is opened. */
@@ -230,8 +231,17 @@ async function formatOf(device: BlockDevice, said: string | undefined): Promise<
  * it had been closed. Nothing is lost of that.
  */
 function closeInTime<T extends RemoteDevice>(source: T, signal: AbortSignal | undefined): T {
-  const close = (): void => void setTimeout(() => void source[Symbol.asyncDispose](), SOURCE_GRACE_MS).unref();
-  signal?.addEventListener("abort", close, { once: true });
+  const begin = (): void => {
+    let leftMs = SOURCE_GRACE_MS; // in looks, which leave out the time in which the process was stopped
+    const look = (): void => {
+      leftMs -= LOOK_MS;
+      if (leftMs > 0) return;
+      clearInterval(watch);
+      void source[Symbol.asyncDispose]();
+    };
+    const watch = setInterval(look, LOOK_MS).unref();
+  };
+  signal?.addEventListener("abort", begin, { once: true });
   return source;
 }
 

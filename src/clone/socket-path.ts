@@ -1,6 +1,8 @@
 /** Whether a socket's path is free: sockets stay behind when a process is killed, and bind(2) refuses a path that is taken. */
 import { lstat, unlink } from "node:fs/promises";
 import { connect } from "node:net";
+import { systemClock } from "../base/clock.ts";
+import { startDeadline } from "../base/deadline.ts";
 import { errnoOf } from "../base/errors.ts";
 
 /** How long a socket that stands there may take to accept, ms. */
@@ -33,10 +35,11 @@ function isAnswered(path: string): Promise<boolean> {
   return new Promise((resolve) => {
     const socket = connect(path);
     const end = (answered: boolean): void => {
+      ended();
       socket.destroy();
       resolve(answered);
     };
-    socket.setTimeout(PROBE_TIMEOUT_MS, () => end(true));
+    const ended = startDeadline(systemClock, PROBE_TIMEOUT_MS, () => end(true));
     socket.on("connect", () => end(true));
     socket.on("error", (error) => end(!["ECONNREFUSED", "ENOENT"].includes(errnoOf(error) ?? "")));
   });

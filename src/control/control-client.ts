@@ -1,5 +1,7 @@
 /** Talks to the control socket of a running clone. */
 import { request as httpRequest, type IncomingMessage } from "node:http";
+import { type Clock, systemClock } from "../base/clock.ts";
+import { startDeadline } from "../base/deadline.ts";
 import { CloneError, type CloneErrorCode, errnoOf } from "../base/errors.ts";
 import type { ControlTarget, Tuning } from "./control-target.ts";
 import type { FinalizeAsked } from "./tuning.ts";
@@ -50,10 +52,15 @@ export class ControlClient {
   /** Where the socket is. */
   readonly path: string;
   readonly #timeoutMs: number;
+  readonly #clock: Clock;
 
-  constructor(path: string, { timeoutMs = ANSWER_TIMEOUT_MS }: { timeoutMs?: number } = {}) {
+  constructor(
+    path: string,
+    { timeoutMs = ANSWER_TIMEOUT_MS, clock = systemClock }: { timeoutMs?: number; clock?: Clock } = {},
+  ) {
     this.path = path;
     this.#timeoutMs = timeoutMs;
+    this.#clock = clock;
   }
 
   /** What `clone status --json` prints, unchecked. */
@@ -101,7 +108,7 @@ export class ControlClient {
         text === "" ? {} : { "Content-Type": "application/json", "Content-Length": Buffer.byteLength(text) };
       const sent = httpRequest({ socketPath: this.path, host: "clone", method, path, headers, agent: false });
       const end = (error?: unknown): void => {
-        clearTimeout(timer);
+        answered?.();
         signal?.removeEventListener("abort", abort);
         sent.destroy();
         if (error !== undefined) reject(error);
@@ -109,7 +116,7 @@ export class ControlClient {
       const abort = (): void => end(signal?.reason);
       const late = (): void =>
         end(new ControlError("silent", `Cannot reach "${this.path}": no answer in ${timeoutMs} ms`));
-      const timer = timeoutMs === undefined ? undefined : setTimeout(late, timeoutMs);
+      const answered = timeoutMs === undefined ? undefined : startDeadline(this.#clock, timeoutMs, late);
       signal?.addEventListener("abort", abort, { once: true });
       sent.on("error", (error) => end(this.#unreachable(error)));
       sent.on("response", (response) => {

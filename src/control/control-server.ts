@@ -12,6 +12,8 @@ import { AssertionError } from "node:assert";
 import { setMaxListeners } from "node:events";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
 import type { Socket } from "node:net";
+import { type Clock, systemClock } from "../base/clock.ts";
+import { startDeadline } from "../base/deadline.ts";
 import { CloneError } from "../base/errors.ts";
 import { type ErrorBody, HttpError, statusOf } from "./control-error.ts";
 import { type Answer, JSON_TYPE, json, methodsOf, routeOf, unknownRequest } from "./control-routes.ts";
@@ -22,8 +24,9 @@ const MOST_CONNECTIONS = 64;
 /** Bytes of a request's head and body. */
 const MOST_HEAD_BYTES = 8192;
 const MOST_BODY_BYTES = 4096;
-/** For a client to send its request, ms; and to take a piece of the answer. */
+/** For a client to send its request, ms; and to take a piece of the answer, of so many bytes. */
 const REQUEST_TIMEOUT_MS = 5000;
+const PIECE_LENGTH = 65_536;
 /** Answers under way when the server closes have this long to arrive, ms. */
 const CLOSE_TIMEOUT_MS = 1000;
 
@@ -33,24 +36,27 @@ export class ControlServer {
   readonly #target: ControlTarget;
   /** Connections that have had their request. */
   readonly #served = new WeakSet<Socket>();
+  /** What says of a connection that its request has come whole. */
+  readonly #asked = new WeakMap<Socket, () => void>();
   readonly #requestTimeoutMs: number;
+  readonly #clock: Clock;
   readonly #closing = new AbortController();
 
-  constructor(target: ControlTarget, { requestTimeoutMs = REQUEST_TIMEOUT_MS }: { requestTimeoutMs?: number } = {}) {
+  constructor(
+    target: ControlTarget,
+    { requestTimeoutMs = REQUEST_TIMEOUT_MS, clock = systemClock }: { requestTimeoutMs?: number; clock?: Clock } = {},
+  ) {
     this.#target = target;
     this.#requestTimeoutMs = requestTimeoutMs;
+    this.#clock = clock;
+    // The limits that Node has for time count that in which the process was stopped: there are others here.
     this.#server = createServer(
-      {
-        maxHeaderSize: MOST_HEAD_BYTES,
-        headersTimeout: requestTimeoutMs,
-        requestTimeout: requestTimeoutMs,
-        connectionsCheckingInterval: requestTimeoutMs / 5,
-      },
+      { maxHeaderSize: MOST_HEAD_BYTES, headersTimeout: 0, requestTimeout: 0 },
       (request, response) => void this.#serve(request, response),
     );
     setMaxListeners(0, this.#closing.signal); // every answer that is put off listens
     this.#server.maxConnections = MOST_CONNECTIONS;
-    this.#server.timeout = requestTimeoutMs; // nothing sent, and nothing taken, for so long
+    this.#server.on("connection", (socket) => this.#awaitRequest(socket));
     this.#server.on("clientError", refuse);
     this.#server.on("connect", (_request, socket: Socket) => refuse(new Error("CONNECT"), socket));
     this.#server.on("upgrade", (_request, socket: Socket) => refuse(new Error("upgrade"), socket));
@@ -81,9 +87,16 @@ export class ControlServer {
     this.#closing.abort();
     if (!this.#server.listening) return;
     const closed = new Promise<void>((resolve) => this.#server.close(() => resolve()));
-    const impatience = setTimeout(() => this.#server.closeAllConnections(), CLOSE_TIMEOUT_MS);
+    const ended = startDeadline(this.#clock, CLOSE_TIMEOUT_MS, () => this.#server.closeAllConnections());
     await closed;
-    clearTimeout(impatience);
+    ended();
+  }
+
+  #awaitRequest(socket: Socket): void {
+    const late = Object.assign(new Error("no request"), { code: "ERR_HTTP_REQUEST_TIMEOUT" });
+    const asked = startDeadline(this.#clock, this.#requestTimeoutMs, () => refuse(late, socket));
+    this.#asked.set(socket, asked);
+    socket.once("close", asked);
   }
 
   async #serve(request: IncomingMessage, response: ServerResponse): Promise<void> {
@@ -92,14 +105,30 @@ export class ControlServer {
     response.on("error", () => {}); // whoever asked is gone
     response.shouldKeepAlive = false;
     const answer = await this.#answer(request).catch(answerTo);
-    request.socket.setTimeout(this.#requestTimeoutMs);
+    this.#asked.get(request.socket)?.();
     const headers = { "Content-Type": answer.contentType, "Content-Length": Buffer.byteLength(answer.text) };
     response.writeHead(
       answer.status,
       answer.status === 405 ? { ...headers, Allow: methodsOf(urlOf(request).pathname) } : headers,
     );
-    response.end(request.method === "HEAD" ? "" : answer.text);
     request.resume(); // what was sent and not wanted
+    if (request.method !== "HEAD") await this.#send(response, Buffer.from(answer.text));
+    response.end();
+  }
+
+  /** Until the client has taken it all, or is gone; or a piece of it not in time. */
+  async #send(response: ServerResponse, bytes: Buffer): Promise<void> {
+    for (let start = 0; start < bytes.length && !response.destroyed; start += PIECE_LENGTH) {
+      const taken = startDeadline(this.#clock, this.#requestTimeoutMs, () => response.destroy());
+      await new Promise<void>((resolve) => {
+        response.once("close", resolve);
+        response.write(bytes.subarray(start, start + PIECE_LENGTH), () => {
+          response.off("close", resolve);
+          resolve();
+        });
+      });
+      taken();
+    }
   }
 
   async #answer(request: IncomingMessage): Promise<Answer> {
@@ -108,7 +137,7 @@ export class ControlServer {
     const route = routeOf(method ?? "", pathname);
     if (route === undefined) throw unknownRequest(request.method ?? "", pathname);
     const body = method === "POST" ? await readJson(request) : {};
-    request.socket.setTimeout(0); // from here on it is the clone that takes its time
+    this.#asked.get(request.socket)?.(); // from here on it is the clone that takes its time
     return await route.answer({ target: this.#target, query: searchParams, body, closing: this.#closing.signal });
   }
 }

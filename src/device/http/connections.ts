@@ -109,7 +109,7 @@ export class Connections {
     const tls = secureContext === undefined ? {} : { secureContext, rejectUnauthorized: true };
     const timeoutMs = Math.min(CONNECT_MS, this.#options.silenceMs);
     const pool = { connections, pipelining: 1, keepAliveTimeout: KEEP_ALIVE_MS, maxHeaderSize: MAX_HEAD };
-    const withTls = { timeout: timeoutMs, ...tls };
+    const withTls = { timeout: timeoutMs, ...tls }; // in ticks of undici's, which leave out time in which the process was stopped
     const { signal } = this.#closing;
     const plain = endingWith(signal, recyclingConnector({ timeoutMs }));
     const secure = endingWith(signal, buildConnector(withTls) as Connector);

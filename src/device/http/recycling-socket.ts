@@ -10,6 +10,8 @@
  */
 import { type OnReadOpts, Socket, type SocketConstructorOpts } from "node:net";
 import type { buildConnector } from "undici";
+import { type Clock, systemClock } from "../../base/clock.ts";
+import { startDeadline } from "../../base/deadline.ts";
 
 /** Most bytes of a reply's head; undici refuses longer ones. */
 export const MAX_HEAD = 16_384;
@@ -21,20 +23,25 @@ const READ_SIZE = 256 * 1024;
 export type Connector = (...args: Parameters<buildConnector.connector>) => Socket;
 
 /** A connector for undici's pools, for connections without TLS. Connecting is given up after `timeoutMs`. */
-export function recyclingConnector({ timeoutMs }: { timeoutMs: number }): Connector {
+export function recyclingConnector({
+  timeoutMs,
+  clock = systemClock,
+}: {
+  timeoutMs: number;
+  clock?: Clock;
+}): Connector {
   return ({ hostname, port }, callback) => {
     const socket = new RecyclingSocket();
-    const timer = setTimeout(
-      () => socket.destroy(Object.assign(new Error("connecting takes too long"), { code: "ETIMEDOUT" })),
-      timeoutMs,
+    const connected = startDeadline(clock, timeoutMs, () =>
+      socket.destroy(Object.assign(new Error("connecting takes too long"), { code: "ETIMEDOUT" })),
     );
     const fail = (error: Error): void => {
-      clearTimeout(timer);
+      connected();
       callback(error, null);
     };
     socket.once("error", fail);
     socket.once("connect", () => {
-      clearTimeout(timer);
+      connected();
       socket.off("error", fail); // undici listens from here on
       socket.setNoDelay(true);
       socket.setKeepAlive(true, 60_000);

@@ -5,10 +5,12 @@ import { connect, type Socket } from "node:net";
 import { join } from "node:path";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
+import type { Clock } from "../../../src/base/clock.ts";
 import { BusyError, CloneError, DeviceError } from "../../../src/base/errors.ts";
 import { ControlClient, ControlError } from "../../../src/control/control-client.ts";
 import { ControlServer } from "../../../src/control/control-server.ts";
 import type { ControlTarget } from "../../../src/control/control-target.ts";
+import { ManualClock } from "../../support/manual-clock.ts";
 import { eventually } from "../../support/run-clone.ts";
 import { scratchDirectory } from "../../support/scratch.ts";
 
@@ -65,7 +67,7 @@ class FakeTarget implements ControlTarget {
 }
 
 /** A served target. */
-async function served(options: { requestTimeoutMs?: number } = {}) {
+async function served(options: { requestTimeoutMs?: number; clock?: Clock } = {}) {
   const place = await scratchDirectory();
   const path = join(place.path, "c.sock");
   const target = new FakeTarget();
@@ -375,6 +377,61 @@ describe("A bad client", () => {
   });
 });
 
+// Time passes in the world, and none for the process, which was stopped. Only when its own has passed is a client late.
+describe("Time in which the server was stopped", () => {
+  const stopped = () => new Promise((resolve) => setTimeout(resolve, 300));
+
+  test("does not make a client late that is about to send its request", async () => {
+    const clock = new ManualClock();
+    await using clone = await served({ requestTimeoutMs: 100, clock });
+    const asking = speak(clone.path, "GET /status HTTP/1.1\r\n");
+    await eventually("its time runs", () => clock.sleeping === 1);
+    await stopped();
+    asking.socket.write("Host: x\r\n\r\n");
+    expect(await asking.ended).toMatch(/^HTTP\/1\.1 200 .*"state":"hydrating"/s);
+    expect(clock.sleeping).toBe(0);
+    const late = speak(clone.path, "GET /status HTTP/1.1\r\n");
+    await eventually("its time runs", () => clock.sleeping === 1);
+    await clock.advance(100);
+    expect(await late.ended).toMatch(/^HTTP\/1\.1 408 /);
+  });
+
+  test("does not make a client late that is about to take its answer, or its last word", async () => {
+    const clock = new ManualClock();
+    await using clone = await served({ requestTimeoutMs: 100, clock });
+    clone.target.state = { text: "x".repeat(2 ** 24) };
+    const { socket, answer, ended } = speak(clone.path, "GET /status HTTP/1.1\r\nHost: x\r\n\r\n");
+    await eventually("the answer begins", () => answer().length > 0);
+    socket.pause();
+    await eventually("it waits for the client", async () => {
+      await stopped();
+      return clock.sleeping > 0;
+    });
+    const closed = clone.server.close();
+    await stopped();
+    socket.resume();
+    expect(await ended).toHaveLength(answer().indexOf("\r\n\r\n") + 4 + JSON.stringify(clone.target.state).length + 1);
+    await closed;
+    expect(clock.sleeping).toBe(0);
+  });
+
+  test("does not make the server late for its client", async () => {
+    const clock = new ManualClock();
+    await using clone = await served();
+    const { promise, resolve } = pending();
+    const { createServer } = await import("node:http");
+    const path = join(clone.directory, "slow.sock");
+    const slow = createServer((_, response) => void promise.then(() => response.end("{}"))).listen(path);
+    const client = new ControlClient(path, { timeoutMs: 100, clock });
+    const asked = client.status();
+    await stopped();
+    resolve();
+    expect(await asked).toEqual({});
+    expect(clock.sleeping).toBe(0);
+    slow.close();
+  });
+});
+
 describe("ControlServer", () => {
   test("makes its socket for this user alone, whatever the umask", async () => {
     const umask = process.umask(0);
@@ -427,7 +484,11 @@ describe("ControlClient", () => {
     const { createServer } = await import("node:net");
     const path = join(clone.directory, "mute.sock");
     const mute = createServer(() => {}).listen(path);
-    await expect(new ControlClient(path, { timeoutMs: 50 }).status()).rejects.toMatchObject({ reason: "silent" });
+    const clock = new ManualClock();
+    const asked = new ControlClient(path, { timeoutMs: 50, clock }).status();
+    const refused = expect(asked).rejects.toMatchObject({ reason: "silent", message: /no answer in 50 ms$/ });
+    await clock.advance(50);
+    await refused;
     mute.close();
   });
 

@@ -3,8 +3,9 @@
 import type { AddressInfo } from "node:net";
 import { createServer, type Socket } from "node:net";
 import { describe, expect, test } from "vitest";
-import { RecyclingSocket } from "../../../../src/device/http/recycling-socket.ts";
+import { type Connector, RecyclingSocket, recyclingConnector } from "../../../../src/device/http/recycling-socket.ts";
 import { openHttp, readAll } from "../../../support/http-server.ts";
+import { ManualClock } from "../../../support/manual-clock.ts";
 import { seededRandom } from "../../../support/random.ts";
 
 /** A server of bytes, connection by connection. */
@@ -97,4 +98,27 @@ test("A head is read whole, however it is parted, next to however large a body",
   const { device } = await openHttp(server);
   await using _ = device;
   for (let round = 0; round < 30; round += 1) expect(Buffer.compare(await readAll(device), content)).toBe(0);
+});
+
+describe("recyclingConnector()", () => {
+  /** Connects, and resolves to the error, or to null. */
+  const connecting = (connector: Connector, port: number): Promise<Error | null> =>
+    new Promise((resolve) => {
+      const target = { hostname: "127.0.0.1", port: String(port), host: "", protocol: "http:" };
+      connector(target, (error, socket) => {
+        socket?.destroy();
+        resolve(error);
+      });
+    });
+
+  test("gives up when its time has passed, which is its clock's", async () => {
+    await using server = await byteServer(() => {});
+    const clock = new ManualClock();
+    const connector = recyclingConnector({ timeoutMs: 1000, clock });
+    const given = connecting(connector, server.port);
+    void clock.advance(1000); // before the event loop turns
+    expect(await given).toMatchObject({ code: "ETIMEDOUT" });
+    expect(await connecting(connector, server.port)).toBeNull();
+    expect(clock.sleeping).toBe(0);
+  });
 });
