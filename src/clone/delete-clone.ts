@@ -5,7 +5,7 @@ import { DescriptorStore } from "../metadata/descriptor.ts";
 import { probeSuperblock } from "../metadata/superblock.ts";
 import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
 import { displayUri } from "./location.ts";
-import { holdsMetadata, removeMetadata } from "./metadata-file.ts";
+import { removeMetadata } from "./metadata-file.ts";
 import { openMetadata } from "./open-metadata.ts";
 
 /** A clone about to be given up. */
@@ -44,7 +44,7 @@ export async function deleteClone(
 async function destinationOf(device: FileDevice): Promise<string | undefined> {
   const probed = await probeSuperblock(device);
   if (probed.verdict === "damaged" || (probed.verdict === "unformatted" && probed.orphans)) return undefined;
-  if (probed.verdict === "truncated" && (await holdsMetadata(device.path))) return undefined;
+  if (probed.verdict === "truncated" && probed.hasMagic) return undefined;
   if (probed.verdict !== "valid") {
     throw new MetadataError(`Cannot delete "${device.path}": ${probed.error.message}`, { cause: probed.error });
   }

@@ -19,8 +19,8 @@ import { readMark } from "./repair-in-place.ts";
 
 const MAGIC = 0x8af27f64;
 const VERSION = 1;
-/** Blocks looked at behind a zeroed first block, to tell a new device from a damaged clone. */
-const ORPHANS_SEARCHED = 1024;
+/** Blocks looked at where the first is none of a clone, to tell something else from a clone that is damaged. */
+const BLOCKS_SEARCHED = 1024;
 
 /** What the superblock says. */
 export interface Superblock {
@@ -33,8 +33,8 @@ export interface Superblock {
 /** What was found where a superblock is looked for. Only `valid` can be opened; `error` says why the others cannot. */
 export type SuperblockVerdict =
   | { verdict: "valid"; superblock: Superblock; bytes: Uint8Array }
-  /** Shorter than any metadata, or than its superblock says. */
-  | { verdict: "truncated"; error: MetadataError }
+  /** Shorter than any metadata, or than its superblock says. `hasMagic` says whether it begins like metadata. */
+  | { verdict: "truncated"; hasMagic: boolean; error: MetadataError }
   /** The first block is all zero. `orphans` says whether valid metadata blocks lie behind it. */
   | { verdict: "unformatted"; orphans: boolean; error: MetadataError }
   /** Something other than clone metadata. `content` names it where it was recognised. */
@@ -63,68 +63,82 @@ export function encodeSuperblock({ geometry, spaceMap, bitsetRoot }: Superblock)
 }
 
 /**
- * Looks at block 0 of a device and says what it is.
+ * Looks at block 0 of a device and says what it is; where it is no superblock, at those behind it too.
  *
- * @throws {DeviceError} only where it cannot be read; what follows it may be unreadable, metadata has free space
+ * @throws {DeviceError} where it cannot be read. Behind a superblock anything may be unreadable, since metadata has free space;
+ *   elsewhere only if it is known all the same what this is, for metadata might lie in what cannot be read
  */
 export async function probeSuperblock(device: BlockDevice): Promise<SuperblockVerdict> {
   const bytes = new Uint8Array(Math.min(device.size, BLOCK_SIZE));
   await device.read(0, bytes);
   const { name } = device;
-  const error = (message: string, hint?: string) =>
-    new MetadataError(message, hint === undefined ? { block: 0 } : { block: 0, hint });
-
   const backup = readMark(bytes);
   if (backup !== undefined) {
     const message = `A repair of "${name}" in place was cut off: it holds no clone`;
     const kept = backup === "" ? "the backup" : JSON.stringify(backup);
     const hint = `What it held is kept in ${kept}: \`clone repair\` that, or write it back first.`;
-    return { verdict: "damaged", error: error(message, hint) };
+    return { verdict: "damaged", error: notMetadata(message, hint) };
   }
-  const hasMagic = hasSuperblockMagic(bytes);
-  const sample = hasMagic ? bytes : await readWhatCanBe(device, CONTENT_SAMPLE_BYTES);
-  if (!hasMagic && sample.some((byte) => byte !== 0)) {
-    const inFirstBlock = bytes.some((byte) => byte !== 0);
-    const content = describeContent(sample);
-    // A zeroed first block with anything behind it is a verdict of its own, unless that is a known format.
-    if (inFirstBlock || content !== undefined) {
-      if (content === undefined && (await hasMetadataBlocks(device))) {
-        const message = `The superblock of "${name}" is damaged: its magic number is wrong, but metadata blocks follow it`;
-        return { verdict: "damaged", error: error(message) };
-      }
-      const what = content === undefined ? "" : `: it looks like ${content}`;
-      return { verdict: "foreign", content, error: error(`"${name}" is not clone metadata${what}`) };
-    }
-  }
-  if (device.size < metadataByteLength(MIN_METADATA_BLOCKS)) {
-    return {
-      verdict: "truncated",
-      error: error(`"${name}" is too short for clone metadata: ${device.size} bytes`),
-    };
-  }
-  if (!hasMagic) {
-    const orphans = await hasMetadataBlocks(device);
-    const message = orphans
-      ? `The first block of "${name}" is zeroed, but metadata blocks follow it`
-      : `"${name}" is not formatted: its first block is all zero`;
-    const hint = orphans
-      ? "It held a clone whose superblock was lost. Do not create a new clone on it before `clone repair` was tried."
-      : undefined;
-    return { verdict: "unformatted", orphans, error: error(message, hint) };
-  }
+  if (!hasSuperblockMagic(bytes)) return await probeOther(device, bytes);
+  if (device.size < metadataByteLength(MIN_METADATA_BLOCKS)) return tooShort(device, { hasMagic: true });
   try {
     verifyBlock(bytes, "superblock", 0, name);
     const superblock = decodeSuperblock(bytes, name);
     const needed = metadataByteLength(superblock.spaceMap.blockCount);
     if (needed > device.size) {
       const message = `"${name}" is truncated: its metadata has ${needed} bytes, of which ${device.size} are there`;
-      return { verdict: "truncated", error: error(message) };
+      return { verdict: "truncated", hasMagic: true, error: notMetadata(message) };
     }
     return { verdict: "valid", superblock, bytes };
   } catch (caught) {
     if (!(caught instanceof MetadataError)) throw caught;
     return { verdict: "damaged", error: caught };
   }
+}
+
+/** What a device is whose first block, `bytes`, is no superblock. @throws {DeviceError} where that cannot be known */
+async function probeOther(device: BlockDevice, bytes: Uint8Array): Promise<SuperblockVerdict> {
+  const { name } = device;
+  const { bytes: seen, failure } = await readWhatCanBe(device, BLOCKS_SEARCHED * BLOCK_SIZE);
+  const content = describeContent(seen.subarray(0, CONTENT_SAMPLE_BYTES));
+  if (content !== undefined) {
+    return {
+      verdict: "foreign",
+      content,
+      error: notMetadata(`"${name}" is not clone metadata: it looks like ${content}`),
+    };
+  }
+  const isZeroed = bytes.every((byte) => byte === 0);
+  if (isZeroed && device.size < metadataByteLength(MIN_METADATA_BLOCKS)) return tooShort(device, { hasMagic: false });
+  if (hasMetadataBlocks(seen)) {
+    if (!isZeroed) {
+      const message = `The superblock of "${name}" is damaged: its magic number is wrong, but metadata blocks follow it`;
+      return { verdict: "damaged", error: notMetadata(message) };
+    }
+    const message = `The first block of "${name}" is zeroed, but metadata blocks follow it`;
+    const hint =
+      "It held a clone whose superblock was lost. Do not create a new clone on it before `clone repair` was tried.";
+    return { verdict: "unformatted", orphans: true, error: notMetadata(message, hint) };
+  }
+  if (failure !== undefined) throw failure;
+  if (!isZeroed) {
+    return { verdict: "foreign", content: undefined, error: notMetadata(`"${name}" is not clone metadata`) };
+  }
+  const message = `"${name}" is not formatted: its first block is all zero`;
+  return { verdict: "unformatted", orphans: false, error: notMetadata(message) };
+}
+
+function tooShort({ name, size }: BlockDevice, { hasMagic }: { hasMagic: boolean }): SuperblockVerdict {
+  return {
+    verdict: "truncated",
+    hasMagic,
+    error: notMetadata(`"${name}" is too short for clone metadata: ${size} bytes`),
+  };
+}
+
+/** The error for a first block that cannot be opened. */
+function notMetadata(message: string, hint?: string): MetadataError {
+  return new MetadataError(message, hint === undefined ? { block: 0 } : { block: 0, hint });
 }
 
 /**
@@ -182,29 +196,41 @@ function decodeSuperblock(bytes: Uint8Array, name: string): Superblock {
   };
 }
 
-/** Whether valid metadata blocks lie among the first blocks of a device. */
-async function hasMetadataBlocks(device: BlockDevice): Promise<boolean> {
-  const bytes = await readWhatCanBe(device, ORPHANS_SEARCHED * BLOCK_SIZE);
+/** Whether valid metadata blocks lie behind the first block. `bytes` begins with that. */
+function hasMetadataBlocks(bytes: Uint8Array): boolean {
   for (let at = BLOCK_SIZE; at + BLOCK_SIZE <= bytes.length; at += BLOCK_SIZE) {
     if (classifyBlock(bytes.subarray(at, at + BLOCK_SIZE)) !== undefined) return true;
   }
   return false;
 }
 
-/** The first `length` bytes of a device, or all of a shorter one; blocks that cannot be read are zero. */
-async function readWhatCanBe(device: BlockDevice, length: number): Promise<Uint8Array> {
+/**
+ * The first `length` bytes of a device, or all of a shorter one. Blocks that cannot be read are zero, and `failure` says why
+ * the first of them could not.
+ * @throws {DeviceError} where the device is away
+ */
+async function readWhatCanBe(
+  device: BlockDevice,
+  length: number,
+): Promise<{ bytes: Uint8Array; failure: DeviceError | undefined }> {
   const bytes = new Uint8Array(Math.min(device.size, length));
-  try {
-    await device.read(0, bytes);
-  } catch (error) {
-    if (!(error instanceof DeviceError)) throw error;
-    for (let at = 0; at < bytes.length; at += BLOCK_SIZE) {
-      const block = bytes.subarray(at, at + BLOCK_SIZE);
-      await device.read(at, block).catch((reason: unknown) => {
-        if (!(reason instanceof DeviceError)) throw reason;
-        block.fill(0);
-      });
+  const readPart = async (at: number, part: Uint8Array): Promise<DeviceError | undefined> => {
+    try {
+      await device.read(at, part);
+      return undefined;
+    } catch (error) {
+      if (!(error instanceof DeviceError) || error.away) throw error;
+      return error;
     }
+  };
+  let failure: DeviceError | undefined;
+  if ((await readPart(0, bytes)) === undefined) return { bytes, failure };
+  for (let at = 0; at < bytes.length; at += BLOCK_SIZE) {
+    const block = bytes.subarray(at, at + BLOCK_SIZE);
+    const reason = await readPart(at, block);
+    if (reason === undefined) continue;
+    block.fill(0);
+    failure ??= reason;
   }
-  return bytes;
+  return { bytes, failure };
 }

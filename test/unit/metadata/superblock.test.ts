@@ -1,6 +1,8 @@
 import { gzipSync } from "node:zlib";
 import { expect, test } from "vitest";
+import { DeviceError } from "../../../src/base/errors.ts";
 import { Geometry } from "../../../src/base/geometry.ts";
+import type { BlockDevice } from "../../../src/device/block-device.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { CloneMetadata } from "../../../src/metadata/clone-metadata.ts";
 import { probeSuperblock } from "../../../src/metadata/superblock.ts";
@@ -183,4 +185,32 @@ test("probeSuperblock() needs no other block than the first to be readable", asy
     failRead: ({ offset, length }) => offset <= 8192 && offset + length > 8192,
   });
   expect(await probeSuperblock(zeroed)).toMatchObject({ verdict: "unformatted", orphans: true });
+});
+
+// What lies in blocks that cannot be read may be the metadata blocks that tell a clone which lost its superblock from a device
+// that never held one: `restore` overwrites the latter without a word, and `delete` knows nothing to give up on it.
+test("probeSuperblock() does not call a device blank, or something else, where metadata blocks may lie in what cannot be read", async () => {
+  const image = await healthyImage();
+  const behindFirst = ({ offset, length }: { offset: number; length: number }) => offset + length > 4096;
+  for (const head of [0, 0xa5]) {
+    image.block(0).fill(head);
+    const device = new FaultyDevice(deviceOf(image.bytes), { failRead: behindFirst });
+    await expect(probeSuperblock(device)).rejects.toMatchObject({ name: "DeviceError", errno: "EIO" });
+  }
+  const known = new FaultyDevice(deviceOf(at(0, "XFSB")), { failRead: behindFirst });
+  expect(await probeSuperblock(known)).toMatchObject({ verdict: "foreign", content: "an XFS file system" });
+});
+
+test("probeSuperblock() of a device that is away asks once for what lies behind the first block", async () => {
+  const disk = deviceOf(new Uint8Array(131072));
+  let requests = 0;
+  const device: BlockDevice = Object.assign(Object.create(disk), {
+    async read(offset: number, buffer: Uint8Array): Promise<void> {
+      requests += 1;
+      if (offset + buffer.length > 4096) throw new DeviceError("gone", { errno: "ECONNRESET" });
+      await disk.read(offset, buffer);
+    },
+  });
+  await expect(probeSuperblock(device)).rejects.toMatchObject({ away: true });
+  expect(requests).toBe(2);
 });
