@@ -26,7 +26,7 @@ import {
 } from "./destination-state.ts";
 import { destinationFingerprint, differenceFrom } from "./fingerprint.ts";
 import { displayUri, type Location, parseLocation, parsePath, recordedPath } from "./location.ts";
-import { defaultMetadataPath, exists, findMetadata, holdsMetadata, metadataName } from "./metadata-file.ts";
+import { defaultMetadataPath, exists, findMetadata, metadataName } from "./metadata-file.ts";
 import { refuseStrangersWord, warningOfWriters } from "./metadata-owner.ts";
 import {
   destinationView,
@@ -41,6 +41,7 @@ import { isStillThere, type MetadataAccess, type OpenedMetadata, openMetadata } 
 import { recordedLocation } from "./recorded-location.ts";
 import { SampledDevice } from "./sampled-device.ts";
 import { refuseOtherBits } from "./settled-bits.ts";
+import { holdsMetadata } from "./standing-metadata.ts";
 
 /** How a clone is opened. */
 export interface OpenRequest {
@@ -525,7 +526,7 @@ export function sourceChanged(path: string, difference: string): CloneError {
 async function elsewhereHint(name: string): Promise<string | undefined> {
   const path = parsePath(name);
   const beside = await defaultMetadataPath(path);
-  if (path.endsWith(metadataName("")) || (await holdsMetadata(path)) || (await exists(beside))) return undefined;
+  if (path.endsWith(metadataName("")) || (await exists(beside)) || (await holdsMetadata(path))) return undefined;
   return `There is no "${metadataName(name)}" either: where --metadata put it elsewhere, name that.`;
 }
 

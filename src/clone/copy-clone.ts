@@ -3,8 +3,9 @@ import { CloneError, UsageError } from "../base/errors.ts";
 import { Clone, type OpenRequest } from "./clone.ts";
 import { type CreatedClone, type CreateRequest, createClone, DEFAULT_REGION_SIZE } from "./create-clone.ts";
 import { displayName, displayUri, type Location, parseLocation, parsePath, uriOf } from "./location.ts";
-import { defaultMetadataPath, exists, holdsMetadata, isBlockDevice } from "./metadata-file.ts";
+import { defaultMetadataPath, exists, isBlockDevice } from "./metadata-file.ts";
 import { strangerOwning } from "./metadata-owner.ts";
+import { mayBeMetadata, probeMetadata } from "./standing-metadata.ts";
 
 /** What to copy, and how. */
 export interface CopyRequest extends Omit<CreateRequest, "regionSize"> {
@@ -30,8 +31,7 @@ export async function startCopy(
 ): Promise<CopyStart> {
   const destination = parseLocation(request.destination);
   const metadata = await metadataOf(request, destination);
-  // A metadata device is always there; one without metadata on it is to be made into one.
-  const isThere = (await isBlockDevice(metadata)) ? await holdsMetadata(metadata) : await exists(metadata);
+  const isThere = (await isBlockDevice(metadata)) ? await isInUse(metadata) : await exists(metadata);
   const created = isThere
     ? null
     : await createClone({
@@ -52,6 +52,15 @@ export async function startCopy(
     await clone[Symbol.asyncDispose]();
     throw error;
   }
+}
+
+/**
+ * A metadata device is always there; one without metadata on it is to be made into one. Zeroed it counts as that, whatever
+ * follows: so deleting a clone leaves it.
+ */
+async function isInUse(metadata: string): Promise<boolean> {
+  const found = await probeMetadata(metadata);
+  return mayBeMetadata(found) && found.verdict !== "unformatted" && !(found.verdict === "truncated" && !found.hasMagic);
 }
 
 async function metadataOf({ metadata }: CopyRequest, destination: Location): Promise<string> {

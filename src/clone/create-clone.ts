@@ -14,15 +14,10 @@ import { readStatus } from "./clone-status.ts";
 import { destinationFingerprint } from "./fingerprint.ts";
 import type { Permissions } from "./like-file.ts";
 import { displayName, isReopenable, type Location, parseLocation, parsePath } from "./location.ts";
-import {
-  createMetadataFile,
-  createMetadataOnDevice,
-  defaultMetadataPath,
-  holdsMetadata,
-  isBlockDevice,
-} from "./metadata-file.ts";
+import { createMetadataFile, createMetadataOnDevice, defaultMetadataPath, isBlockDevice } from "./metadata-file.ts";
 import { NewDestination } from "./new-destination.ts";
 import { findData, type OpenedDestination, type OpenedSource, openSource, shareStorage } from "./open-devices.ts";
+import { holdsMetadata, holdsSoundMetadata, probeMetadata, unknownClone } from "./standing-metadata.ts";
 
 /** What to clone, and how. */
 export interface CreateRequest {
@@ -70,6 +65,7 @@ export const DEFAULT_REGION_SIZE = 65536;
  * Makes a clone of which nothing is hydrated yet. If it throws, whatever it made is gone again.
  * @throws {UsageError} where the arguments cannot work together
  * @throws {BusyError} where the destination is in use
+ * @throws {MetadataError} where source or destination may belong to a clone whose metadata is damaged
  * @throws {DeviceError} where something cannot be read or made
  */
 export async function createClone(request: CreateRequest): Promise<CreatedClone> {
@@ -121,7 +117,11 @@ function refuseLongName({ uri, device }: { uri: string; device: BlockDevice }): 
   throw new UsageError(`Cannot clone "${device.name.slice(0, 80)}…": its name has more than ${MAX_URI_BYTES} bytes`);
 }
 
-/** The destination of an unfinished clone has holes where its data is not yet. @throws {UsageError | BusyError} */
+/**
+ * The destination of an unfinished clone has holes where its data is not yet.
+ * @throws {UsageError | BusyError} where the source is one
+ * @throws {MetadataError | DeviceError} where that cannot be known
+ */
 async function refuseUnfinishedSource({ file }: OpenedSource): Promise<void> {
   if (file === undefined) return;
   const holder = await lockHolder(file);
@@ -130,10 +130,13 @@ async function refuseUnfinishedSource({ file }: OpenedSource): Promise<void> {
       pid: holder.pid,
     });
   }
+  if (file.kind === "block") return;
   const beside = await defaultMetadataPath(file.path);
-  if (file.kind === "block" || !(await holdsMetadata(beside))) return;
+  const refusal = `Cannot clone "${file.path}": it may itself be an unfinished clone`;
+  if (!(await holdsSoundMetadata(beside, refusal))) return;
   const { status } = await readStatus(beside);
-  if (status.state === "finalized" || status.hydratedRegions === status.regions) return;
+  if (status.hydratedRegions === status.regions) return;
+  if (status.state === "finalized") return;
   throw new UsageError(
     `Cannot clone "${file.path}": it is itself an unfinished clone, ${status.regions - status.hydratedRegions} of its ${status.regions} regions are missing`,
     { hint: `\`clone hydrate ${file.path}\` finishes it.` },
@@ -178,6 +181,7 @@ async function checkPair(source: OpenedSource, destination: OpenedDestination, g
 /**
  * Never overridden: what the metadata says of regions that only its destination has would be lost with it.
  * @throws {UsageError} where the destination is metadata itself, or belongs to an unfinished clone
+ * @throws {MetadataError | DeviceError} where that cannot be known
  */
 async function refuseMetadata({ file }: OpenedDestination, metadata: string): Promise<void> {
   if (file === undefined) return;
@@ -186,14 +190,24 @@ async function refuseMetadata({ file }: OpenedDestination, metadata: string): Pr
       hint: "`clone delete` gives that clone up.",
     });
   }
+  // What is left on a device of metadata that was deleted there is not to make it useless.
   if (file.kind === "block") return;
+  await refuseRemains(file.path);
   const beside = await defaultMetadataPath(file.path);
-  if (beside === metadata || !(await holdsMetadata(beside))) return;
+  const refusal = `Cannot clone to "${file.path}": it may belong to an unfinished clone`;
+  if (!(await holdsSoundMetadata(beside, refusal)) || beside === metadata) return;
   const { status } = await readStatus(beside);
   if (status.state === "finalized") return;
   throw new UsageError(`Cannot clone to "${file.path}": it belongs to the unfinished clone "${beside}"`, {
     hint: "`clone hydrate` goes on with that clone, `clone delete` gives it up.",
   });
+}
+
+/** @throws {MetadataError} where a file is what a lost superblock has left of metadata */
+async function refuseRemains(path: string): Promise<void> {
+  const found = await probeMetadata(path);
+  if (found?.verdict !== "damaged" && !(found?.verdict === "unformatted" && found.orphans)) return;
+  throw unknownClone(found, `Cannot clone to "${path}": it may be the metadata of an unfinished clone`);
 }
 
 async function refuseData(destination: OpenedDestination): Promise<void> {

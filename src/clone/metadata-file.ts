@@ -2,10 +2,8 @@
  * Metadata files and devices by path: finding the one that a name means, and making a new one, which appears under its
  * name whole or not at all.
  */
-import * as fs from "node:fs";
 import { lstat, realpath, stat, unlink } from "node:fs/promises";
-import { promisify } from "node:util";
-import { CloneError, DeviceError, errnoOf, UsageError } from "../base/errors.ts";
+import { type CloneError, DeviceError, errnoOf, UsageError } from "../base/errors.ts";
 import type { Geometry } from "../base/geometry.ts";
 import { formatSize } from "../base/units.ts";
 import { besideMetadata, bindingPath, fitsSocket } from "../control/control-path.ts";
@@ -13,7 +11,7 @@ import { syncDirectoryOf } from "../device/directory.ts";
 import type { FileDevice } from "../device/file-device.ts";
 import { refuseInUse } from "../device/in-use.ts";
 import { acquireLock } from "../device/lock.ts";
-import { inWords, openFile } from "../device/open-file.ts";
+import { inWords } from "../device/open-file.ts";
 import { UnnamedFile } from "../device/unnamed-file.ts";
 import { DESCRIPTOR_BYTES, type Descriptor } from "../metadata/descriptor.ts";
 import { describeContent } from "../metadata/foreign-content.ts";
@@ -23,8 +21,7 @@ import { hasSuperblockMagic } from "../metadata/superblock.ts";
 import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
 import { MAX_METADATA_BLOCKS } from "../persistent-data/space-map.ts";
 import { lookAtSocket } from "./socket-path.ts";
-
-const read = promisify(fs.read);
+import { hinted, holdsMetadata, holdsSoundMetadata } from "./standing-metadata.ts";
 
 /** What the metadata of a destination file is called by default. */
 export function metadataName(destination: string): string {
@@ -47,16 +44,28 @@ export async function defaultMetadataPath(destination: string): Promise<string> 
  * The metadata that CLONE names: it itself, or the destination it stands beside. Where neither is there, the name itself,
  * so that opening it says what is wrong.
  * @throws {UsageError} where both are
+ * @throws {DeviceError} where it cannot be told which of the two is meant
  */
 export async function findMetadata(name: string): Promise<FoundMetadata> {
   const beside = await defaultMetadataPath(name);
-  if (await holdsMetadata(name)) {
+  if (await isMetadataItself(name, beside)) {
     if (!(await holdsMetadata(beside))) return { path: name, destination: undefined };
     throw new UsageError(`Cannot tell which clone "${name}" means: it is metadata, and so is "${beside}"`, {
       hint: "A copy of metadata is being cloned, it seems: name the metadata of that clone.",
     });
   }
   return (await exists(beside)) ? { path: beside, destination: name } : { path: name, destination: undefined };
+}
+
+async function isMetadataItself(name: string, beside: string): Promise<boolean> {
+  try {
+    return await holdsMetadata(name);
+  } catch (error) {
+    if (!(error instanceof DeviceError)) throw error;
+    // Nobody has to choose where only one of the two is there, or who asks may not even read the other.
+    if (error.errno === "EACCES" || !(await exists(beside))) return false;
+    throw hinted(error, `If it is the destination of a clone, name its metadata instead: ${beside}`);
+  }
 }
 
 /** Where the metadata is, and the destination where it was that which was named. */
@@ -88,25 +97,6 @@ export async function isBlockDevice(path: string): Promise<boolean> {
   }
 }
 
-/** Whether a path names something that begins like clone metadata, sound or not. What cannot be read does not. */
-export async function holdsMetadata(path: string): Promise<boolean> {
-  const opened = await openFile(path, { access: "read-only" }).catch((error: unknown) => {
-    if (error instanceof CloneError) return undefined;
-    throw error;
-  });
-  if (opened === undefined) return false;
-  try {
-    const head = new Uint8Array(BLOCK_SIZE);
-    const { bytesRead } = await read(opened.fd, head, 0, head.length, 0);
-    return bytesRead === head.length && hasSuperblockMagic(head);
-  } catch (error) {
-    if (errnoOf(error) === undefined) throw error;
-    return false; // whoever needs what it holds says why it cannot be read
-  } finally {
-    fs.closeSync(opened.fd);
-  }
-}
-
 /** What new metadata is to hold. */
 export interface NewMetadata {
   geometry: Geometry;
@@ -116,29 +106,33 @@ export interface NewMetadata {
 /**
  * Makes metadata in a new file, fully allocated, so that no commit will ever need space; durable, name and all.
  * @throws {UsageError} where something stands at the path
+ * @throws {MetadataError} where that may be what is left of a clone's metadata
  * @throws {DeviceError} where it cannot be made; nothing is then left
  */
 export async function createMetadataFile(path: string, content: NewMetadata): Promise<void> {
-  if (await exists(path)) throw new UsageError(...alreadyThere(path, await holdsMetadata(path)));
+  if (await exists(path)) throw await alreadyThere(path);
   const blockCount = recommendedBlockCount(content.geometry.regionCount);
   const size = metadataByteLength(blockCount) + DESCRIPTOR_BYTES;
   await using file = await UnnamedFile.create(path);
   await file.device.resize(size);
   await file.device.allocate(0, size);
   await writeFormatted(file.device, { ...content, blockCount, bits: null, isBlank: true });
-  if (!(await file.publish())) throw new UsageError(...alreadyThere(path, await holdsMetadata(path)));
+  if (!(await file.publish())) throw await alreadyThere(path);
 }
 
-function alreadyThere(path: string, isMetadata: boolean): [string, { hint: string }] {
-  return isMetadata
-    ? [
-        `Cannot create "${path}": a clone's metadata stands there already`,
-        { hint: `\`clone hydrate\` goes on with that clone, \`clone delete\` gives it up.` },
-      ]
-    : [
-        `Cannot create "${path}": a file stands there already`,
-        { hint: "--metadata FILE puts the metadata elsewhere." },
-      ];
+/** Other metadata is no way round what may be a clone's: its destination would be overwritten. @throws {DeviceError} */
+async function alreadyThere(path: string): Promise<CloneError> {
+  const isSound = await holdsSoundMetadata(
+    path,
+    `Cannot create "${path}": it may be the metadata of an unfinished clone`,
+  );
+  return isSound
+    ? new UsageError(`Cannot create "${path}": a clone's metadata stands there already`, {
+        hint: "`clone hydrate` goes on with that clone, `clone delete` gives it up.",
+      })
+    : new UsageError(`Cannot create "${path}": a file stands there already`, {
+        hint: "--metadata FILE puts the metadata elsewhere.",
+      });
 }
 
 /**

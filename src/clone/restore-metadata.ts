@@ -25,8 +25,9 @@ import { MAX_METADATA_BLOCKS } from "../persistent-data/space-map.ts";
 import { readDumpFrom } from "./dump-input.ts";
 import { createLike, permissionsOf } from "./like-file.ts";
 import { parsePath } from "./location.ts";
-import { defaultMetadataPath, exists, holdsMetadata } from "./metadata-file.ts";
+import { defaultMetadataPath, exists } from "./metadata-file.ts";
 import { isStillThere } from "./open-metadata.ts";
+import { holdsMetadata, mayBeMetadata, probeMetadata } from "./standing-metadata.ts";
 import { takeAfter } from "./take-after.ts";
 
 const PIECE_BYTES = 2 ** 20;
@@ -104,7 +105,7 @@ async function refuseContent(device: FileDevice, force: boolean): Promise<void> 
   if (size === 0 && force) return;
   const probe = await probeSuperblock(device);
   const beside = await defaultMetadataPath(path);
-  if (!(await holdsMetadata(path)) && (await holdsMetadata(beside))) {
+  if (!(await holdsMetadata(path)) && mayBeMetadata(await probeMetadata(beside))) {
     throw new UsageError(`Cannot restore to "${path}": it is the destination of the clone "${beside}"`, {
       hint: "Its metadata is what a dump is restored to.",
     });
