@@ -1,4 +1,5 @@
 /** `clone status`: how far a clone is, without changing anything or locking anybody out. */
+import type { DeviceError } from "../base/errors.ts";
 import type { RegionRange } from "../base/geometry.ts";
 import { countRegions, SECTOR_SIZE } from "../base/geometry.ts";
 import { metadataId } from "../control/control-path.ts";
@@ -21,6 +22,8 @@ export interface CloneStatus {
     format: string;
   } | null;
   destination: { uri: string; size: number } | null;
+  /** True where some of the descriptor cannot be read: what is told of it, also whether the clone is finalized, may be out of date. */
+  descriptorUnreadable: boolean;
   /** `id` tells it from all other metadata on this machine, see `metadataId`. */
   metadata: { path: string; id: string; blockSize: number; usedBlocks: number; totalBlocks: number };
   size: number;
@@ -106,6 +109,8 @@ export interface StatusReport {
   holder: LockHolder | undefined;
   /** Who was asked; undefined where the metadata was read. */
   peer: LivePeer | undefined;
+  /** Why the descriptor is not to be acted on: a part of it that may be the newer one cannot be read. Else null. */
+  descriptorFailure: DeviceError | null;
 }
 
 /** Ranges of regions asked for: more cannot be told apart on a screen. */
@@ -134,10 +139,11 @@ export async function readStatus(
 async function liveReport(peer: LivePeer, map: boolean, signal?: AbortSignal): Promise<StatusReport | undefined> {
   const { client, status } = peer;
   const holder = { pid: status.lockedBy ?? undefined, command: undefined };
-  if (!map && status.unreadableRegions === 0) return { status, unreadable: [], hydratedRanges: [], holder, peer };
+  const told = { status, holder, peer, descriptorFailure: null }; // who has it open to change it could read it
+  if (!map && status.unreadableRegions === 0) return { ...told, unreadable: [], hydratedRanges: [] };
   const { hydrated, unreadable, complete } = await client.regions(MOST_RANGES, signal);
   if (map && !complete) return undefined;
-  return { status, unreadable: unreadable.map(asRange), hydratedRanges: hydrated.map(asRange), holder, peer };
+  return { ...told, unreadable: unreadable.map(asRange), hydratedRanges: hydrated.map(asRange) };
 }
 
 function asRange([start, end]: [number, number]): RegionRange {
@@ -169,7 +175,10 @@ async function readCommittedStatus(
     server: null,
   });
   status.lockedBy = holder?.pid ?? null;
-  return { status, unreadable, hydratedRanges: metadata.hydratedRanges(), holder, peer: undefined };
+  const { descriptorFailure } = clone;
+  status.descriptorUnreadable = descriptorFailure !== null;
+  const hydratedRanges = metadata.hydratedRanges();
+  return { status, unreadable, hydratedRanges, holder, peer: undefined, descriptorFailure };
 }
 
 const UNKNOWN_HYDRATION = {
@@ -198,6 +207,7 @@ export function statusOf(
     mode: now.failure === undefined ? "rw" : "fail",
     source: descriptor === null ? null : sourceOf(descriptor),
     destination: descriptor === null ? null : { uri: descriptor.destination.uri, size: descriptor.destination.size },
+    descriptorUnreadable: false,
     metadata: {
       path: clone.path,
       id: metadataId(clone.metadataDevice.identity),

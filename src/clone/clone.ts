@@ -191,6 +191,11 @@ export class Clone implements AsyncDisposable {
     return this.#descriptors.read();
   }
 
+  /** Why the descriptor is not to be acted on, where some of it cannot be read; only of a clone opened with access `any`. */
+  get descriptorFailure(): DeviceError | null {
+    return this.#descriptors.unreadable;
+  }
+
   /** Bytes of the source, which need not be whole sectors. */
   get exactSize(): number {
     return this.descriptor?.exactSize ?? this.geometry.size;

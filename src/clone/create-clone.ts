@@ -134,8 +134,9 @@ async function refuseUnfinishedSource({ file }: OpenedSource): Promise<void> {
   const beside = await defaultMetadataPath(file.path);
   const refusal = `Cannot clone "${file.path}": it may itself be an unfinished clone`;
   if (!(await holdsSoundMetadata(beside, refusal))) return;
-  const { status } = await readStatus(beside);
+  const { status, descriptorFailure } = await readStatus(beside);
   if (status.hydratedRegions === status.regions) return;
+  if (descriptorFailure !== null) throw descriptorFailure;
   if (status.state === "finalized") return;
   throw new UsageError(
     `Cannot clone "${file.path}": it is itself an unfinished clone, ${status.regions - status.hydratedRegions} of its ${status.regions} regions are missing`,
@@ -196,7 +197,8 @@ async function refuseMetadata({ file }: OpenedDestination, metadata: string): Pr
   const beside = await defaultMetadataPath(file.path);
   const refusal = `Cannot clone to "${file.path}": it may belong to an unfinished clone`;
   if (!(await holdsSoundMetadata(beside, refusal)) || beside === metadata) return;
-  const { status } = await readStatus(beside);
+  const { status, descriptorFailure } = await readStatus(beside);
+  if (descriptorFailure !== null) throw descriptorFailure;
   if (status.state === "finalized") return;
   throw new UsageError(`Cannot clone to "${file.path}": it belongs to the unfinished clone "${beside}"`, {
     hint: "`clone hydrate` goes on with that clone, `clone delete` gives it up.",

@@ -3,6 +3,7 @@
 import { chmod, readFile, symlink, truncate, writeFile } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { describe, expect, test } from "vitest";
+import { SLOT_BYTES } from "../../src/metadata/descriptor-slot.ts";
 import { failingSource, noFailingSource } from "../support/failing-source.ts";
 import { randomFile, snapshot, sparseFile } from "../support/files.ts";
 import { asOrdinaryUser, noOrdinaryUser } from "../support/other-user.ts";
@@ -93,6 +94,29 @@ describe("an unfinished clone", () => {
       await using metadata = await failingSource(join(cwd, "good.clone"), { start: 0, end: 512 });
       await symlink(metadata.path, join(cwd, METADATA));
       await expectRefused(cwd, ATTEMPTS, 1, /^clone: Cannot read 4096 bytes at 0 .*EIO/);
+    },
+  );
+
+  test.skipIf(noFailingSource !== undefined)(
+    withReason("whose descriptor cannot be read is not told from a finalized one, and status says so", noFailingSource),
+    async () => {
+      await using place = await scratchDirectory();
+      const cwd = place.path;
+      const { length } = await unfinished(cwd, "good.clone");
+      const slots = length - 2 * SLOT_BYTES;
+      const bad = { start: slots, end: slots + 2 * SLOT_BYTES };
+      await using metadata = await failingSource(join(cwd, "good.clone"), bad);
+      await symlink(metadata.path, join(cwd, METADATA));
+      const shown = await clone(["status", "copy.img", "--json"], { cwd });
+      expect(oneJson(shown.stdout)).toMatchObject({ hydratedRegions: 8, descriptorUnreadable: true });
+      expect(oneJson(await cloneOk(["status", "good.clone", "--json"], { cwd }))).toMatchObject({
+        descriptorUnreadable: false,
+      });
+      const before = await snapshot(cwd);
+      for (const args of ATTEMPTS.filter((words) => !words.includes("--force") || words.includes("--metadata"))) {
+        expectFailure(await clone(args, { cwd }), 1, /^clone: Cannot read 65536 bytes at \d+ .*EIO/, /clone repair/);
+      }
+      expect(await snapshot(cwd)).toEqual(before);
     },
   );
 });
