@@ -32,6 +32,10 @@ export function usageError(message: string, { args, optionNames, signatures }: C
   const unknown = /^Unknown (?:argument|command)s?: (.*)$/.exec(message);
   if (unknown !== null) return unknownArgument((unknown[1] as string).split(", ")[0] as string, args, optionNames);
   if (message.startsWith("Not enough non-option arguments")) {
+    // What is taken for the value of an option that there is none of is missing among the arguments.
+    const option = args.find((arg) => arg.startsWith("--") && arg !== "--" && !isKnown(arg, optionNames));
+    if (option !== undefined)
+      return unknownOption(option, optionNames, `\`clone ${command} --help\` lists the options.`);
     return new UsageError(
       `Cannot run ${command}: an argument is missing, of clone ${signatures[names.indexOf(command)]}`,
     );
@@ -52,6 +56,11 @@ function unknownArgument(argument: string, args: string[], optionNames: string[]
   const option = args.find((arg) => arg.startsWith("-") && arg.replace(/^-+/, "").replace(/=.*/, "") === name);
   if (option === undefined) return new UsageError(`Cannot understand "${name}": it is one argument too many`);
   return unknownOption(option, optionNames, `\`clone ${firstWord(args)} --help\` lists the options.`);
+}
+
+function isKnown(option: string, optionNames: string[]): boolean {
+  const name = option.slice(2).replace(/=.*/, "");
+  return optionNames.includes(name) || optionNames.includes(name.replace(/^no-/, ""));
 }
 
 function unknownOption(option: string, optionNames: string[], otherwise: string): UsageError {

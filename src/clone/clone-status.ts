@@ -1,5 +1,5 @@
 /** `clone status`: how far a clone is, without changing anything or locking anybody out. */
-import type { DeviceError } from "../base/errors.ts";
+import type { CloneError } from "../base/errors.ts";
 import type { RegionRange } from "../base/geometry.ts";
 import { countRegions, SECTOR_SIZE } from "../base/geometry.ts";
 import { metadataId } from "../control/control-path.ts";
@@ -110,7 +110,7 @@ export interface StatusReport {
   /** Who was asked; undefined where the metadata was read. */
   peer: LivePeer | undefined;
   /** Why the descriptor is not to be acted on: a part of it that may be the newer one cannot be read. Else null. */
-  descriptorFailure: DeviceError | null;
+  descriptorFailure: CloneError | null;
 }
 
 /** Ranges of regions asked for: more cannot be told apart on a screen. */

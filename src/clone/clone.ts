@@ -192,7 +192,7 @@ export class Clone implements AsyncDisposable {
   }
 
   /** Why the descriptor is not to be acted on, where some of it cannot be read; only of a clone opened with access `any`. */
-  get descriptorFailure(): DeviceError | null {
+  get descriptorFailure(): CloneError | null {
     return this.#descriptors.unreadable;
   }
 

@@ -60,7 +60,7 @@ export async function startCopy(
  */
 async function isInUse(metadata: string): Promise<boolean> {
   const found = await probeMetadata(metadata);
-  return mayBeMetadata(found) && found.verdict !== "unformatted" && !(found.verdict === "truncated" && !found.hasMagic);
+  return mayBeMetadata(found) && found.verdict !== "unformatted";
 }
 
 async function metadataOf({ metadata }: CopyRequest, destination: Location): Promise<string> {

@@ -7,6 +7,11 @@ import { FileDevice } from "../device/file-device.ts";
 import { hasSuperblockMagic, probeSuperblock, type SuperblockVerdict } from "../metadata/superblock.ts";
 import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
 
+const WAYS_OUT =
+  "`clone check` says what is wrong with it, `clone repair` makes new metadata of the rest, `clone delete` gives that clone up.";
+const UNREADABLE =
+  "Whoever can read it finds out by `clone status`, or `clone repair`; where no clone is known that it could belong to, remove it.";
+
 /** How a path says that nothing can stand there. */
 const NOTHING_THERE: readonly (string | undefined)[] = ["ENOENT", "ENOTDIR", "ENAMETOOLONG"];
 
@@ -31,9 +36,10 @@ export async function probeMetadata(path: string): Promise<SuperblockVerdict | u
   return device === undefined ? undefined : await probeSuperblock(device);
 }
 
-/** Whether it is metadata, or may be what is left of some. Blank is what many a disk image is at its beginning. */
+/** Whether it is metadata, or may be what is left of some. Zeros are what many a disk image is at its beginning. */
 export function mayBeMetadata(found: SuperblockVerdict | undefined): found is SuperblockVerdict {
   if (found === undefined || found.verdict === "foreign") return false;
+  if (found.verdict === "truncated") return found.left !== "zeros";
   return found.verdict !== "unformatted" || found.orphans;
 }
 
@@ -46,10 +52,7 @@ export function mayBeMetadata(found: SuperblockVerdict | undefined): found is Su
 export async function holdsSoundMetadata(path: string, refusal: string): Promise<boolean> {
   const found = await probeMetadata(path).catch((error: unknown) => {
     if (!(error instanceof DeviceError)) throw error;
-    throw hinted(
-      error,
-      `It may be the metadata of an unfinished clone, which alone tells what of its destination is there.`,
-    );
+    throw new DeviceError(`${refusal}. ${error.message}`, { cause: error, errno: error.errno, hint: UNREADABLE });
   });
   if (!mayBeMetadata(found)) return false;
   if (found.verdict !== "valid") throw unknownClone(found, refusal);
@@ -61,12 +64,8 @@ export function unknownClone(found: Exclude<SuperblockVerdict, { verdict: "valid
   return new MetadataError(`${refusal}. ${found.error.message}`, { cause: found.error, hint: wayOut(found) });
 }
 
-function wayOut({ verdict, ...found }: Exclude<SuperblockVerdict, { verdict: "valid" }>): string {
-  if (verdict === "truncated" && "hasMagic" in found && !found.hasMagic) {
-    return "Nothing of a clone is left in it: where none is known that it could belong to, remove it.";
-  }
-  if (verdict === "damaged" && found.error.hint !== undefined) return found.error.hint;
-  return "`clone check` says what is wrong with it, `clone repair` makes new metadata of the rest, `clone delete` gives that clone up.";
+function wayOut({ verdict, error }: Exclude<SuperblockVerdict, { verdict: "valid" }>): string {
+  return verdict === "unformatted" || error.hint === undefined ? WAYS_OUT : error.hint;
 }
 
 /** The same error, with what the user can do about it. */

@@ -16,6 +16,7 @@ import {
   readUint64,
 } from "./check-blocks.ts";
 import type { CheckVerdict, FindingList } from "./check-report.ts";
+import { beginsSlot } from "./descriptor-slot.ts";
 import { CONTENT_SAMPLE_BYTES, describeContent } from "./foreign-content.ts";
 
 const MAGIC = 0x8af27f64;
@@ -150,15 +151,23 @@ function checkSpareBytes({ bytes, view }: Block, warnings: FindingList): void {
   if (!isZero(bytes, 196)) warnings.add("superblock", 0, `bytes behind the last field are not zero; ${erased}`);
 }
 
-/** Whether the device once held metadata, told by valid blocks that know their own number. */
+/** Whether the device once held metadata, told by valid blocks that know their own number, or a descriptor. */
 async function survey(reader: BlockReader, first: "blank" | "foreign"): Promise<string> {
   const candidates = Array.from({ length: Math.min(SURVEY_BLOCKS, reader.blocksOnDevice) - 1 }, (_, i) => i + 1);
   let found = 0;
+  let unreadable = 0;
   await reader.each(candidates, (block) => {
-    if (typeof block === "string") return;
+    if (typeof block === "string") {
+      unreadable++;
+      return;
+    }
+    if (beginsSlot(block.bytes)) found++;
     const { type, blockNumber } = identifyBlock(block.bytes, block.view);
     if (type !== null && blockNumber === block.number) found++;
   });
+  if (found === 0 && unreadable > 0) {
+    return `whether metadata blocks stand behind it is not known: ${unreadable} of them cannot be read`;
+  }
   if (found === 0) {
     return first === "blank"
       ? "no metadata blocks stand behind it: a new device"

@@ -45,6 +45,9 @@ const SECTOR_BYTES = 512;
 /** Bytes that the descriptor takes behind the last managed block. */
 export const DESCRIPTOR_BYTES = SLOT_COUNT * SLOT_BYTES;
 
+const LOST_HINT =
+  "What the clone is made of may be recorded there. Where it stays so, `clone repair` makes new metadata of the rest.";
+
 /** The newest valid slot. */
 interface Current {
   slot: number;
@@ -59,8 +62,8 @@ export class DescriptorStore {
   readonly #place: DescriptorPlace;
   #current: Current | null = null;
   #newer: string | null = null;
-  /** The slot that could not be read, and the sequence number that it may have. */
-  #lost: { error: DeviceError; sequence: number } | null = null;
+  /** Why a slot could not be read, and the sequence number that it may have. */
+  #lost: { error: DeviceError | MetadataError; sequence: number } | null = null;
   #failure: unknown;
   #queue: Promise<unknown> = Promise.resolve();
   readonly #warnings: string[] = [];
@@ -107,10 +110,10 @@ export class DescriptorStore {
   }
 
   /**
-   * Why a slot could not be read that may be the newer one. `read()` may then be older than the descriptor, or null where there is
+   * Why a slot could not be read that may be the newer one, or is cut off. `read()` may then be older than the descriptor, or null where there is
    * one: good enough to be shown, but not to be acted on. Unlike a torn slot, this one may have been written whole, and acted on.
    */
-  get unreadable(): DeviceError | null {
+  get unreadable(): DeviceError | MetadataError | null {
     if (this.#lost === null || this.#lost.sequence < (this.#current?.sequence ?? 0)) return null;
     return this.#lost.error;
   }
@@ -218,11 +221,17 @@ export class DescriptorStore {
     } catch (error) {
       if (!(error instanceof DeviceError)) throw error;
       this.#warnings.push(`slot 0 cannot be read: ${error.message}`);
+      this.#lost = { error: withHint(error), sequence: Infinity };
       return;
     }
     if (!beginsSlot(head)) return;
     const there = this.#device.size - this.#offsetOf(0);
-    this.#warnings.push(`it is cut off: ${there} of its ${DESCRIPTOR_BYTES} bytes are there`);
+    const what = `it is cut off: ${there} of its ${DESCRIPTOR_BYTES} bytes are there`;
+    this.#warnings.push(what);
+    const error = new MetadataError(`Cannot use the descriptor of "${this.#device.name}": ${what}`, {
+      hint: LOST_HINT,
+    });
+    this.#lost = { error, sequence: Infinity };
   }
 
   #offsetOf(slot: number): number {
@@ -244,6 +253,6 @@ function withHint(error: DeviceError): DeviceError {
     offset,
     length,
     away,
-    hint: "What the clone is made of may be recorded there. Where it stays so, `clone repair` makes new metadata of the rest.",
+    hint: LOST_HINT,
   });
 }

@@ -13,6 +13,7 @@ import type { BlockDevice } from "../device/block-device.ts";
 import { arrayBlockCountOf } from "../persistent-data/array.ts";
 import { BLOCK_SIZE, classifyBlock, readU64, verifyBlock, viewOf, writeU64 } from "../persistent-data/checksum.ts";
 import { MAX_METADATA_BLOCKS, type SpaceMapRoot } from "../persistent-data/space-map.ts";
+import { beginsSlot } from "./descriptor-slot.ts";
 import { CONTENT_SAMPLE_BYTES, describeContent } from "./foreign-content.ts";
 import { MIN_METADATA_BLOCKS, metadataByteLength } from "./metadata-size.ts";
 import { readMark } from "./repair-in-place.ts";
@@ -33,8 +34,8 @@ export interface Superblock {
 /** What was found where a superblock is looked for. Only `valid` can be opened; `error` says why the others cannot. */
 export type SuperblockVerdict =
   | { verdict: "valid"; superblock: Superblock; bytes: Uint8Array }
-  /** Shorter than any metadata, or than its superblock says. `hasMagic` says whether it begins like metadata. */
-  | { verdict: "truncated"; hasMagic: boolean; error: MetadataError }
+  /** Shorter than any metadata, or than its superblock says. `left` is what is there of that. */
+  | { verdict: "truncated"; left: "superblock" | "zeros" | "nothing"; error: MetadataError }
   /** The first block is all zero. `orphans` says whether valid metadata blocks lie behind it. */
   | { verdict: "unformatted"; orphans: boolean; error: MetadataError }
   /** Something other than clone metadata. `content` names it where it was recognised. */
@@ -80,14 +81,14 @@ export async function probeSuperblock(device: BlockDevice): Promise<SuperblockVe
     return { verdict: "damaged", error: notMetadata(message, hint) };
   }
   if (!hasSuperblockMagic(bytes)) return await probeOther(device, bytes);
-  if (device.size < metadataByteLength(MIN_METADATA_BLOCKS)) return tooShort(device, { hasMagic: true });
+  if (device.size < metadataByteLength(MIN_METADATA_BLOCKS)) return tooShort(device, "superblock");
   try {
     verifyBlock(bytes, "superblock", 0, name);
     const superblock = decodeSuperblock(bytes, name);
     const needed = metadataByteLength(superblock.spaceMap.blockCount);
     if (needed > device.size) {
       const message = `"${name}" is truncated: its metadata has ${needed} bytes, of which ${device.size} are there`;
-      return { verdict: "truncated", hasMagic: true, error: notMetadata(message) };
+      return { verdict: "truncated", left: "superblock", error: notMetadata(message) };
     }
     return { verdict: "valid", superblock, bytes };
   } catch (caught) {
@@ -109,7 +110,9 @@ async function probeOther(device: BlockDevice, bytes: Uint8Array): Promise<Super
     };
   }
   const isZeroed = bytes.every((byte) => byte === 0);
-  if (isZeroed && device.size < metadataByteLength(MIN_METADATA_BLOCKS)) return tooShort(device, { hasMagic: false });
+  if (isZeroed && device.size < metadataByteLength(MIN_METADATA_BLOCKS)) {
+    return tooShort(device, device.size === 0 ? "nothing" : "zeros");
+  }
   if (hasMetadataBlocks(seen)) {
     if (!isZeroed) {
       const message = `The superblock of "${name}" is damaged: its magic number is wrong, but metadata blocks follow it`;
@@ -128,12 +131,13 @@ async function probeOther(device: BlockDevice, bytes: Uint8Array): Promise<Super
   return { verdict: "unformatted", orphans: false, error: notMetadata(message) };
 }
 
-function tooShort({ name, size }: BlockDevice, { hasMagic }: { hasMagic: boolean }): SuperblockVerdict {
-  return {
-    verdict: "truncated",
-    hasMagic,
-    error: notMetadata(`"${name}" is too short for clone metadata: ${size} bytes`),
-  };
+function tooShort({ name, size }: BlockDevice, left: "superblock" | "zeros" | "nothing"): SuperblockVerdict {
+  const message = `"${name}" is too short for clone metadata: ${size} bytes`;
+  const hint =
+    left === "superblock"
+      ? "Too little is left of it to be repaired: `clone delete` gives the clone up."
+      : "Nothing of a clone is left in it: where none is known that it could belong to, remove it.";
+  return { verdict: "truncated", left, error: notMetadata(message, hint) };
 }
 
 /** The error for a first block that cannot be opened. */
@@ -196,10 +200,11 @@ function decodeSuperblock(bytes: Uint8Array, name: string): Superblock {
   };
 }
 
-/** Whether valid metadata blocks lie behind the first block. `bytes` begins with that. */
+/** Whether metadata blocks, or a descriptor, lie behind the first block. `bytes` begins with that. */
 function hasMetadataBlocks(bytes: Uint8Array): boolean {
   for (let at = BLOCK_SIZE; at + BLOCK_SIZE <= bytes.length; at += BLOCK_SIZE) {
-    if (classifyBlock(bytes.subarray(at, at + BLOCK_SIZE)) !== undefined) return true;
+    const block = bytes.subarray(at, at + BLOCK_SIZE);
+    if (classifyBlock(block) !== undefined || beginsSlot(block)) return true;
   }
   return false;
 }

@@ -39,6 +39,7 @@ const BAD: [args: string[], message: RegExp, hint?: RegExp][] = [
   [["create"], /argument/],
   [["create", "disk.img"], /argument/],
   [["hydrate"], /argument/],
+  [["copy", "--keep-metadata", "disk.img", "new.img"], /--keep-metadata: there is no such option/],
   [["create", "disk.img", "new.img", "third.img"], /"third\.img"/],
   [["delete", "copy.img"], /--yes/], // nobody is there to be asked
 ];

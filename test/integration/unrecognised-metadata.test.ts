@@ -85,6 +85,23 @@ describe("an unfinished clone", () => {
     await cloneOk(create, { cwd });
   });
 
+  test("of whose metadata only the descriptor is left is neither copied nor overwritten", async () => {
+    await using place = await scratchDirectory();
+    const cwd = place.path;
+    const { length } = await unfinished(cwd);
+    await writeFile(join(cwd, METADATA), Buffer.alloc(length - 131072), { flag: "r+" });
+    await expectRefused(cwd, ATTEMPTS, 3, /first block .* is zeroed, but metadata blocks follow it/);
+  });
+
+  test("whose metadata is empty is neither copied nor overwritten, and a copy of it says what can be done", async () => {
+    await using place = await scratchDirectory();
+    const cwd = place.path;
+    await unfinished(cwd);
+    await truncate(join(cwd, METADATA), 0);
+    await expectRefused(cwd, ATTEMPTS, 3, /too short for clone metadata: 0 bytes/);
+    expectFailure(await clone(["copy", "disk.img", "copy.img"], { cwd }), 3, /too short/, /remove it/);
+  });
+
   test.skipIf(noFailingSource !== undefined)(
     withReason("whose metadata cannot be read is neither copied nor overwritten", noFailingSource),
     async () => {
@@ -93,7 +110,7 @@ describe("an unfinished clone", () => {
       await unfinished(cwd, "good.clone");
       await using metadata = await failingSource(join(cwd, "good.clone"), { start: 0, end: 512 });
       await symlink(metadata.path, join(cwd, METADATA));
-      await expectRefused(cwd, ATTEMPTS, 1, /^clone: Cannot read 4096 bytes at 0 .*EIO/);
+      await expectRefused(cwd, ATTEMPTS, 1, /Cannot read 4096 bytes at 0 .*EIO/);
     },
   );
 
@@ -136,7 +153,7 @@ test.skipIf(noOrdinaryUser !== undefined)(
     await chmod(join(cwd, METADATA), 0o600);
     await chmod(cwd, 0o777);
     const copy = await clone(["copy", "copy.img", "c2.img"], { cwd, ...asOrdinaryUser });
-    if (asOrdinaryUser.uid !== undefined) expectFailure(copy, 1, /permission denied/, /unfinished clone/);
+    if (asOrdinaryUser.uid !== undefined) expectFailure(copy, 1, /unfinished clone.*permission denied/, /clone status/);
   },
 );
 
@@ -150,6 +167,8 @@ test("what is without doubt no clone's metadata keeps nobody from copying the fi
   await cloneOk(["copy", "disk.img", "2.img"], { cwd });
   await sparseFile(join(cwd, "disk.img.clone"), MIB, []); // an empty one
   await cloneOk(["copy", "disk.img", "3.img"], { cwd });
+  await sparseFile(join(cwd, "disk.img.clone"), 5000, []); // a small one
+  await cloneOk(["copy", "disk.img", "4.img"], { cwd });
   await cloneOk(["copy", "1.img", "disk.img", "--force", "--metadata", "x.clone"], { cwd });
 });
 

@@ -124,6 +124,15 @@ describe("checkMetadata()", () => {
     ]);
   });
 
+  test("calls a device blank only where it could be read", async () => {
+    const blank = deviceOf(Buffer.alloc(40 * BLOCK));
+    const failRead = ({ offset, length }: Operation) => offset < 8 * BLOCK && offset + length > 7 * BLOCK;
+    const { fatal } = await checkMetadata(new FaultyDevice(blank, { failRead }));
+    expect(fatal.map(formatFinding)).toEqual([
+      "superblock: not formatted: the first block is all zero; whether metadata blocks stand behind it is not known: 1 of them cannot be read",
+    ]);
+  });
+
   test("lists fifty findings of a kind and counts the rest", async () => {
     const image = buildMetadata({ regionSectors: 8, targetSectors: 8 * 32576 * 120, blockCount: 400 });
     for (let block = 5; block < 125; block++) flipBit(image, block);

@@ -487,8 +487,9 @@ test.for([8, 100, SLOT_BYTES, DESCRIPTOR_BYTES - 1])(
     const device = new MemoryDevice({ size: content.length, content });
     const store = await DescriptorStore.open(device, place);
     expect([store.read(), store.warnings]).toEqual([null, [`it is cut off: ${left} of its 131072 bytes are there`]]);
-    const { warnings } = await checkMetadata(device);
-    expect(warnings.map(formatFinding).join()).toMatch(/descriptor.*it is cut off/);
+    expect(store.unreadable).toMatchObject({ code: "damaged", message: expect.stringContaining("it is cut off") });
+    const { fatal } = await checkMetadata(device);
+    expect(fatal.map(formatFinding).join()).toMatch(/descriptor.*it is cut off/);
     const plan = await planRepair(device);
     expect(plan).toMatchObject({
       ok: true,
