@@ -3,8 +3,10 @@ import { type Clock, systemClock } from "../base/clock.ts";
 import { ChangedError, type CloneError, DeviceError } from "../base/errors.ts";
 import type { Extent } from "../device/block-device.ts";
 import type { ChildServer } from "../device/child-server.ts";
+import type { FileDevice } from "../device/file-device.ts";
 import { FilterDevice } from "../device/filters/filter-device.ts";
 import type { ConnectionCheck, RemoteDevice, RemoteIdentity } from "../device/remote-device.ts";
+import { openFilesOf } from "./opened-files.ts";
 import type { ServedSource } from "./served-source.ts";
 
 /** No program is ended for an error within so much of the one before, ms. */
@@ -26,6 +28,8 @@ export interface ChildDeviceParts {
    */
   renews?: boolean;
   clock?: Clock;
+  /** Whether what it reads of this machine is what it has open: of qemu-nbd. What a command has open may be anything. */
+  isQemu?: boolean;
   /** Throws a ChangedError where they are not what they were. */
   check?: (() => Promise<void>) | undefined;
   /**
@@ -48,12 +52,14 @@ export class ChildDevice extends FilterDevice implements RemoteDevice {
   #exchanged: ChangedError | undefined;
   readonly identity: RemoteIdentity;
   readonly #renews: boolean;
+  readonly #isQemu: boolean;
   readonly #clock: Clock;
   #renewal: { of: number; at: number; done: Promise<void> } | undefined;
 
   private constructor(parts: ChildDeviceParts) {
     const { client, server, served, owned, tag, check, checkOpened, renews = false, clock = systemClock } = parts;
     super(client);
+    this.#isQemu = parts.isQemu ?? false;
     this.#renews = renews;
     this.#clock = clock;
     this.#client = client;
@@ -101,6 +107,16 @@ export class ChildDevice extends FilterDevice implements RemoteDevice {
       throw error;
     }
     return this.changed;
+  }
+
+  /**
+   * The local files and block devices that it is read from, as far as that can be told: those that the program has open where that
+   * is qemu-nbd, backing files included; none where it is a command. They are the caller's.
+   * @throws {DeviceError} where the program has ended, or they cannot be opened
+   */
+  async openFiles(): Promise<FileDevice[]> {
+    if (this.#owned !== undefined) return await this.#owned.openFiles(); // the program itself reads from us
+    return this.#isQemu ? await openFilesOf(this.#server.pid, this.name) : [];
   }
 
   verifyBy(check: ConnectionCheck): void {

@@ -119,27 +119,34 @@ function refuseLongName({ uri, device }: { uri: string; device: BlockDevice }): 
 
 /**
  * The destination of an unfinished clone has holes where its data is not yet.
- * @throws {UsageError | BusyError} where the source is one
+ * @throws {UsageError | BusyError} where the source is one, or an image that is read from one
  * @throws {MetadataError | DeviceError} where that cannot be known
  */
-async function refuseUnfinishedSource({ file }: OpenedSource): Promise<void> {
-  if (file === undefined) return;
+async function refuseUnfinishedSource({ device, files }: OpenedSource): Promise<void> {
+  for (const file of files) await refuseUnfinishedFile(file, device.name);
+}
+
+/** `name` is the source's; `file` is it, or one of those that it is read from. */
+async function refuseUnfinishedFile(file: FileDevice, name: string): Promise<void> {
+  const isAll = file.path === name;
+  const which = isAll ? "it" : `"${file.path}", which it is read from,`;
   const holder = await lockHolder(file);
   if (holder !== undefined) {
-    throw new BusyError(`Cannot clone "${file.path}": ${describeHolder(holder)} is writing to it`, {
+    const what = isAll ? "it" : `"${file.path}", which it is read from`;
+    throw new BusyError(`Cannot clone "${name}": ${describeHolder(holder)} is writing to ${what}`, {
       pid: holder.pid,
     });
   }
   if (file.kind === "block") return;
   const beside = await defaultMetadataPath(file.path);
-  const refusal = `Cannot clone "${file.path}": it may itself be an unfinished clone`;
+  const refusal = `Cannot clone "${name}": ${which} may itself be an unfinished clone`;
   if (!(await holdsSoundMetadata(beside, refusal))) return;
   const { status, descriptorFailure } = await readStatus(beside);
   if (status.hydratedRegions === status.regions) return;
   if (descriptorFailure !== null) throw descriptorFailure;
   if (status.state === "finalized") return;
   throw new UsageError(
-    `Cannot clone "${file.path}": it is itself an unfinished clone, ${status.regions - status.hydratedRegions} of its ${status.regions} regions are missing`,
+    `Cannot clone "${name}": ${which} is itself an unfinished clone, ${status.regions - status.hydratedRegions} of its ${status.regions} regions are missing`,
     { hint: `\`clone hydrate ${file.path}\` finishes it.` },
   );
 }
@@ -292,18 +299,20 @@ function unkept(location: Location, headerFile: string | undefined): string[] {
   return words;
 }
 
-async function warningsOfSource({ device, file }: OpenedSource): Promise<string[]> {
+async function warningsOfSource({ device, files }: OpenedSource): Promise<string[]> {
   const warnings = [];
   if (device.size % SECTOR_SIZE !== 0) {
     warnings.push(
       `"${device.name}" is not a whole number of 512-byte sectors: the kernel's dm-clone cannot take over this clone`,
     );
   }
-  if (file === undefined) return warnings;
-  const mounted = file.identity.rdev === undefined ? undefined : await blockDeviceUser(file.identity.rdev);
-  const user = (await findUser(file, "read"))?.description ?? mounted;
-  if (user !== undefined) {
-    warnings.push(`"${device.name}" is in use (${user}): a copy of what changes meanwhile is worth nothing`);
+  for (const file of files) {
+    const mounted = file.identity.rdev === undefined ? undefined : await blockDeviceUser(file.identity.rdev);
+    const user = (await findUser(file, "read"))?.description ?? mounted;
+    if (user === undefined) continue;
+    const which =
+      file.path === device.name ? `"${device.name}"` : `"${file.path}", which "${device.name}" is read from,`;
+    warnings.push(`${which} is in use (${user}): a copy of what changes meanwhile is worth nothing`);
   }
   return warnings;
 }

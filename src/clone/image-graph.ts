@@ -10,7 +10,7 @@ import { ChangedError, CloneError, DeviceError, errnoOf, UsageError } from "../b
 import { FileDevice } from "../device/file-device.ts";
 import { detectImageFormat } from "./image-formats.ts";
 import { type ImageReference, readReferences, refuseReferences } from "./image-references.ts";
-import { filesOpenedBy, inodeOf, type OpenedFile } from "./opened-files.ts";
+import { filesSeenOpen, inodeOf } from "./opened-files.ts";
 
 /** A node of qemu's block graph (BlockdevOptions of its QMP reference). */
 export type ImageNode = { [field: string]: string | boolean | null | ImageNode };
@@ -103,11 +103,7 @@ class Chain {
   }
 
   async checkOpened(pid: number | undefined, isFirst: boolean): Promise<void> {
-    const opened = pid === undefined ? undefined : await this.#openedBy(pid);
-    if (opened === undefined) {
-      const message = `Cannot read "${this.paths[0]}": the program that reads it has ended`;
-      throw new DeviceError(message, { errno: "EIO", away: true });
-    }
+    const opened = await filesSeenOpen(pid, this.paths[0] ?? "");
     const known = new Set([...this.#files.values()].map(({ inode }) => inode));
     const other = opened.find(({ inode }) => !known.has(inode));
     if (other !== undefined) throw this.#changed(`what it is read from was exchanged for "${other.path}"`);
@@ -115,15 +111,6 @@ class Chain {
     // Now, and not later: who makes a backup, or changes a mode, changes this time too.
     for (const [path, { touched }] of this.#files) {
       if ((await stateOf(path)).touched !== touched) throw this.#changed(`"${path}" has been changed`);
-    }
-  }
-
-  async #openedBy(pid: number): Promise<OpenedFile[] | undefined> {
-    try {
-      return await filesOpenedBy(pid);
-    } catch (error) {
-      const message = `Cannot read "${this.paths[0]}": what the program has opened that reads it cannot be seen`;
-      throw new DeviceError(`${message}: ${errnoOf(error)}`, { cause: error });
     }
   }
 

@@ -128,9 +128,9 @@ async function openCommand(words: readonly string[], options: RemoteOptions): Pr
 const KEEP_BUFFERS = { MALLOC_MMAP_THRESHOLD_: String(32 * 2 ** 20), MALLOC_TRIM_THRESHOLD_: String(64 * 2 ** 20) };
 
 /** What qemu-nbd is told besides what to open: to serve it read-only, for as long as we live. */
-function qemuNbd(image: readonly string[]): Pick<Start, "words" | "environment"> {
+function qemuNbd(image: readonly string[]): Pick<Start, "words" | "environment" | "isQemu"> {
   const words = ["qemu-nbd", "--read-only", "--persistent", `--shared=${CLIENTS}`, ...image];
-  return { words, environment: KEEP_BUFFERS };
+  return { words, environment: KEEP_BUFFERS, isQemu: true };
 }
 
 function graphText(node: ImageNode): string {
@@ -148,13 +148,15 @@ interface Start {
   checkOpened?: ChildDeviceParts["checkOpened"];
   tag?: string | undefined;
   renews?: boolean;
+  /** See `ChildDeviceParts`. */
+  isQemu?: boolean;
   served?: ServedSource;
   /** What is disposed of with it. */
   owned?: ChildDevice | undefined;
 }
 
 async function start(
-  { served, owned, tag, checkOpened, renews = false, ...started }: Start,
+  { served, owned, tag, checkOpened, renews = false, isQemu = false, ...started }: Start,
   options: RemoteOptions,
 ): Promise<ChildDevice> {
   const { name, words } = started;
@@ -167,7 +169,7 @@ async function start(
       async (path, signal) =>
         await NbdDevice.open({ place: { path }, exportName: "" }, { ...options, signal, name, access: "read-only" }),
     );
-    const parts = { client: opened, server, served, owned, tag, renews, check: started.check, checkOpened };
+    const parts = { client: opened, server, served, owned, tag, renews, isQemu, check: started.check, checkOpened };
     return await ChildDevice.open(parts);
   } catch (error) {
     if (error instanceof CloneError && error.hint === LOCKED_HINT) {

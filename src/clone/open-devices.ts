@@ -47,6 +47,11 @@ export interface OpenedSource extends AsyncDisposable {
   readonly device: BlockDevice;
   /** The local file or block device, where that is what is read. */
   readonly file: FileDevice | undefined;
+  /**
+   * The local files and block devices that its bytes come from, as far as that can be told: `file`; of an image all of its files,
+   * backing files included; of what is served by something else none.
+   */
+  readonly files: readonly FileDevice[];
   /** The device, where it is not of this process. */
   readonly remote: RemoteDevice | undefined;
   /** `raw`, or the format that it is read as. */
@@ -76,7 +81,10 @@ async function openAs(location: Location, options: SourceOptions): Promise<Opene
   if (location.kind === "qemu") {
     const format = options.format ?? "raw"; // never guessed: what its user writes into it is not to choose the driver
     const image = await openImage({ kind: "qemu", filename: location.filename, format }, options);
-    return await ending(image, async () => openedRemote(await pin(image, options), { uri, format }));
+    return await ending(image, async () => {
+      const pinned = await pin(image, options);
+      return openedRemote(pinned, { uri, format, files: await image.openFiles() });
+    });
   }
   const { format = "raw" } = options;
   if (location.kind === "file") {
@@ -138,6 +146,7 @@ async function openedFile(file: FileDevice, uri: string): Promise<OpenedSource> 
       uri,
       device: file,
       file,
+      files: [file],
       remote: undefined,
       format: "raw",
       fingerprint,
@@ -160,7 +169,10 @@ async function openedImageFile(
       const ofFile = await sourceFingerprint(file);
       const changeOfFile = await watchSource(file, ofFile);
       const { etag } = image.identity;
+      // Also the image itself, which may have been exchanged under its name since.
+      const files = await image.openFiles();
       const close = async (): Promise<void> => {
+        await disposeAll(files);
         await image[Symbol.asyncDispose]();
         await file[Symbol.asyncDispose]();
       };
@@ -168,6 +180,7 @@ async function openedImageFile(
         uri,
         device: image,
         file: undefined,
+        files,
         remote: image,
         format,
         // The tag is of the other files that it is read from, backing files above all.
@@ -200,7 +213,7 @@ async function pin(device: RemoteDevice, { sample }: SourceOptions): Promise<Pin
 /** `image` is what is read, where that is the disk in an image that the pinned device holds. */
 function openedRemote(
   { device, fingerprint }: PinnedSource,
-  { uri, format }: { uri: string; format: string },
+  { uri, format, files = [] }: { uri: string; format: string; files?: readonly FileDevice[] },
   image?: RemoteDevice,
 ): OpenedSource {
   const remote = image ?? device;
@@ -208,12 +221,14 @@ function openedRemote(
     uri,
     device: remote,
     file: undefined,
+    files,
     remote,
     format,
     // What an image is read from knows best whether it has changed; its size is not that of the disk.
     fingerprint: { ...fingerprint, size: remote.size },
     change: async () => device.changed,
     async [Symbol.asyncDispose]() {
+      await disposeAll(files);
       await image?.[Symbol.asyncDispose]();
       await device[Symbol.asyncDispose]();
     },
@@ -281,6 +296,10 @@ async function openNbd(
 async function openImage(request: ImageRequest, options: RemoteOptions): Promise<ChildDevice> {
   const images = await import("./image-source.ts");
   return closeInTime(await images.openImage(request, options), options.signal);
+}
+
+async function disposeAll(files: readonly FileDevice[]): Promise<void> {
+  for (const file of files) await file[Symbol.asyncDispose]();
 }
 
 /** Disposes of `owner` where `use` fails. */
