@@ -30,6 +30,7 @@ import { defaultMetadataPath, exists, findMetadata, metadataName } from "./metad
 import { refuseStrangersWord, warningOfWriters } from "./metadata-owner.ts";
 import {
   destinationView,
+  isReadFrom,
   type OpenedDestination,
   type OpenedSource,
   openDestination,
@@ -252,7 +253,7 @@ export class Clone implements AsyncDisposable {
     );
     this.#sourceOwner = opened;
     const { device, fingerprint: now, uri } = opened;
-    await this.#refuseShared(opened, "source", this.#destination);
+    await this.#refuseShared("source", opened, this.#destination);
     const difference = pinned === undefined ? undefined : differenceFrom(pinned.fingerprint, now);
     if (difference !== undefined && !request.acceptChangedSource) throw sourceChanged(device.name, difference);
     this.#refuseSmall(device, "source");
@@ -292,7 +293,7 @@ export class Clone implements AsyncDisposable {
     const writes = access === "read-write";
     const options = { ...this.#remoteOptions, access: writes ? ("read-write" as const) : ("read-only" as const) };
     const opened = this.#own(await openDestination(location, options));
-    await this.#refuseShared(opened, "destination", this.#source);
+    await this.#refuseShared("destination", this.#source, opened);
     if (opened.file !== undefined) await this.#lockDestination(opened.file, access);
     this.#refuseSmall(opened.device, "destination");
     if (access !== "beside-the-kernel" || !(await this.#isBehindLoop(opened))) {
@@ -450,19 +451,30 @@ export class Clone implements AsyncDisposable {
     );
   }
 
-  /** @throws {UsageError} where a device is the metadata in disguise, or source and destination are the same */
+  /**
+   * What has just been opened as `role`, against all else.
+   * @throws {UsageError} where a device is the metadata in disguise, or source and destination are the same, or one is read from it
+   */
   async #refuseShared(
-    opened: OpenedSource | OpenedDestination,
     role: "source" | "destination",
-    other: OpenedSource | OpenedDestination | undefined,
+    source: OpenedSource | undefined,
+    destination: OpenedDestination | undefined,
   ): Promise<void> {
-    const { file, device } = opened;
-    if (file !== undefined && (await sharesStorage(file, this.metadataDevice))) {
-      throw new UsageError(`Cannot use "${device.name}" as the ${role}: it is the clone's metadata`);
+    const name = (role === "source" ? source : destination)?.device.name;
+    const { metadataDevice } = this;
+    if (role === "source" && source !== undefined && (await isReadFrom(source, metadataDevice))) {
+      const what = source.file === undefined ? "it is read from" : "it is";
+      throw new UsageError(`Cannot use "${name}" as the source: ${what} the clone's metadata`);
     }
-    if (other !== undefined && (await shareStorage(opened, other))) {
-      throw new UsageError(`Cannot use "${device.name}" as the ${role}: source and destination are the same`);
+    const file = role === "destination" ? destination?.file : undefined;
+    if (file !== undefined && (await sharesStorage(file, metadataDevice))) {
+      throw new UsageError(`Cannot use "${name}" as the destination: it is the clone's metadata`);
     }
+    if (source === undefined || destination === undefined) return;
+    const shared = await shareStorage(source, destination);
+    if (shared === undefined) return;
+    const why = shared === "same" ? "source and destination are the same" : "the source is read from the destination";
+    throw new UsageError(`Cannot use "${name}" as the ${role}: ${why}`);
   }
 
   /** A text among the options that the clone was made with. */

@@ -16,7 +16,14 @@ import type { Permissions } from "./like-file.ts";
 import { displayName, isReopenable, type Location, parseLocation, parsePath } from "./location.ts";
 import { createMetadataFile, createMetadataOnDevice, defaultMetadataPath, isBlockDevice } from "./metadata-file.ts";
 import { NewDestination } from "./new-destination.ts";
-import { findData, type OpenedDestination, type OpenedSource, openSource, shareStorage } from "./open-devices.ts";
+import {
+  findData,
+  isReadFrom,
+  type OpenedDestination,
+  type OpenedSource,
+  openSource,
+  shareStorage,
+} from "./open-devices.ts";
 import { holdsMetadata, holdsSoundMetadata, probeMetadata, unknownClone } from "./standing-metadata.ts";
 
 /** What to clone, and how. */
@@ -91,10 +98,7 @@ export async function createClone(request: CreateRequest): Promise<CreatedClone>
   const content = { geometry, descriptor };
   if (await isBlockDevice(metadata)) {
     await using device = await FileDevice.open(metadata, { access: "read-write", direct: "off" });
-    for (const { file } of [source, destination]) {
-      if (file === undefined || !(await sharesStorage(device, file))) continue;
-      throw new UsageError(`Cannot put the metadata on "${metadata}": it is the source or the destination`);
-    }
+    await refuseSharedMetadata(device, source, destination);
     await createMetadataOnDevice(device, content);
   } else {
     await createMetadataFile(metadata, content);
@@ -104,6 +108,19 @@ export async function createClone(request: CreateRequest): Promise<CreatedClone>
   const names = { source: displayName(sourceLocation), destination: displayName(destinationLocation) };
   const reminders = unkept(sourceLocation, headerFile);
   return { metadata, ...names, format: source.format, geometry, exactSize, warnings, reminders };
+}
+
+/** @throws {UsageError} where the device that metadata is to be on is another part of the clone */
+async function refuseSharedMetadata(
+  device: FileDevice,
+  source: OpenedSource,
+  { file }: OpenedDestination,
+): Promise<void> {
+  const isDestination = file !== undefined && (await sharesStorage(device, file));
+  if (!isDestination && !(await isReadFrom(source, device))) return;
+  const what =
+    isDestination || source.file !== undefined ? "it is the source or the destination" : "the source is read from it";
+  throw new UsageError(`Cannot put the metadata on "${device.path}": ${what}`);
 }
 
 /** The permissions of a file or block device; undefined of what is elsewhere. */
@@ -169,8 +186,10 @@ function geometryOf({ device, file }: OpenedSource, regionSize: number): Geometr
 
 async function checkPair(source: OpenedSource, destination: OpenedDestination, geometry: Geometry): Promise<void> {
   const [from, to] = [source.device, destination.device];
-  if (await shareStorage(source, destination)) {
-    throw new UsageError(`Cannot clone "${from.name}" to "${to.name}": they are the same`);
+  const shared = await shareStorage(source, destination);
+  if (shared !== undefined) {
+    const why = shared === "same" ? "they are the same" : "the source is read from the destination";
+    throw new UsageError(`Cannot clone "${from.name}" to "${to.name}": ${why}`);
   }
   if (to.size < from.size) {
     throw new UsageError(
@@ -246,6 +265,9 @@ async function metadataPathOf(
   const path = parsePath(given);
   if (path === file?.path || path === source.file?.path) {
     throw new UsageError(`Cannot put the metadata into "${path}": it is the source or the destination`);
+  }
+  if (source.files.some((part) => part.path === path)) {
+    throw new UsageError(`Cannot put the metadata into "${path}": the source is read from it`);
   }
   return path;
 }

@@ -368,13 +368,26 @@ export async function openDestination(
   });
 }
 
-/** Whether a write to one may change what the other reads; of what is remote only its name tells. */
+/**
+ * Whether a write to the destination may change what the source reads: as they are `same`, or as the destination is a `part` of
+ * what the source is read from, an image's backing file above all. Of what is remote only its name tells.
+ */
 export async function shareStorage(
-  a: { uri: string; file: FileDevice | undefined },
-  b: { uri: string; file: FileDevice | undefined },
-): Promise<boolean> {
-  if (a.file !== undefined && b.file !== undefined) return await sharesStorage(a.file, b.file);
-  return a.uri === b.uri;
+  source: OpenedSource,
+  destination: OpenedDestination,
+): Promise<"same" | "part" | undefined> {
+  const { file } = destination;
+  if (source.file !== undefined && file !== undefined) {
+    return (await sharesStorage(source.file, file)) ? "same" : undefined;
+  }
+  if (source.uri === destination.uri) return "same";
+  return file !== undefined && (await isReadFrom(source, file)) ? "part" : undefined;
+}
+
+/** Whether a write to a file or block device may change what the source reads. */
+export async function isReadFrom(source: OpenedSource, file: FileDevice): Promise<boolean> {
+  for (const part of source.files) if (await sharesStorage(part, file)) return true;
+  return false;
 }
 
 /** A source as the clone sees it: a whole number of sectors. */

@@ -1,7 +1,7 @@
 // What an image is read from counts as the source itself: a file of its chain that is the destination of an unfinished clone has
-// holes where its data is not yet. Chains of every kind are made by qemu-img, one of their files is given such a part, and
-// nothing may have been changed by the refusal.
-import { open, rename, stat, symlink, writeFile } from "node:fs/promises";
+// holes where its data is not yet, and one that is the new clone's destination would be overwritten before it is read. Chains of
+// every kind are made by qemu-img, one of their files is given such a part, and nothing may have been changed by the refusal.
+import { link, open, rename, stat, symlink, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect } from "vitest";
 import { BusyError, CloneError, UsageError } from "../../src/base/errors.ts";
@@ -145,10 +145,26 @@ describe("create refuses what is in the way, and says where it is not the image 
       expect(error.message).toMatch(/this process is writing to (it|".*", which it is read from)$/);
     });
 
-    testWith(QEMU, `not even with a warning ${name} in which nothing is in the way`, async () => {
-      await using chain = await chainIn(make);
-      expect(await createClone(chain.request)).toMatchObject({ exactSize: SIZE, warnings: [] });
-    });
+    testWith(
+      QEMU,
+      `${name} that is the destination too, by whatever name, also with --force; else there is no warning`,
+      async () => {
+        await using chain = await chainIn(make);
+        const { cwd, request, part, path } = chain;
+        if ((await stat(path(part))).size < SIZE) await truncate(path(part), SIZE); // or its size were reason enough
+        await link(path(part), path("hard"));
+        for (const destination of [part, "hard"]) {
+          const words = { destination: path(destination), metadata: path("metadata"), force: true };
+          const { message } = await refusal(cwd, { ...request, ...words });
+          // qemu-nbd locks images, but not what is raw: both are true then.
+          expect(message).toMatch(
+            /they are the same|the source is read from the destination|in use by process .*qemu-nbd/,
+          );
+          if (/raw|flat/.test(part)) expect(message).toMatch(/the source is read from the destination/);
+        }
+        expect(await createClone(request)).toMatchObject({ exactSize: SIZE, warnings: [] });
+      },
+    );
   }
 
   testWith(QEMU, "a backing file with damaged metadata beside it", async () => {
@@ -161,6 +177,33 @@ describe("create refuses what is in the way, and says where it is not the image 
     expect(code).toBe("damaged");
     expect(message).toMatch(/over\.qcow2": ".*base\.raw", which it is read from, may itself be an unfinished clone/);
   });
+
+  testWith(QEMU, "a backing file as the place of the metadata", async () => {
+    await using chain = await chainIn(backingFile);
+    const { cwd, request, part, path } = chain;
+    const { message } = await refusal(cwd, { ...request, metadata: path(part) });
+    expect(message).toMatch(/Cannot put the metadata into ".*base\.raw": the source is read from it/);
+  });
+
+  testWith(
+    QEMU_AND_LOOP,
+    "loop devices over a backing file as destination and as the place of the metadata",
+    async () => {
+      await using place = await scratchDirectory();
+      const [base, over] = [join(place.path, "base.raw"), join(place.path, "over.qcow2")];
+      // As metadata wants it: the first block is zero.
+      await writeFile(base, Buffer.concat([Buffer.alloc(4096), Buffer.alloc(SIZE - 4096, "base")]));
+      await overlay(place.path, "base.raw", "raw", "over.qcow2");
+      await using loop = await loopDevice(base);
+      const request = { source: over, sourceFormat: "qcow2", regionSize: 65536, force: true };
+      const out = join(place.path, "out.raw");
+      const asMetadata = await refusal(place.path, { ...request, destination: out, metadata: loop.path });
+      expect(asMetadata.message).toMatch(/Cannot put the metadata on "\/dev\/loop.*": the source is read from it/);
+      const metadata = join(place.path, "metadata");
+      const asDestination = await refusal(place.path, { ...request, destination: loop.path, metadata });
+      expect(asDestination.message).toMatch(/the source is read from the destination/);
+    },
+  );
 });
 
 describe("create warns of what is in use", () => {
@@ -186,6 +229,18 @@ describe("A clone of an image whose backing file is the destination of a clone",
     await cloneOk(["hydrate", "base.raw"], { cwd });
     await cloneOk(copy, { cwd });
     expect(await holds(chain.path("out.raw"), bytes)).toBe(true);
+  });
+
+  testWith(QEMU, "is not hydrated where that is its own, as which it was put in later", async () => {
+    await using chain = await chainIn(backingFile);
+    const { cwd, request, path } = chain;
+    await createClone(request);
+    await cloneOk(["hydrate", "out.raw", "--limit", "1M"], { cwd });
+    await run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", path("out.raw"), "-F", "raw", path("over.qcow2"));
+    const before = await snapshot(cwd);
+    const refused = await clone(["hydrate", "out.raw", "--accept-changed-source"], { cwd });
+    expectFailure(refused, 2, /the source is read from the destination/);
+    expect(await snapshot(cwd)).toEqual(before);
   });
 });
 
