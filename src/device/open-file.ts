@@ -65,10 +65,11 @@ async function openFound(found: number, path: string, access: OpenFileOptions["a
     if (systemErrno(error) === "EBUSY" && kind === "block") await refuseBusy(path, before, error);
     // The file itself is open already, whatever becomes of its name: so it is not that which is missing.
     if (systemErrno(error) === "ENOENT") {
-      throw new DeviceError(`Cannot open "${path}": /proc is not mounted, or hidden, and files are opened through it`, {
-        cause: error,
-        errno: "ENOENT",
-      });
+      throw new CloneError(
+        "failed",
+        `Cannot open "${path}": /proc is not mounted, or hidden, and files are opened through it`,
+        { cause: error },
+      );
     }
     if (systemErrno(error) === "ETXTBSY") {
       throw new BusyError(`Cannot open "${path}" for writing: it is running as a program`, { cause: error });
