@@ -103,5 +103,7 @@ function openError(name: string, error: unknown): unknown {
   const { errno, hint, message } = error;
   const options = { cause: error, ...(hint === undefined ? {} : { hint }) };
   if (errno === undefined) return new CloneError("failed", `${what} ${message}`, options);
-  return new DeviceError(`${what} ${message}`, { errno, ...options });
+  // A socket that is not there (ENOENT) says no more than a port at which nobody listens: the server may come, or come back.
+  const away = error instanceof ConnectionLostError ? true : undefined;
+  return new DeviceError(`${what} ${message}`, { errno, away, ...options });
 }
