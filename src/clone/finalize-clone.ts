@@ -101,6 +101,7 @@ export async function finalizeClone(
         return rest;
       });
     } else await commits.flush();
+    signal.throwIfAborted();
     await recordFinalized(clone, destination, { missing: zeroed, verified: request.verify, keepsMetadata: keeps });
   }
   // What was recorded is durable: the destination may lose no more than what this finds there again.

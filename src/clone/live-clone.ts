@@ -48,7 +48,8 @@ export class LiveClone {
   readonly #sourceTimeoutMs: number;
   /** Ends background hydration; a new one once it begins anew. */
   #hydrating = new AbortController();
-  #isStopping = false;
+  /** Ends what a finalize still reads. */
+  readonly #stopping = new AbortController();
   #isFinalizing = false;
   #hydration: Promise<void> = Promise.resolve();
   #finalized: Promise<FinalizeReport> | undefined;
@@ -189,9 +190,7 @@ export class LiveClone {
    * @throws {CloneError} where regions are missing, or a device fails
    */
   finalize(request: Pick<FinalizeRequest, "keepMetadata" | "acceptUnreadable">): Promise<FinalizeReport> {
-    if (this.#isStopping) {
-      return Promise.reject(new CloneError("failed", `Cannot finalize "${this.#clone.path}": its server ends`));
-    }
+    if (this.#stopping.signal.aborted) return Promise.reject(this.#stopping.signal.reason);
     this.#finalized ??= this.#finalize(request).catch((error: unknown) => {
       this.#finalized = undefined;
       this.#isFinalizing = false;
@@ -208,7 +207,7 @@ export class LiveClone {
    */
   async stop(): Promise<{ stuck: boolean }> {
     clearInterval(this.#sampling);
-    this.#isStopping = true;
+    this.#stopping.abort(new CloneError("failed", `Cannot finalize "${this.#clone.path}": its server ends`));
     this.#hydrating.abort();
     // Of an error of a finalize, whoever asked for it hears.
     const ended = Promise.all([this.#finalized?.catch(() => {}), this.#hydration, this.device.drain()]);
@@ -249,7 +248,8 @@ export class LiveClone {
     this.#hydrating.abort();
     await this.#hydration;
     const keeps = keepsMetadata(clone, request);
-    const parts = { clone, engine: this.#engine, sourceTimeoutMs: this.#sourceTimeoutMs };
+    const { signal } = this.#stopping;
+    const parts = { clone, engine: this.#engine, sourceTimeoutMs: this.#sourceTimeoutMs, signal };
     const missing = await fillMissing(parts, request, (zeroed) =>
       recordFinalized(clone, destination, { missing: zeroed, verified: false, keepsMetadata: keeps }),
     );
@@ -275,7 +275,8 @@ export class LiveClone {
   #goOnHydrating(): void {
     const { regions, commits } = this.#engine;
     const isMissing = !this.device.isLinear && regions.hydratedCount < regions.regionCount;
-    if (!isMissing || !this.#hydrating.signal.aborted || this.#isStopping || commits.failure !== undefined) return;
+    if (!isMissing || !this.#hydrating.signal.aborted || this.#stopping.signal.aborted || commits.failure !== undefined)
+      return;
     this.#hydrating = new AbortController();
     this.#hydrate();
   }

@@ -23,11 +23,12 @@ export interface LiveFinalizeParts {
   engine: Pick<Engine, "commits" | "regions" | "destination" | "source">;
   /** How long one read of the source may take, ms. */
   sourceTimeoutMs: number;
+  /** Ends the reading: its reason is what is thrown then. */
+  signal: AbortSignal;
 }
 
 /** How often it begins anew because the destination has lost something. */
 const MOST_ATTEMPTS = 5;
-const NEVER = new AbortController().signal;
 
 /**
  * Makes everything durable, fills what is missing and may be, has it recorded, and marks it. Returns the regions that hold
@@ -72,7 +73,7 @@ export async function fillMissing(
 
 /** Reads once more what could not be read. What holds zeros after that stays in the table, and is added to `zeroed`. */
 async function salvage(parts: LiveFinalizeParts, missing: RegionRange[], zeroed: Hydration[]): Promise<void> {
-  const { clone, engine } = parts;
+  const { clone, engine, signal } = parts;
   const { regions, destination, source } = engine;
   const last = new Salvage({
     source: source?.view,
@@ -84,7 +85,7 @@ async function salvage(parts: LiveFinalizeParts, missing: RegionRange[], zeroed:
   for (const range of missing) {
     for await (const claim of claimUnhydrated(regions, range)) {
       zeroed.push(claim);
-      if (!(await last.fill(clone.geometry.bytesOf(claim), NEVER))) continue;
+      if (!(await last.fill(clone.geometry.bytesOf(claim), signal))) continue;
       zeroed.pop();
       regions.complete(claim);
     }

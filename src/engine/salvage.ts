@@ -57,6 +57,7 @@ export class Salvage {
    * @throws the reason of `signal`
    */
   async fill({ offset, length }: ByteRange, signal: AbortSignal): Promise<boolean> {
+    signal.throwIfAborted();
     await showZeros(this.#parts.destination, { offset, length }, { mayPunch: true });
     const before = this.#readBytes;
     const pieces = await this.#read([{ start: 0, end: Math.ceil(length / PIECE_LENGTH) }], {
@@ -83,7 +84,7 @@ export class Salvage {
         signal.throwIfAborted();
         const start = unit * unitLength;
         const part = { offset: range.offset + start, length: Math.min(unitLength, range.length - start) };
-        if (await this.#copy(part)) return undefined;
+        if (await this.#copy(part, signal)) return undefined;
         bad.push(unit);
         return true;
       },
@@ -97,13 +98,14 @@ export class Salvage {
     return bad;
   }
 
-  /** Whether it could be read. @throws {DeviceError} where the destination fails */
-  async #copy({ offset, length }: ByteRange): Promise<boolean> {
+  /** Whether it could be read. @throws as `fill()` */
+  async #copy({ offset, length }: ByteRange, signal: AbortSignal): Promise<boolean> {
     const buffer = this.#buffer.subarray(0, length);
     try {
       await this.#readInTime(offset, buffer);
     } catch (error) {
       if (!(error instanceof DeviceError)) throw error;
+      signal.throwIfAborted(); // a source is closed under whoever is to end: that says nothing of what it holds
       if (isOfWholeSource(error)) this.#goOnWithout(error.message);
       return false;
     }

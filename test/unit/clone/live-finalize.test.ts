@@ -59,8 +59,9 @@ async function setUp({ seed = 1, chance = 0, most = 0 } = {}) {
     source: { view: source },
     destination: { view: link },
   } as unknown as LiveFinalizeParts["engine"];
-  const parts = { clone, engine, sourceTimeoutMs: Infinity };
-  return { ...h, link, parts, warnings };
+  const stop = new AbortController();
+  const parts = { clone, engine, sourceTimeoutMs: Infinity, signal: stop.signal };
+  return { ...h, link, parts, warnings, stop };
 }
 
 /** What the destination should hold at the end: of 4 the first two sectors, and the one that can be read. */
@@ -94,6 +95,14 @@ describe("fillMissing()", () => {
     const h = await setUp();
     const record = async (): Promise<void> => expect.fail("must not be recorded");
     await expect(fillMissing(h.parts, { acceptUnreadable: false }, record)).rejects.toThrow(/could not be read/);
+    expect(h.regions.hydratingCount).toBe(0);
+  });
+
+  test("records nothing where its server ends meanwhile, and says so", async () => {
+    const h = await setUp();
+    h.stop.abort(new Error("its server ends"));
+    const record = async (): Promise<void> => expect.fail("must not be recorded");
+    await expect(fillMissing(h.parts, { acceptUnreadable: true }, record)).rejects.toThrow("its server ends");
     expect(h.regions.hydratingCount).toBe(0);
   });
 

@@ -1,5 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
+import { DeviceError } from "../../../src/base/errors.ts";
 import type { BlockDevice } from "../../../src/device/block-device.ts";
 import { FilterDevice } from "../../../src/device/filters/filter-device.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
@@ -92,6 +93,31 @@ describe("Salvage", () => {
       expect(Buffer.compare(await imageOf(destination), expected)).toBe(0);
     },
   );
+
+  test("ends where a source that was closed under it says that it is away, with the reason of its signal", async () => {
+    const stop = new AbortController();
+    const reason = new Error("enough");
+    const { salvage, gone } = setUp([], {
+      wrap: (device) =>
+        new (class extends FilterDevice {
+          override read(): Promise<void> {
+            stop.abort(reason);
+            return Promise.reject(new DeviceError("it was closed", { errno: "ENODEV", away: true }));
+          }
+        })(device),
+    });
+    await expect(salvage.fill({ offset: 0, length: SIZE }, stop.signal)).rejects.toBe(reason);
+    expect(gone).toEqual([]);
+  });
+
+  test("changes nothing once its signal has aborted, though there is no source to be asked", async () => {
+    const destination = new MemoryDevice({ size: SIZE, content: DIRT });
+    const parts = { source: undefined, destination, clock: new VirtualClock(), timeoutMs: Infinity, onGone: () => {} };
+    const reason = new Error("enough");
+    const filled = new Salvage(parts).fill({ offset: 0, length: SIZE }, AbortSignal.abort(reason));
+    await expect(filled).rejects.toBe(reason);
+    expect(Buffer.compare(await imageOf(destination), DIRT)).toBe(0);
+  });
 
   test("does not wait longer than told for a source that hangs, and what it answers late reaches nothing", async () => {
     let answer: () => void = () => {};
