@@ -12,18 +12,21 @@
  *
  * What of 3 can be read in whole is hydrated like any other region, before 4, and is not missing any more.
  *
+ * A source that there is no more is done without in 3. One that is only away, has changed, or has to be named again ends it.
+ *
  * Interrupted before 4 it has changed nothing that matters; after 4 it goes on when called again. The record stands before
  * the marks, so that zeros are never taken for data that was read.
  */
 import { realpath } from "node:fs/promises";
 import { systemClock } from "../base/clock.ts";
-import { CloneError, errnoOf, LostWritesError, UsageError } from "../base/errors.ts";
+import { ChangedError, CloneError, DeviceError, errnoOf, LostWritesError, UsageError } from "../base/errors.ts";
 import { countRegions, type RegionRange, SECTOR_SIZE } from "../base/geometry.ts";
 import { printable } from "../base/printable.ts";
 import { formatSize } from "../base/units.ts";
 import { syncDirectoryOf } from "../device/directory.ts";
 import { CommitPipeline } from "../engine/commit-pipeline.ts";
-import { Salvage } from "../engine/salvage.ts";
+import { Salvage, SOURCE_AWAY_HINT, sourceAway } from "../engine/salvage.ts";
+import { isGoneForGood } from "../engine/source-errors.ts";
 import { UnreadableRegions, unhydratedParts } from "../engine/unreadable-regions.ts";
 import type { AttachedDestination, AttachedSource, Clone, DeviceRequest } from "./clone.ts";
 import type { RunningComparison } from "./compare-sides.ts";
@@ -41,6 +44,8 @@ export interface FinalizeRequest extends DeviceRequest {
   keepMetadata: boolean;
   /** Take regions that could not be read with zeros in place of what is missing of them. */
   acceptUnreadable: boolean;
+  /** Do not open the source: all of what is missing becomes zeros, and nothing is compared. */
+  withoutSource: boolean;
 }
 
 /** What was done. */
@@ -95,7 +100,10 @@ export async function finalizeClone(
       await clone.unsettle(); // or the zeros of a run that is cut off would seem somebody else's
       const { salvage, source } = await openSalvage(clone, request, destination);
       zeroed = await lasting(commits, async () => {
-        const rest = await fillMissing(clone, missing, { salvage, signal });
+        const rest = await fillMissing(clone, missing, { salvage, signal }).catch(async (error: unknown) => {
+          if (!(error instanceof ChangedError) || source === undefined) throw error;
+          throw (await changeAsError(source)) ?? error;
+        });
         const change = source === undefined ? undefined : await changeAsError(source);
         if (change !== undefined) throw change;
         return rest;
@@ -142,18 +150,23 @@ async function lasting<T>(commits: CommitPipeline, work: () => Promise<T>): Prom
   }
 }
 
-/** What reads regions that could not be read, once more; the source may be gone. */
+/**
+ * What reads regions that could not be read, once more; the source may be gone for good.
+ * @throws {CloneError} where it is only away, has changed, has to be named again or is not to be read for another reason
+ */
 async function openSalvage(
   clone: Clone,
-  request: DeviceRequest,
+  request: FinalizeRequest,
   destination: AttachedDestination,
 ): Promise<{ salvage: Salvage; source: AttachedSource | undefined }> {
   const onGone = (why: string): void => clone.warn(`What could not be read becomes zeros. ${why}`);
   let source: AttachedSource | undefined;
   try {
-    source = await clone.attachSource(request);
+    if (!request.withoutSource) source = await clone.attachSource(request);
   } catch (error) {
     if (!(error instanceof CloneError)) throw error;
+    // Who says where it is has to be right: a name that was mistyped is no loss.
+    if (request.source !== undefined || !isGoneForGood(error)) throw withWayOut(error);
     onGone(error.message);
   }
   const parts = {
@@ -164,6 +177,13 @@ async function openSalvage(
     onGone,
   };
   return { salvage: new Salvage(parts), source };
+}
+
+/** The error of a source that cannot be opened, with what can be done about it. */
+function withWayOut(error: CloneError): CloneError {
+  if (error instanceof DeviceError) return sourceAway(error);
+  if (error.hint !== undefined) return error;
+  return new CloneError(error.code, error.message, { cause: error, hint: SOURCE_AWAY_HINT });
 }
 
 /** Fills what is missing, and marks what could be read in whole; returns the rest, which holds zeros. */
@@ -225,7 +245,7 @@ async function syncName(path: string): Promise<void> {
  * A destination that somebody else has written to is not the copy that the metadata says it is.
  * @throws {CloneError} where that can be told
  */
-async function refuseForeign(clone: Clone, request: DeviceRequest, destination: AttachedDestination): Promise<void> {
+async function refuseForeign(clone: Clone, request: FinalizeRequest, destination: AttachedDestination): Promise<void> {
   await clone.refuseAnotherDisk(destination, request);
   const trust = await clone.trustIn(destination);
   if (trust === "touched" && !request.acceptChangedSource) {
@@ -238,6 +258,7 @@ async function refuseForeign(clone: Clone, request: DeviceRequest, destination: 
     );
   }
   if (trust !== "compare" || request.acceptChangedSource) return;
+  if (request.withoutSource) return clone.warnNotCompared(destination);
   let source: AttachedSource;
   try {
     source = await clone.attachSource(request);

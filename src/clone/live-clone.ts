@@ -12,16 +12,11 @@ import { CloneError, DeviceError } from "../base/errors.ts";
 import type { RegionRange } from "../base/geometry.ts";
 import { RateMeter } from "../base/rate-meter.ts";
 import type { Tuning } from "../control/control-target.ts";
+import type { FinalizeAsked } from "../control/tuning.ts";
 import type { CloneDevice } from "../engine/clone-device.ts";
 import type { AttachedSource, Clone } from "./clone.ts";
 import { hydratedBytes, type RunningState } from "./clone-status.ts";
-import {
-  type FinalizeReport,
-  type FinalizeRequest,
-  keepsMetadata,
-  recordFinalized,
-  refuseMissing,
-} from "./finalize-clone.ts";
+import { type FinalizeReport, keepsMetadata, recordFinalized, refuseMissing } from "./finalize-clone.ts";
 import { changeAsError, rememberChange } from "./hydrate-clone.ts";
 import { assemble, type Devices, type Engine, type LiveEvents, type LiveRequest } from "./live-engine.ts";
 import { fillMissing } from "./live-finalize.ts";
@@ -189,7 +184,7 @@ export class LiveClone {
    * Makes the destination stand alone while clients go on using it; once, whoever asks.
    * @throws {CloneError} where regions are missing, or a device fails
    */
-  finalize(request: Pick<FinalizeRequest, "keepMetadata" | "acceptUnreadable">): Promise<FinalizeReport> {
+  finalize(request: FinalizeAsked): Promise<FinalizeReport> {
     if (this.#stopping.signal.aborted) return Promise.reject(this.#stopping.signal.reason);
     this.#finalized ??= this.#finalize(request).catch((error: unknown) => {
       this.#finalized = undefined;
@@ -237,7 +232,7 @@ export class LiveClone {
     await this.#clone.settle({ unreadable: { ranges, inexact, complete } });
   }
 
-  async #finalize(request: Pick<FinalizeRequest, "keepMetadata" | "acceptUnreadable">): Promise<FinalizeReport> {
+  async #finalize(request: FinalizeAsked): Promise<FinalizeReport> {
     const clone = this.#clone;
     const { hydrator, commits, device, destination, periodic } = this.#engine;
     commits.check();

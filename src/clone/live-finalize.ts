@@ -33,12 +33,12 @@ const MOST_ATTEMPTS = 5;
 /**
  * Makes everything durable, fills what is missing and may be, has it recorded, and marks it. Returns the regions that hold
  * zeros where they could not be read.
- * @throws {CloneError} where regions are missing that may not be, or a device fails; then nothing was recorded, unless the
- * destination failed after that
+ * @throws {CloneError} where regions are missing that may not be, the source is away, or a device fails; then nothing was
+ * recorded, unless the destination failed after that
  */
 export async function fillMissing(
   parts: LiveFinalizeParts,
-  request: Pick<FinalizeRequest, "acceptUnreadable">,
+  request: Pick<FinalizeRequest, "acceptUnreadable" | "withoutSource">,
   record: (zeroed: RegionRange[]) => Promise<void>,
 ): Promise<RegionRange[]> {
   const { clone, engine } = parts;
@@ -49,7 +49,7 @@ export async function fillMissing(
     await commits.flush();
     const zeroed: Hydration[] = [];
     try {
-      await salvage(parts, refuseMissing(clone, request), zeroed);
+      await salvage(parts, request, zeroed);
       await commits.flush();
       if (commits.losses === losses) {
         commits.check();
@@ -72,17 +72,21 @@ export async function fillMissing(
 }
 
 /** Reads once more what could not be read. What holds zeros after that stays in the table, and is added to `zeroed`. */
-async function salvage(parts: LiveFinalizeParts, missing: RegionRange[], zeroed: Hydration[]): Promise<void> {
+async function salvage(
+  parts: LiveFinalizeParts,
+  request: Pick<FinalizeRequest, "acceptUnreadable" | "withoutSource">,
+  zeroed: Hydration[],
+): Promise<void> {
   const { clone, engine, signal } = parts;
   const { regions, destination, source } = engine;
   const last = new Salvage({
-    source: source?.view,
+    source: request.withoutSource ? undefined : source?.view,
     destination: destination.view,
     clock: systemClock,
     timeoutMs: parts.sourceTimeoutMs,
     onGone: (why) => clone.warn(`What could not be read becomes zeros. ${why}`),
   });
-  for (const range of missing) {
+  for (const range of refuseMissing(clone, request)) {
     for await (const claim of claimUnhydrated(regions, range)) {
       zeroed.push(claim);
       if (!(await last.fill(clone.geometry.bytesOf(claim), signal))) continue;

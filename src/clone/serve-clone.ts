@@ -11,6 +11,7 @@ import { systemClock } from "../base/clock.ts";
 import { formatSize } from "../base/units.ts";
 import type { ControlTarget, Tuning } from "../control/control-target.ts";
 import { listenDescriptors, ServiceNotifier } from "../control/sd-notify.ts";
+import type { FinalizeAsked } from "../control/tuning.ts";
 import { descriptorLimit } from "../device/descriptor-limit.ts";
 import { NbdServer, type NbdServerOptions } from "../nbd/server.ts";
 import { checkCredentials } from "../nbd/tls-upgrade.ts";
@@ -197,7 +198,7 @@ class ServedClone implements ControlTarget {
     await this.#live.commit();
   }
 
-  async finalize(asked: { keepMetadata: boolean; acceptUnreadable: boolean }): Promise<FinalizeJson> {
+  async finalize(asked: FinalizeAsked): Promise<FinalizeJson> {
     const isFirst = !this.#live.device.isLinear;
     const report = await this.#live.finalize(asked);
     if (isFirst) {
@@ -244,7 +245,7 @@ class ServedClone implements ControlTarget {
       this.#endIfDone();
       return;
     }
-    this.finalize({ keepMetadata: false, acceptUnreadable: false }).catch((error: Error) => {
+    this.finalize({ keepMetadata: false, acceptUnreadable: false, withoutSource: false }).catch((error: Error) => {
       this.#failure = error;
       this.#clone.warn(error.message);
     });

@@ -97,7 +97,7 @@ const ROUTES: Record<string, Route> = {
   },
   "POST /finalize": {
     description:
-      "Makes the destination stand alone: keepMetadata, acceptUnreadable; answers, afterwards, what was done",
+      "Makes the destination stand alone: keepMetadata, acceptUnreadable, withoutSource; answers, afterwards, what was done",
     answer: async ({ target, body }) => json(200, await target.finalize(parseFinalize(body))),
   },
   "POST /stop": {

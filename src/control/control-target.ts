@@ -30,7 +30,7 @@ export interface ControlTarget {
   /** Makes durable what is hydrated so far. @throws {CloneError} */
   commit(): Promise<void>;
   /** Makes the destination stand alone. @throws {CloneError} where it cannot be yet */
-  finalize(request: { keepMetadata: boolean; acceptUnreadable: boolean }): Promise<object>;
+  finalize(request: { keepMetadata: boolean; acceptUnreadable: boolean; withoutSource: boolean }): Promise<object>;
   /** Ends the process as SIGTERM would; resolves before it does. */
   stop(): Promise<void>;
   /** The metrics in Prometheus's text format. */

@@ -28,6 +28,7 @@ const TUNING: { [Name in keyof Required<Tuning>]: Field<Required<Tuning>[Name]> 
 const FINALIZE: { [Name in keyof FinalizeAsked]: Field<boolean> } = {
   keepMetadata: [isBoolean, "true or false"],
   acceptUnreadable: [isBoolean, "true or false"],
+  withoutSource: [isBoolean, "true or false"],
 };
 
 /** The changes that a JSON value asks for. @throws {UsageError} for anything that is not exactly that */
@@ -37,7 +38,7 @@ export function parseTuning(value: unknown): Tuning {
 
 /** How to finalize, as a JSON value asks for it; what it does not say is false. @throws {UsageError} */
 export function parseFinalize(value: unknown): FinalizeAsked {
-  return { keepMetadata: false, acceptUnreadable: false, ...checkFields(value, FINALIZE) };
+  return { keepMetadata: false, acceptUnreadable: false, withoutSource: false, ...checkFields(value, FINALIZE) };
 }
 
 /** For requests that take nothing. @throws {UsageError} */

@@ -7,14 +7,17 @@
  *     sectors    of the pieces that could not be read, likewise
  *
  * Errors may cost seconds each, and a dead region has as many as sectors: so many are put up with in each region and no more.
+ *
+ * A source that is gone for good is done without. One that is only away, silent or not to be read at present ends it with an
+ * error instead: what could still be read of it another day must not become zeros without anybody having said so.
  */
 import type { Clock } from "../base/clock.ts";
-import { DeviceError } from "../base/errors.ts";
+import { ChangedError, DeviceError } from "../base/errors.ts";
 import type { ByteRange } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import { rescueAreas, type UnitRange } from "./bad-areas.ts";
 import { showZeros } from "./show-zeros.ts";
-import { isOfWholeSource } from "./source-errors.ts";
+import { isGoneForGood, isOfWholeSource } from "./source-errors.ts";
 
 /** What it works on. */
 export interface SalvageParts {
@@ -22,9 +25,9 @@ export interface SalvageParts {
   source: BlockDevice | undefined;
   destination: BlockDevice;
   clock: Clock;
-  /** How long one read may take, ms; whoever takes longer is not asked any more. Infinity: for ever. */
+  /** How long one read may take, ms; whoever takes longer counts as away. Infinity: for ever. */
   timeoutMs: number;
-  /** Told once, where the source is not asked any more because it is gone or does not answer; a sentence. */
+  /** Told once, where the source is not asked any more because it is gone for good; a sentence. */
   onGone: (why: string) => void;
 }
 
@@ -34,7 +37,24 @@ const LARGEST_SECTOR = 4096;
 /** Pieces, and then sectors, of one region that may fail. */
 const MOST_ERRORS = 32;
 
-/** Reads what it can. One region at a time. */
+/** What can be done where the source cannot be read at present. */
+export const SOURCE_AWAY_HINT =
+  "Nothing was given up: finalize again when the source can be read, or with --without-source, which makes zeros of all that is missing.";
+
+/** The error of a source that cannot be read at present, with what can be done about it. */
+export function sourceAway(error: DeviceError): DeviceError {
+  const { message, errno, away, offset, length } = error;
+  return new DeviceError(message, {
+    cause: error,
+    errno,
+    away,
+    ...(offset === undefined ? {} : { offset }),
+    ...(length === undefined ? {} : { length }),
+    hint: error.hint === undefined ? SOURCE_AWAY_HINT : `${error.hint} ${SOURCE_AWAY_HINT}`,
+  });
+}
+
+/** Reads what it can. One region at a time, and none after an error: a read that took too long may still be under way. */
 export class Salvage {
   readonly #parts: SalvageParts;
   #source: BlockDevice | undefined;
@@ -53,7 +73,8 @@ export class Salvage {
 
   /**
    * Gives a range of the destination what can be read of it, and zeros else. Not durable. Resolves to whether all was read.
-   * @throws {DeviceError} where the destination fails
+   * @throws {DeviceError} where the destination fails, or the source is away, or not to be read for another reason that may pass
+   * @throws {ChangedError} where the source is not what it was
    * @throws the reason of `signal`
    */
   async fill({ offset, length }: ByteRange, signal: AbortSignal): Promise<boolean> {
@@ -106,23 +127,28 @@ export class Salvage {
     } catch (error) {
       if (!(error instanceof DeviceError)) throw error;
       signal.throwIfAborted(); // a source is closed under whoever is to end: that says nothing of what it holds
-      if (isOfWholeSource(error)) this.#goOnWithout(error.message);
+      if (isGoneForGood(error)) this.#goOnWithout(error.message);
+      else if (isOfWholeSource(error)) throw error instanceof ChangedError ? error : sourceAway(error);
       return false;
     }
-    if (this.#source === undefined) return false;
     await this.#parts.destination.write(offset, buffer);
     this.#readBytes += length;
     return true;
   }
 
-  /** Whoever takes too long keeps the buffer, and is not asked any more. @throws {DeviceError} */
+  /** Whoever takes too long keeps the buffer. @throws {DeviceError} */
   async #readInTime(offset: number, buffer: Uint8Array): Promise<void> {
     const { clock, timeoutMs } = this.#parts;
-    const reading = this.#source?.read(offset, buffer);
+    const source = this.#source;
+    const reading = source?.read(offset, buffer);
     if (timeoutMs === Infinity) return await reading;
     const waiting = new AbortController();
     const tooLong = clock.sleep(timeoutMs, waiting.signal).then(() => {
-      if (!waiting.signal.aborted) this.#goOnWithout(`It has not answered for ${timeoutMs / 1000} s.`);
+      if (waiting.signal.aborted) return;
+      const { length } = buffer;
+      const what = `Cannot read ${length} bytes at ${offset} from "${source?.name}"`;
+      const where = { errno: "ETIMEDOUT", offset, length };
+      throw new DeviceError(`${what}: it has not answered for ${timeoutMs / 1000} s`, where);
     });
     await Promise.race([reading, tooLong]).finally(() => waiting.abort());
   }

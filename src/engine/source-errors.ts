@@ -18,6 +18,20 @@ const SOURCE_GONE = new Set([
   "ESTALE",
 ]);
 
+/**
+ * There is nothing any more by that name, or behind it. No medium (ENOMEDIUM), no right to it (EACCES, EPERM), another one or
+ * a server that ends (ESTALE, ESHUTDOWN) say only that it is not to be had at present.
+ */
+const GONE_FOR_GOOD = new Set(["ENODEV", "ENOENT", "ENXIO"]);
+
+/**
+ * Whether an error says that there is no source any more, so that what is missing can be had from nowhere: a file that does not
+ * exist, a device that was taken out, an object that its server does not know. Whoever is away may come back.
+ */
+export function isGoneForGood(error: unknown): boolean {
+  return error instanceof DeviceError && !error.away && GONE_FOR_GOOD.has(error.errno ?? "");
+}
+
 /** Whether the source will not be as it was by itself. */
 export function isSourceGone(error: DeviceError): boolean {
   return error instanceof ChangedError || (error.errno !== undefined && SOURCE_GONE.has(error.errno));

@@ -244,7 +244,9 @@ describe("What a running hydration is not asked for", () => {
   test("finalize and stop are refused at its socket, and it goes on", async () => {
     await using running = await hydrating();
     const { client, cwd, env } = running;
-    await expect(client.finalize({ keepMetadata: false, acceptUnreadable: false })).rejects.toMatchObject({
+    await expect(
+      client.finalize({ keepMetadata: false, acceptUnreadable: false, withoutSource: false }),
+    ).rejects.toMatchObject({
       code: "busy",
       message: /it is being hydrated, not served/,
     });

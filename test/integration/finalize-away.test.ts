@@ -8,7 +8,7 @@ import { Command } from "../../src/nbd/protocol.ts";
 import { FakeNbdServer } from "../support/fake-nbd-server.ts";
 import { holds } from "../support/files.ts";
 import { noise } from "../support/layout.ts";
-import { clone, cloneOk, eventually, oneJson, startClone } from "../support/run-clone.ts";
+import { clone, cloneOk, eventually, expectFailure, oneJson, startClone } from "../support/run-clone.ts";
 import { scratchDirectory } from "../support/scratch.ts";
 import { startServe } from "../support/serve.ts";
 
@@ -77,6 +77,42 @@ test.for([
   state.mood = "heals";
   expect(await cloneOk(FINALIZE, { cwd })).toMatch(/^Finalized/);
   expect(await holds(join(cwd, "copy.img"), h.bytes)).toBe(true);
+});
+
+test("a server that is away is no source that is gone: finalize says so, and does without it only when told to", async () => {
+  await using h = await setUp();
+  const { cwd, server } = h;
+  expect((await clone(["hydrate", "copy.img", "--retry", "0"], { cwd })).code).toBe(5);
+  await server.stop();
+  expectFailure(await clone(FINALIZE, { cwd }), 1, /no such socket/, /finalize again .*--without-source/);
+  await expectUntouched(cwd);
+  for (const option of ["--verify", "--source=disk.img"]) {
+    expect((await clone([...FINALIZE, "--without-source", option], { cwd })).code).toBe(2);
+  }
+  await expectUntouched(cwd);
+  const run = await clone([...FINALIZE, "--without-source", "--json"], { cwd });
+  expect(run.code, run.stderr).toBe(5);
+  expect(oneJson(run.stdout)).toMatchObject({
+    unreadable: [
+      [3, 4],
+      [7, 9],
+    ],
+    metadata: null,
+  });
+  for (const region of BAD) h.bytes.fill(0, region * REGION, (region + 1) * REGION);
+  expect(await holds(join(cwd, "copy.img"), h.bytes)).toBe(true);
+});
+
+test("a source that is slow to answer is not given up by the server of a clone, unless it is told to", async () => {
+  await using h = await setUp();
+  const { cwd, state } = h;
+  await using _server = await startServe({ cwd, clone: "copy.img", args: ["--retry", "0", "--source-timeout", "2"] });
+  expect((await clone(["hydrate", "copy.img"], { cwd })).code).toBe(5);
+  state.mood = "hangs";
+  expectFailure(await clone(FINALIZE, { cwd }), 1, /Cannot read .*has not answered for 2 s/, /--without-source/);
+  expect(existsSync(h.metadata)).toBe(true);
+  const run = await clone([...FINALIZE, "--without-source", "--json"], { cwd });
+  expect([run.code, existsSync(h.metadata)], run.stderr).toEqual([5, false]);
 });
 
 test("a server of a clone that is ended while it finalizes gives nothing up, and goes on another time", async () => {

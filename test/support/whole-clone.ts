@@ -27,7 +27,12 @@ export const HYDRATE: HydrateRequest = {
 };
 
 /** `clone finalize` as it is without options. */
-export const FINALIZE: FinalizeRequest = { verify: false, keepMetadata: false, acceptUnreadable: false };
+export const FINALIZE: FinalizeRequest = {
+  verify: false,
+  keepMetadata: false,
+  acceptUnreadable: false,
+  withoutSource: false,
+};
 
 /** A signal that never aborts. */
 export const NEVER = new AbortController().signal;

@@ -35,7 +35,7 @@ export const copyCommand = defineCommand({
       }
       if (report.end !== "complete") return exitCodeOfReport(report, context);
     }
-    const finalize = { ...request, verify: false, keepMetadata: false, acceptUnreadable: false };
+    const finalize = { ...request, verify: false, keepMetadata: false, acceptUnreadable: false, withoutSource: false };
     const finalized = await runFinalize(clone, finalize, { ...options, context });
     if (options.json) {
       const { finalizeJson } = await import("../../clone/finalize-clone.ts");

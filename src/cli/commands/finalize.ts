@@ -21,6 +21,11 @@ export const finalizeCommand = defineCommand({
         type: "boolean",
         describe: "Fill regions that could not be read with zeros",
       })
+      .option("without-source", {
+        type: "boolean",
+        describe: "Do not open the source: compare nothing, make zeros of all that is missing",
+      })
+      .conflicts("without-source", ["source", "verify"])
       .option("table", {
         type: "boolean",
         describe: "Change nothing; print the dm linear table that replaces the clone",
@@ -38,6 +43,7 @@ export const finalizeCommand = defineCommand({
     const asked = {
       keepMetadata: options["keep-metadata"] ?? false,
       acceptUnreadable: options["accept-unreadable"] ?? false,
+      withoutSource: options["without-source"] ?? false,
     };
     let report: FinalizeReport;
     try {

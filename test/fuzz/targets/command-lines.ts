@@ -63,6 +63,7 @@ const GOOD = [
   ["repair", "copy.clone", "--size=1G", "--region-size", "4K", "--dry-run", "--json"],
   ["verify", "copy.img", "-q"],
   ["finalize", "copy.img", "--accept-unreadable", "--keep-metadata", "--verify"],
+  ["finalize", "copy.img", "--accept-unreadable", "--without-source"],
   ["delete", "--", "-x.img"],
   ["completion"],
   ["--help"],

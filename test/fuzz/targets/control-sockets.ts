@@ -8,7 +8,7 @@ import { join } from "node:path";
 import { ControlClient } from "../../../src/control/control-client.ts";
 import { ControlServer } from "../../../src/control/control-server.ts";
 import type { ControlTarget, Tuning } from "../../../src/control/control-target.ts";
-import { parseTuning } from "../../../src/control/tuning.ts";
+import { type FinalizeAsked, parseTuning } from "../../../src/control/tuning.ts";
 import type { SeededRandom } from "../../support/random.ts";
 import { scratchDirectory } from "../../support/scratch.ts";
 import { mutate } from "../mutate.ts";
@@ -35,9 +35,9 @@ class StrictTarget implements ControlTarget {
 
   async commit(): Promise<void> {}
 
-  async finalize(request: { keepMetadata: boolean; acceptUnreadable: boolean }): Promise<object> {
-    const { keepMetadata, acceptUnreadable, ...more } = request;
-    const isRight = typeof keepMetadata === "boolean" && typeof acceptUnreadable === "boolean";
+  async finalize(request: FinalizeAsked): Promise<object> {
+    const { keepMetadata, acceptUnreadable, withoutSource, ...more } = request;
+    const isRight = [keepMetadata, acceptUnreadable, withoutSource].every((value) => typeof value === "boolean");
     mustHold(isRight && Object.keys(more).length === 0, "finalize was asked for what is not there");
     return {};
   }
@@ -59,7 +59,10 @@ const GOOD: readonly [line: string, bodies: readonly string[]][] = [
   ["POST /pause", ["", "{}"]],
   ["POST /resume", ["", "{}"]],
   ["POST /commit", ["", "{}"]],
-  ["POST /finalize", ["", '{"keepMetadata":true,"acceptUnreadable":false}']],
+  [
+    "POST /finalize",
+    ["", '{"keepMetadata":true,"acceptUnreadable":false}', '{"acceptUnreadable":true,"withoutSource":true}'],
+  ],
   ["POST /stop", ["", "{}"]],
 ];
 

@@ -1,11 +1,20 @@
-import { rm, stat } from "node:fs/promises";
+import { mkdir, rm, stat } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import type { RegionRange } from "../../../src/base/geometry.ts";
 import { Clone } from "../../../src/clone/clone.ts";
+import { type FinalizeRequest, finalizeClone } from "../../../src/clone/finalize-clone.ts";
 import { randomFile, readRange } from "../../support/files.ts";
 import { scratchDirectory } from "../../support/scratch.ts";
-import { changeDescriptor, create, descriptorOf, finalize, hydrate } from "../../support/whole-clone.ts";
+import {
+  changeDescriptor,
+  create,
+  descriptorOf,
+  FINALIZE,
+  finalize,
+  hydrate,
+  overwrite,
+} from "../../support/whole-clone.ts";
 
 const REGION = 4096;
 
@@ -70,6 +79,97 @@ describe("finalizeClone() with acceptUnreadable", () => {
     const report = await finalize(copy, { acceptUnreadable: true, keepMetadata: true });
     expect(report.unreadable).toEqual(missing);
     expect(await descriptorOf(copy)).toMatchObject({ finalized: { unreadableRegions: 4, metadataKept: true } });
+  });
+
+  /** What the metadata is to say that was refused: neither finalized nor anything of it hydrated. */
+  async function isUntouched(copy: string): Promise<void> {
+    const { finalized, unreadable } = await descriptorOf(copy);
+    expect([finalized, unreadable]).toEqual([null, { ranges: MISSING, inexact: false, complete: true }]);
+    await using clone = await Clone.open({ name: copy, access: "any" });
+    expect(clone.metadata.committedCount).toBe(12);
+  }
+  const MISSING = [range(3, 6), range(15, 16)];
+  const TRIED = { ranges: MISSING, inexact: false, complete: true };
+  const change = async (copy: string, uri: string): Promise<void> =>
+    await changeDescriptor(copy, ({ source }) => ({ source: { ...source, uri } }));
+
+  // Each of them says that the source cannot be read as things are, and none that there is no source any more.
+  test.each<[why: string, (copy: string, source: string) => Promise<Partial<FinalizeRequest> | undefined>, object]>([
+    [
+      "is what a command serves",
+      async (copy) => void (await change(copy, "command:nbdkit")),
+      { code: "usage", hint: expect.stringContaining("name it again with --source") },
+    ],
+    [
+      "has changed",
+      async (_, source) => void (await overwrite(source, 0, Buffer.from("changed"))),
+      { code: "failed", hint: expect.stringContaining("--accept-changed-source") },
+    ],
+    [
+      "is a directory now",
+      async (_, source) => {
+        await rm(source);
+        await mkdir(source);
+        return undefined;
+      },
+      { code: "usage", hint: expect.stringContaining("--without-source") },
+    ],
+    [
+      "is behind a server whose socket is not there",
+      async (copy, source) => void (await change(copy, `nbd+unix:///?socket=${source}.sock`)),
+      { errno: "ENOENT", away: true, hint: expect.stringContaining("--without-source") },
+    ],
+    [
+      "is not where --source says",
+      async (_, source) => ({ source: `${source}.typo` }),
+      { errno: "ENOENT", hint: expect.stringContaining("--without-source") },
+    ],
+  ])("refuses where the source %s, changes nothing, and does without it only if it is told to", async (...row) => {
+    const [, prepare, expected] = row;
+    await using place = await scratchDirectory();
+    const { copy, source } = await cloneWithout(place.path, 16, MISSING, TRIED);
+    const options = await prepare(copy, source);
+    await expect(finalize(copy, { acceptUnreadable: true, ...options })).rejects.toMatchObject(expected);
+    await isUntouched(copy);
+    const report = await finalize(copy, { acceptUnreadable: true, withoutSource: true });
+    expect(report).toMatchObject({ unreadable: MISSING, metadata: null });
+    const zeros = await readRange(copy, 3 * REGION, 3 * REGION);
+    expect(zeros.every((byte) => byte === 0)).toBe(true);
+  });
+
+  test("takes the rest from a source that has changed where that is accepted", async () => {
+    await using place = await scratchDirectory();
+    const { copy, source, bytes } = await cloneWithout(place.path, 16, MISSING, TRIED);
+    await overwrite(source, 3 * REGION, Buffer.from("changed"));
+    bytes.write("changed", 3 * REGION);
+    const report = await finalize(copy, { acceptUnreadable: true, acceptChangedSource: true });
+    expect(report.unreadable).toEqual([]);
+    const copied = await readRange(copy, 3 * REGION, 3 * REGION);
+    expect(Buffer.compare(copied, bytes.subarray(3 * REGION, 6 * REGION))).toBe(0);
+  });
+
+  test("opens no source where it is to do without, though it could be read", async () => {
+    await using place = await scratchDirectory();
+    const { copy } = await cloneWithout(place.path, 16, MISSING, TRIED);
+    const report = await finalize(copy, { acceptUnreadable: true, withoutSource: true });
+    expect(report.unreadable).toEqual(MISSING);
+  });
+
+  test("records nothing where it is interrupted before that, though nobody looks any more at what is left", async () => {
+    await using place = await scratchDirectory();
+    const { copy, source } = await cloneWithout(place.path, 16, MISSING, TRIED);
+    await rm(source);
+    const stop = new AbortController();
+    await using clone = await Clone.open({
+      name: copy,
+      access: "exclusive",
+      signal: stop.signal,
+      onWarning: () => stop.abort(), // it says that the source is gone, and goes on to the zeros
+    });
+    const request = { ...FINALIZE, acceptUnreadable: true };
+    await expect(finalizeClone(clone, request, { signal: stop.signal })).rejects.toThrow("aborted");
+    expect(clone.finalized).toBeNull();
+    await stat(`${copy}.clone`);
   });
 
   test("copies what can be read after all, and does not call it unreadable", async () => {

@@ -1,10 +1,12 @@
 // What a finalize does with the missing regions of a clone at work, where the destination may lose what is written to it.
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { LostWritesError } from "../../../src/base/errors.ts";
+import { DeviceError, LostWritesError } from "../../../src/base/errors.ts";
 import type { RegionRange } from "../../../src/base/geometry.ts";
 import type { Clone } from "../../../src/clone/clone.ts";
 import { fillMissing, type LiveFinalizeParts } from "../../../src/clone/live-finalize.ts";
+import type { BlockDevice } from "../../../src/device/block-device.ts";
+import { FilterDevice } from "../../../src/device/filters/filter-device.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { makeClone } from "../../support/clone-device.ts";
 import { FaultyDevice } from "../../support/faulty-device.ts";
@@ -18,6 +20,8 @@ const REGION = 4096;
 const SIZE = 16 * REGION;
 const SOURCE = noise(SIZE, 1);
 const DIRT = noise(SIZE, 2);
+const ACCEPT = { acceptUnreadable: true, withoutSource: false };
+const NO_RECORD = async (): Promise<void> => expect.fail("must not be recorded");
 /** Regions that cannot be read: of 4 one sector, of 5 and 6 all, of 11 nothing is wrong any more. */
 const MISSING = [
   { start: 4, end: 7 },
@@ -76,7 +80,7 @@ describe("fillMissing()", () => {
   test("keeps what can be read, says what cannot, and marks it only when that is recorded", async () => {
     const h = await setUp();
     const records: RegionRange[][] = [];
-    const zeroed = await fillMissing(h.parts, { acceptUnreadable: true }, async (ranges) => {
+    const zeroed = await fillMissing(h.parts, ACCEPT, async (ranges) => {
       records.push(ranges);
       expect(await committedRegions(h.store)).toEqual([
         { start: 0, end: 4 },
@@ -93,17 +97,53 @@ describe("fillMissing()", () => {
 
   test("refuses without being asked to, and leaves nothing in hand", async () => {
     const h = await setUp();
-    const record = async (): Promise<void> => expect.fail("must not be recorded");
-    await expect(fillMissing(h.parts, { acceptUnreadable: false }, record)).rejects.toThrow(/could not be read/);
+    await expect(fillMissing(h.parts, { ...ACCEPT, acceptUnreadable: false }, NO_RECORD)).rejects.toThrow(
+      /could not be read/,
+    );
     expect(h.regions.hydratingCount).toBe(0);
+  });
+
+  // The source fails as a whole at the second region that is missing: the first is zeros in part by then.
+  test.each([
+    ["is away", { errno: "ECONNREFUSED" }, /ECONNREFUSED/],
+    ["does not answer in time", { errno: undefined }, /it has not answered for 0.02 s/],
+    ["has become another one", { errno: "ESTALE" }, /ESTALE/],
+  ])("records nothing where the source %s meanwhile, and leaves nothing in hand", async (_, { errno }, message) => {
+    const h = await setUp();
+    const { view } = h.parts.engine.source as unknown as { view: BlockDevice };
+    const failing = new (class extends FilterDevice {
+      override async read(offset: number, buffer: Uint8Array): Promise<void> {
+        if (offset < 5 * REGION) return await super.read(offset, buffer);
+        if (errno === undefined) await new Promise<void>(() => {});
+        throw new DeviceError(`Cannot read: ${errno}`, { errno });
+      }
+    })(view);
+    const engine = { ...h.parts.engine, source: { view: failing } } as unknown as LiveFinalizeParts["engine"];
+    const parts = { ...h.parts, engine, sourceTimeoutMs: errno === undefined ? 20 : Infinity };
+    await expect(fillMissing(parts, ACCEPT, NO_RECORD)).rejects.toThrow(message);
+    expect([h.regions.hydratingCount, h.commits.failure, h.warnings]).toEqual([0, undefined, []]);
+    expect(h.metadata.hydratedCount).toBe(12);
+    // Nothing was given up: once it can be read, all that can be had of it is.
+    expect(await fillMissing(h.parts, ACCEPT, async () => {})).toEqual([{ start: 4, end: 7 }]);
+    expect(Buffer.compare(h.link.durable, expected())).toBe(0);
   });
 
   test("records nothing where its server ends meanwhile, and says so", async () => {
     const h = await setUp();
     h.stop.abort(new Error("its server ends"));
-    const record = async (): Promise<void> => expect.fail("must not be recorded");
-    await expect(fillMissing(h.parts, { acceptUnreadable: true }, record)).rejects.toThrow("its server ends");
+    await expect(fillMissing(h.parts, ACCEPT, NO_RECORD)).rejects.toThrow("its server ends");
     expect(h.regions.hydratingCount).toBe(0);
+  });
+
+  test("asks the source nothing where it is to do without, and makes zeros of all that is missing", async () => {
+    const h = await setUp();
+    const records: RegionRange[][] = [];
+    const record = async (ranges: RegionRange[]): Promise<void> => void records.push(ranges);
+    await fillMissing(h.parts, { ...ACCEPT, withoutSource: true }, record);
+    expect(records).toEqual([MISSING]);
+    const bytes = Buffer.from(SOURCE);
+    for (const { start, end } of MISSING) bytes.fill(0, start * REGION, end * REGION);
+    expect(Buffer.compare(h.link.durable, bytes)).toBe(0);
   });
 
   test("has nothing in hand where the record cannot be made, and those who wait hear of it", async () => {
@@ -113,7 +153,7 @@ describe("fillMissing()", () => {
       write = h.device.write(5 * REGION, noise(512, 3)).catch((error: unknown) => error);
       throw new Error("no room");
     };
-    await expect(fillMissing(h.parts, { acceptUnreadable: true }, record)).rejects.toThrow("no room");
+    await expect(fillMissing(h.parts, ACCEPT, record)).rejects.toThrow("no room");
     expect(await write).toMatchObject({ message: "no room" });
     expect(h.regions.hydratingCount).toBe(0);
   });
@@ -123,7 +163,7 @@ describe("fillMissing()", () => {
       fc.asyncProperty(fc.integer(), fc.constantFrom(0.05, 0.2), fc.nat(4), async (seed, chance, most) => {
         const h = await setUp({ seed, chance, most });
         let recorded: RegionRange[] | undefined;
-        const filled = fillMissing(h.parts, { acceptUnreadable: true }, async (ranges) => {
+        const filled = fillMissing(h.parts, ACCEPT, async (ranges) => {
           recorded = ranges;
           expect(Buffer.compare(h.link.durable, expected())).toBe(0);
         });

@@ -141,7 +141,7 @@ describe("A request to the control socket", () => {
       hydrateOnRead: "on",
     } as const;
     expect(await client.tune(changes)).toEqual({ state: "hydrating" });
-    expect(await client.finalize({ keepMetadata: true, acceptUnreadable: false })).toEqual({
+    expect(await client.finalize({ keepMetadata: true, acceptUnreadable: false, withoutSource: false })).toEqual({
       destination: "/copy.img",
     });
     for (const path of ["/pause", "/resume", "/commit"]) {
@@ -154,11 +154,11 @@ describe("A request to the control socket", () => {
     expect(target.calls).toEqual([
       ["regions", 7],
       ["tune", changes],
-      ["finalize", { keepMetadata: true, acceptUnreadable: false }],
+      ["finalize", { keepMetadata: true, acceptUnreadable: false, withoutSource: false }],
       ["tune", { paused: true }],
       ["tune", { paused: false }],
       ["commit"],
-      ["finalize", { keepMetadata: false, acceptUnreadable: false }],
+      ["finalize", { keepMetadata: false, acceptUnreadable: false, withoutSource: false }],
       ["stop"],
     ]);
   });
@@ -448,7 +448,7 @@ describe("ControlServer", () => {
     await using clone = await served();
     const { promise, resolve } = pending();
     clone.target.work = promise;
-    const asked = clone.client.finalize({ keepMetadata: false, acceptUnreadable: false });
+    const asked = clone.client.finalize({ keepMetadata: false, acceptUnreadable: false, withoutSource: false });
     await eventually("it is asked to finalize", () => clone.target.calls.length === 1);
     const closed = clone.server.close();
     resolve();
@@ -505,7 +505,10 @@ describe("ControlClient", () => {
     await using clone = await served();
     clone.target.work = new Promise(() => {});
     const controller = new AbortController();
-    const asked = clone.client.finalize({ keepMetadata: false, acceptUnreadable: false }, controller.signal);
+    const asked = clone.client.finalize(
+      { keepMetadata: false, acceptUnreadable: false, withoutSource: false },
+      controller.signal,
+    );
     await eventually("it is asked to finalize", () => clone.target.calls.length === 1);
     controller.abort(new Error("enough"));
     await expect(asked).rejects.toThrow("enough");

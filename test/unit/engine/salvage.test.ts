@@ -80,7 +80,7 @@ describe("Salvage", () => {
     expect((await imageOf(destination)).every((byte) => byte === 0)).toBe(true);
   });
 
-  test.for(["ENODEV", "ETIMEDOUT", "ECONNREFUSED", "ESTALE"])(
+  test.for(["ENODEV", "ENOENT", "ENXIO"])(
     "asks a source no more that says %s, tells of it once, and makes zeros of all that is left",
     async (errno) => {
       const { destination, salvage, errors, gone } = setUp([200], { errno });
@@ -91,6 +91,16 @@ describe("Salvage", () => {
       const expected = Buffer.alloc(SIZE);
       CONTENT.copy(expected, 0, 0, 65536);
       expect(Buffer.compare(await imageOf(destination), expected)).toBe(0);
+    },
+  );
+
+  test.for(["ETIMEDOUT", "ECONNREFUSED", "EPIPE", "ESTALE", "ENOMEDIUM", "EACCES", "EPROTO", "ESHUTDOWN"])(
+    "ends where a source says %s, which may pass, and says how to do without it",
+    async (errno) => {
+      const { salvage, errors, gone } = setUp([200], { errno });
+      const refused = salvage.fill({ offset: 0, length: SIZE }, NEVER);
+      await expect(refused).rejects.toMatchObject({ errno, hint: expect.stringContaining("--without-source") });
+      expect([errors, gone]).toEqual([[65536], []]);
     },
   );
 
@@ -135,11 +145,16 @@ describe("Salvage", () => {
           }
         })(device),
     });
-    expect(await salvage.fill({ offset: 0, length: SIZE }, NEVER)).toBe(false);
+    await expect(salvage.fill({ offset: 0, length: SIZE }, NEVER)).rejects.toMatchObject({
+      message: 'Cannot read 65536 bytes at 65536 from "source": it has not answered for 30 s',
+      errno: "ETIMEDOUT",
+      away: true,
+      hint: expect.stringContaining("--without-source"),
+    });
     expect(clock.now()).toBe(30_000);
     answer();
     await clock.sleep(1);
-    expect(gone).toEqual(["It has not answered for 30 s."]);
+    expect(gone).toEqual([]);
     const expected = Buffer.alloc(SIZE);
     CONTENT.copy(expected, 0, 0, 65536);
     expect(Buffer.compare(await imageOf(destination), expected)).toBe(0);
