@@ -24,7 +24,7 @@ import {
   settledState,
   trustInDestination,
 } from "./destination-state.ts";
-import { destinationFingerprint, differenceFrom } from "./fingerprint.ts";
+import { destinationFingerprint, differenceFrom, renewedFingerprint, UNRECOGNISED } from "./fingerprint.ts";
 import { displayUri, type Location, parseLocation, parsePath, recordedPath } from "./location.ts";
 import { defaultMetadataPath, exists, findMetadata, metadataName } from "./metadata-file.ts";
 import { refuseStrangersWord, warningOfWriters } from "./metadata-owner.ts";
@@ -258,13 +258,17 @@ export class Clone implements AsyncDisposable {
     if (difference !== undefined && !request.acceptChangedSource) throw sourceChanged(device.name, difference);
     this.#refuseSmall(device, "source");
     if (difference !== undefined) {
+      const has = difference === UNRECOGNISED ? "may have" : "has";
       this.#onWarning(
-        `"${device.name}" has changed since the clone was created (${difference}): regions copied from now on are from what it holds now, those copied before stay as they are`,
+        `"${device.name}" ${has} changed since the clone was created (${difference}): regions copied from now on are from what it holds now, those copied before stay as they are`,
       );
       this.#findings.acceptedChange = new Date().toISOString();
     }
     if (pinned !== undefined && (difference !== undefined || uri !== pinned.uri)) {
-      this.#findings.source = { ...pinned, uri, size: device.size, fingerprint: now };
+      // Of a thing that is known to be another one nothing that was pinned holds any more.
+      const isOther = difference !== undefined && difference !== UNRECOGNISED;
+      const fingerprint = isOther ? now : renewedFingerprint(pinned.fingerprint, now);
+      this.#findings.source = { ...pinned, uri, size: device.size, fingerprint };
     }
     return { ...opened, view: sourceView(device) };
   }
@@ -530,6 +534,11 @@ export class Clone implements AsyncDisposable {
 
 /** The error for a source that is not what it was. `difference` is the end of a sentence about it. */
 export function sourceChanged(path: string, difference: string): CloneError {
+  if (difference === UNRECOGNISED) {
+    return new CloneError("failed", `Cannot use "${path}" as the source: ${difference}`, {
+      hint: "It may do better later. --accept-changed-source takes it for the same, or for what it is to be from now on.",
+    });
+  }
   return new CloneError(
     "failed",
     `Cannot use "${path}" as the source: it has changed since the clone was created, ${difference}`,

@@ -11,6 +11,7 @@ import { describeHolder, lockHolder } from "../device/lock.ts";
 import { sharesStorage } from "../device/same-storage.ts";
 import { type Descriptor, MAX_URI_BYTES } from "../metadata/descriptor.ts";
 import { readStatus } from "./clone-status.ts";
+import { areAllUnreadable } from "./content-samples.ts";
 import { destinationFingerprint } from "./fingerprint.ts";
 import type { Permissions } from "./like-file.ts";
 import { displayName, isReopenable, type Location, parseLocation, parsePath } from "./location.ts";
@@ -321,11 +322,16 @@ function unkept(location: Location, headerFile: string | undefined): string[] {
   return words;
 }
 
-async function warningsOfSource({ device, files }: OpenedSource): Promise<string[]> {
+async function warningsOfSource({ device, files, fingerprint }: OpenedSource): Promise<string[]> {
   const warnings = [];
   if (device.size % SECTOR_SIZE !== 0) {
     warnings.push(
       `"${device.name}" is not a whole number of 512-byte sectors: the kernel's dm-clone cannot take over this clone`,
+    );
+  }
+  if (fingerprint.sample !== undefined && areAllUnreadable(fingerprint.sample)) {
+    warnings.push(
+      `No sample of "${device.name}" can be read: another source in its place, of the same size, would not be noticed by what it holds`,
     );
   }
   for (const file of files) {

@@ -26,7 +26,7 @@ import { runParts } from "../engine/run-parts.ts";
 import type { SettledState } from "../metadata/descriptor.ts";
 import { checksumText, isAsLeft, recordFree, sinceLeft } from "../metadata/settled-witness.ts";
 import type { Clone } from "./clone.ts";
-import { digestOf } from "./fingerprint.ts";
+import { digestOf } from "./content-samples.ts";
 import { findData, type OpenedDestination } from "./open-devices.ts";
 
 /** Hydrated regions that are compared, evenly spread, first and last included; and bytes of each. */

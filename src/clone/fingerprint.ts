@@ -8,24 +8,18 @@
  *     NBD, and HTTP   size, samples                      samples once more through each connection that is
  *     without tags                                       made anew, before anything else is read
  */
-import { createHash } from "node:crypto";
-import { ChangedError, DeviceError } from "../base/errors.ts";
+import { DeviceError } from "../base/errors.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import type { FileDevice } from "../device/file-device.ts";
 import { blockDeviceChanges, type FileIdentity, identify, statDescriptor } from "../device/file-identity.ts";
 import type { Probe, RemoteDevice } from "../device/remote-device.ts";
 import type { Fingerprint } from "../metadata/descriptor.ts";
+import { compareSamples, contentSamples, mergeSamples } from "./content-samples.ts";
 import { RecheckedSource } from "./rechecked-source.ts";
 
-/** Samples taken of a block device, evenly spread, first and last included. */
-const SAMPLES = 9;
-const SAMPLE_BYTES = 16384;
-/** Of each, how often it is tried, and what stands for one that cannot be read. */
-const SAMPLE_ATTEMPTS = 3;
-const UNREADABLE = "-";
 const OTHER_CONTENT = "its content is another";
-/** Hexadecimal digits kept of a sample's SHA-256. */
-const DIGEST_LENGTH = 16;
+/** What `differenceFrom` says where nothing differs, and too little can be read: it may well be the same. */
+export const UNRECOGNISED = "too few of its samples can be read to know it again";
 
 /** The fingerprint of a source: everything that shows that it is another, or has changed. @throws {DeviceError} */
 export async function sourceFingerprint(
@@ -35,7 +29,7 @@ export async function sourceFingerprint(
   if (identity.kind === "file") {
     return { kind: "file", size: identity.size, inode: identity.ino, mtimeNs: identity.mtimeNs };
   }
-  return { ...fileFingerprint(identity), sample: await sampleDigests(device) };
+  return { ...fileFingerprint(identity), sample: await contentSamples(device) };
 }
 
 /**
@@ -71,22 +65,27 @@ export async function remoteSourceFingerprint(
     size,
     ...(etag === undefined ? {} : { etag }),
     ...(lastModified === undefined ? {} : { lastModified }),
-    ...(isTagged(device) && !sample ? {} : { sample: await sampleDigests(device) }),
+    ...(isTagged(device) && !sample ? {} : { sample: await contentSamples(device) }),
   };
 }
 
 /**
  * Sees to it that nothing is read any more from what is not as `fingerprint` says, that of the open device. Where replies tell
  * nothing of what they are from, samples are compared after each loss of a connection, before anything else is read: a server
- * may come back with something else.
+ * may come back with something else. Where too few of them can be read, it counts as away until they can.
  * @returns the device to read from; disposing of it disposes of `device`
  */
 export function verifiedSource(device: RemoteDevice, fingerprint: Fingerprint): RemoteDevice {
   if (isTagged(device)) return device;
   const differenceOf = async (read: Probe): Promise<string | undefined> => {
     const { size, blockSize } = device;
-    const now = await sampleDigests({ size, blockSize, read });
-    return samplesDiffer(fingerprint.sample, now) ? OTHER_CONTENT : undefined;
+    const now = await contentSamples({ size, blockSize, read });
+    const verdict = fingerprint.sample === undefined ? "same" : compareSamples(fingerprint.sample, now);
+    if (verdict === "unknown") {
+      // As if it were away: another connection, or a later attempt, may show what it is.
+      throw new DeviceError(`Cannot use "${device.name}": ${UNRECOGNISED}`, { errno: "EIO", away: true });
+    }
+    return verdict === "other" ? OTHER_CONTENT : undefined;
   };
   if (device.verifyBy === undefined) return new RecheckedSource(device, differenceOf);
   device.verifyBy(differenceOf);
@@ -145,8 +144,23 @@ export function differenceFrom(pinned: Fingerprint, now: Fingerprint): string | 
   if (differ(pinned.lastModified, now.lastModified)) {
     return `it was last modified at ${now.lastModified}, not at ${pinned.lastModified}`;
   }
-  if (samplesDiffer(pinned.sample, now.sample)) return OTHER_CONTENT;
+  if (pinned.sample !== undefined && now.sample !== undefined) {
+    const verdict = compareSamples(pinned.sample, now.sample, { isKnownBesides: isKnownBesides(pinned, now) });
+    if (verdict !== "same") return verdict === "other" ? OTHER_CONTENT : UNRECOGNISED;
+  }
   return isRecognisable(pinned, now) ? undefined : `its server no longer tells its ${describeTag(pinned)}`;
+}
+
+/** Whether something tells it from all others that is not in what it holds; it is known not to differ. */
+function isKnownBesides(pinned: Fingerprint, now: Fingerprint): boolean {
+  const keys = ["serial", "etag", "lastModified"] as const;
+  return keys.some((key) => pinned[key] !== undefined && now[key] !== undefined);
+}
+
+/** What is to be pinned of a thing that is the same, or is taken for it: what was known of it is never forgotten. */
+export function renewedFingerprint(pinned: Fingerprint, now: Fingerprint): Fingerprint {
+  if (pinned.sample === undefined || now.sample === undefined) return now;
+  return { ...now, sample: mergeSamples(pinned.sample, now.sample) };
 }
 
 const OF_REMOTE = ["etag", "lastModified", "sample"] as const;
@@ -193,53 +207,4 @@ function formatTime(ns: string | undefined): string {
   const nanoseconds = BigInt(ns ?? 0);
   const fraction = String(nanoseconds % 1_000_000_000n).padStart(9, "0");
   return new Date(Number(nanoseconds / 1_000_000n)).toISOString().replace(/\.\d+Z$/, `.${fraction}Z`);
-}
-
-/** What samples are taken of. */
-interface Sampled {
-  readonly size: number;
-  readonly blockSize: number;
-  read(offset: number, buffer: Uint8Array): Promise<void>;
-}
-
-/**
- * Digests of samples, in order, a hyphen for one that cannot be read: a failing disk is still worth cloning, and what can
- * be read of it still tells.
- */
-async function sampleDigests(device: Sampled): Promise<string> {
-  const length = Math.min(SAMPLE_BYTES, device.size);
-  const digests = Array.from({ length: SAMPLES }, async (_, index) => {
-    const position = Math.floor(((device.size - length) * index) / (SAMPLES - 1));
-    return await sampleDigest(device, position - (position % device.blockSize), length);
-  });
-  return (await Promise.all(digests)).join(" ");
-}
-
-async function sampleDigest(device: Sampled, offset: number, length: number): Promise<string> {
-  const buffer = new Uint8Array(length);
-  for (let attempt = 1; ; attempt++) {
-    try {
-      await device.read(offset, buffer);
-      return digestOf(buffer);
-    } catch (error) {
-      // A device that cannot be reached has told nothing of itself.
-      if (!(error instanceof DeviceError) || error.away) throw error;
-      if (error instanceof ChangedError || attempt === SAMPLE_ATTEMPTS) return UNREADABLE;
-    }
-  }
-}
-
-/** The digest of a sample, as it is kept. */
-export function digestOf(bytes: Uint8Array): string {
-  return createHash("sha256").update(bytes).digest("hex").slice(0, DIGEST_LENGTH);
-}
-
-/** Whether samples that could be read both times differ. */
-function samplesDiffer(pinned: string | undefined, now: string | undefined): boolean {
-  if (pinned === undefined || now === undefined) return false;
-  const present = now.split(" ");
-  return pinned.split(" ").some((digest, index) => {
-    const other = present[index];
-    return digest !== UNREADABLE && other !== UNREADABLE && digest !== other;
-  });
 }

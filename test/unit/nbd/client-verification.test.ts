@@ -98,6 +98,40 @@ describe("An NBD source that is verified", () => {
     expect(device.changed).toBeUndefined();
   });
 
+  test("that fails at the samples of every new connection is not used, whatever it is, until they can be read", async () => {
+    await using server = await FakeNbdServer.start({ size: SIZE });
+    server.disk = content(7);
+    await using opened = await open(server);
+    const { device } = opened;
+    const source = verifiedSource(device, await remoteSourceFingerprint(device));
+    await until(() => device.connections === 4);
+    await server.stop();
+    server.disk = content(8);
+    let refused = 0;
+    server.options.onRequest = (request, _data, peer) => {
+      if (request.length !== 16384) return false;
+      refused += 1;
+      peer.error(request, 5, "bad sector");
+      return true;
+    };
+    await server.listen();
+    const buffer = Buffer.alloc(512);
+    const reading = source.read(4096, buffer);
+    let ended = false;
+    const end = (): void => {
+      ended = true;
+    };
+    reading.then(end, end);
+    await until(() => refused >= 100 || ended);
+    expect(reads(server, 512)).toBe(0);
+    expect(device.connections).toBe(0);
+    expect(device.changed).toBeUndefined(); // it may be the right one
+    server.disk = content(7);
+    server.options.onRequest = undefined;
+    await reading;
+    expect(buffer).toEqual(Buffer.alloc(512, 7));
+  });
+
   test("that breaks the protocol whenever it is looked at is soon given up", async () => {
     await using server = await FakeNbdServer.start({ size: SIZE });
     await using opened = await open(server, { connections: 1 });
