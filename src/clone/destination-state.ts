@@ -23,6 +23,7 @@ import type { BlockDevice } from "../device/block-device.ts";
 import type { FileDevice } from "../device/file-device.ts";
 import { statDescriptor } from "../device/file-identity.ts";
 import { runParts } from "../engine/run-parts.ts";
+import { isOfWholeSource } from "../engine/source-errors.ts";
 import type { SettledState } from "../metadata/descriptor.ts";
 import { checksumText, isAsLeft, recordFree, sinceLeft } from "../metadata/settled-witness.ts";
 import type { Clone } from "./clone.ts";
@@ -32,6 +33,8 @@ import { findData, type OpenedDestination } from "./open-devices.ts";
 /** Hydrated regions that are compared, evenly spread, first and last included; and bytes of each. */
 const SAMPLES = 32;
 const SAMPLE_BYTES = 65536;
+/** How often it is tried to compare half of them at least: each time others nearby stand for those that the source cannot give. */
+const ROUNDS = 4;
 /** Hydrated regions of which digests are kept. */
 const DIGESTS = 16;
 /** How many of them at a time: each may be a round trip. */
@@ -171,54 +174,112 @@ export async function refuseForeignData(destination: OpenedDestination): Promise
 }
 
 /**
- * Compares samples of the hydrated regions.
- * @throws {CloneError} where one differs from the source
- * @throws {DeviceError} where the destination cannot be read
+ * Compares samples of the hydrated regions. Where the source cannot be read at some, others nearby have to do.
+ * @throws {CloneError} where one differs from the source, or nothing at all can be compared: nobody knows then what is there
+ * @throws {DeviceError} where the destination cannot be read, or the source is gone, away or another
  */
 export async function refuseDifferentSamples(
   clone: Clone,
   source: BlockDevice,
   destination: BlockDevice,
 ): Promise<void> {
-  const { geometry } = clone;
-  await runParts(sampleRegions(clone), SAMPLES_IN_FLIGHT, async (region) => {
-    const { offset, length } = geometry.bytesOf({ start: region, end: region + 1 });
-    const expected = new Uint8Array(Math.min(length, SAMPLE_BYTES));
-    const actual = new Uint8Array(expected.length);
-    const [isReadable] = await Promise.all([canRead(source, offset, expected), destination.read(offset, actual)]);
-    if (!isReadable || Buffer.compare(expected, actual) === 0) return;
+  const samples = Math.min(SAMPLES, clone.metadata.hydratedCount);
+  let missing = Array.from({ length: samples }, (_, sample) => sample);
+  for (let round = 0; round < ROUNDS && missing.length * 2 > samples; round++) {
+    const places = missing.map((sample) => ({ sample, number: sampleNumber(clone, { sample, samples, round }) }));
+    places.sort((a, b) => a.number - b.number);
+    const regions = hydratedRegions(
+      clone,
+      places.map(({ number }) => number),
+    );
+    const left: number[] = [];
+    const parts = [...regions].map((region, index) => ({ region, sample: places[index]?.sample ?? 0 }));
+    await runParts(parts.values(), SAMPLES_IN_FLIGHT, async ({ region, sample }) => {
+      if (!(await isCompared(clone, { source, destination, region }))) left.push(sample);
+    });
+    missing = left;
+  }
+  const compared = samples - missing.length;
+  if (samples > 0 && compared === 0) {
     throw new CloneError(
       "failed",
-      `Cannot use "${destination.name}" as the destination: region ${region} is called hydrated, but differs from the source`,
+      `Cannot use "${destination.name}" as the destination: none of its samples could be compared with "${source.name}", which cannot be read there`,
       {
-        hint: "It is another file or device, or somebody has written to it. --accept-changed-source goes on all the same.",
+        hint: "Nobody knows whether it still holds what was copied. Try again later; --accept-changed-source goes on all the same.",
       },
     );
-  });
+  }
+  if (compared * 2 < samples) {
+    clone.warn(
+      `Only ${compared} of ${samples} samples of "${destination.name}" were compared with the source, which cannot be read at the others`,
+    );
+  }
 }
 
-/** False where a dying source has become unreadable in a place that was copied in time: another sample has to do. */
+/**
+ * Compares the beginning of a region. False where a dying source has become unreadable in a place that was copied in time:
+ * another sample has to do.
+ * @throws {CloneError} where it differs
+ * @throws {DeviceError}
+ */
+async function isCompared(
+  { geometry }: Clone,
+  { source, destination, region }: { source: BlockDevice; destination: BlockDevice; region: Region },
+): Promise<boolean> {
+  const { offset, length } = geometry.bytesOf({ start: region, end: region + 1 });
+  const expected = new Uint8Array(Math.min(length, SAMPLE_BYTES));
+  const actual = new Uint8Array(expected.length);
+  const [isReadable] = await Promise.all([canRead(source, offset, expected), destination.read(offset, actual)]);
+  if (!isReadable) return false;
+  if (Buffer.compare(expected, actual) === 0) return true;
+  throw new CloneError(
+    "failed",
+    `Cannot use "${destination.name}" as the destination: region ${region} is called hydrated, but differs from the source`,
+    {
+      hint: "It is another file or device, or somebody has written to it. --accept-changed-source goes on all the same.",
+    },
+  );
+}
+
+/** False where these bytes cannot be read. A source that is gone, away or another is no such place. @throws {DeviceError} */
 async function canRead(source: BlockDevice, offset: number, buffer: Uint8Array): Promise<boolean> {
   try {
     await source.read(offset, buffer);
     return true;
   } catch (error) {
-    if (error instanceof DeviceError) return false;
+    if (error instanceof DeviceError && !isOfWholeSource(error)) return false;
     throw error;
   }
 }
 
+/**
+ * Which of the hydrated regions a sample is, counted from 0: evenly spread, first and last included; in each further round a
+ * part of the way towards the next sample, and the last one towards the one before. The same again where there is no other.
+ */
+function sampleNumber(
+  { metadata }: Clone,
+  { sample, samples, round = 0 }: { sample: number; samples: number; round?: number },
+): number {
+  if (samples === 1) return 0;
+  const [steps, past] = [(samples - 1) * ROUNDS, sample === samples - 1 ? -round : round];
+  return Math.floor(((metadata.hydratedCount - 1) * (sample * ROUNDS + past)) / steps);
+}
+
 /** Some of the hydrated regions, evenly spread over them. */
-function* sampleRegions({ metadata }: Clone, most = SAMPLES): Generator<Region> {
-  const count = metadata.hydratedCount;
-  const samples = Math.min(most, count);
-  let sample = 0;
-  let before = 0;
+function sampleRegions(clone: Clone, most: number): Iterable<Region> {
+  const samples = Math.min(most, clone.metadata.hydratedCount);
+  const numbers = Array.from({ length: samples }, (_, sample) => sampleNumber(clone, { sample, samples }));
+  return hydratedRegions(clone, numbers);
+}
+
+/** The regions that are the so manieth hydrated ones, counted from 0, in ascending order. */
+function* hydratedRegions({ metadata }: Clone, numbers: readonly number[]): Generator<Region> {
+  let [index, before] = [0, 0];
   for (const { start, end } of metadata.hydratedRanges()) {
-    for (; sample < samples; sample++) {
-      const wanted = samples === 1 ? 0 : Math.floor(((count - 1) * sample) / (samples - 1));
-      if (wanted >= before + end - start) break;
-      yield start + wanted - before;
+    for (; index < numbers.length; index++) {
+      const number = numbers[index] as number;
+      if (number >= before + end - start) break;
+      yield start + number - before;
     }
     before += end - start;
   }

@@ -1,11 +1,13 @@
 // A source on the network whose samples cannot be read for a while. Nobody knows then whether it is the right one, and what was
 // known of the right one is not forgotten.
+import { writeFile } from "node:fs/promises";
+import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { MemoryDevice } from "../../src/device/memory-device.ts";
 import { Command } from "../../src/nbd/protocol.ts";
 import { FakeNbdServer } from "../support/fake-nbd-server.ts";
 import { noise } from "../support/layout.ts";
-import { clone, cloneOk, expectFailure, oneJson } from "../support/run-clone.ts";
+import { clone, cloneOk, eventually, expectFailure, oneJson, startClone } from "../support/run-clone.ts";
 import { scratchDirectory } from "../support/scratch.ts";
 
 const SIZE = 8 * 2 ** 20;
@@ -39,6 +41,11 @@ interface Dumped {
 
 async function pinned(cwd: string): Promise<Dumped["descriptor"]["source"]> {
   return oneJson<Dumped>(await cloneOk(["dump", "x.clone", "--json"], { cwd })).descriptor.source;
+}
+
+async function hydratedRegions(cwd: string): Promise<number> {
+  const status = await cloneOk(["status", "x.clone", "--json"], { cwd });
+  return oneJson<{ hydratedRegions: number }>(status).hydratedRegions;
 }
 
 describe("A source that moves to another server", () => {
@@ -100,4 +107,28 @@ test("a source none of whose samples can be read is cloned, with a warning, and 
   await cloneOk(["hydrate", "x.clone"], { cwd });
   server.options.onRequest = undefined;
   await cloneOk(["verify", "x.clone"], { cwd });
+});
+
+test("a destination that nobody could compare after a run was killed is not taken for a copy", async () => {
+  await using place = await scratchDirectory();
+  const cwd = place.path;
+  const content = noise(SIZE, 1);
+  await using server = await serverOf(content);
+  await cloneOk(["create", uriOf(server), "x.img", "--metadata", "x.clone"], { cwd });
+  await cloneOk(["hydrate", "x.clone", "--limit", "2M"], { cwd });
+  const committed = await hydratedRegions(cwd);
+  const running = startClone(["hydrate", "x.clone", "--rate", "1M", "--progress", "none"], { cwd });
+  await eventually("it is at work", async () => (await hydratedRegions(cwd)) > committed);
+  running.child.kill("SIGKILL");
+  await running.done;
+  await writeFile(join(cwd, "x.img"), Buffer.alloc(SIZE));
+  server.options.onRequest = (request, _data, peer) => {
+    if (request.type !== Command.read || request.length !== 65536) return false; // as they are compared
+    peer.error(request, 5, "bad sector");
+    return true;
+  };
+  const limited = await clone(["hydrate", "x.clone", "--limit", "64K"], { cwd });
+  expectFailure(limited, 1, /none of its samples could be compared/, /--accept-changed-source/);
+  server.options.onRequest = undefined;
+  expectFailure(await clone(["hydrate", "x.clone"], { cwd }), 1, /is called hydrated, but differs from the source/);
 });

@@ -1,4 +1,5 @@
 import { describe, expect, test } from "vitest";
+import { ChangedError, DeviceError } from "../../../src/base/errors.ts";
 import { Geometry } from "../../../src/base/geometry.ts";
 import type { Clone } from "../../../src/clone/clone.ts";
 import { refuseDifferentSamples } from "../../../src/clone/destination-state.ts";
@@ -10,13 +11,19 @@ import { noise } from "../../support/layout.ts";
 const SAMPLES = 32;
 
 /** As much of a clone as samples need: `hydrated` are half-open ranges of regions. */
-async function cloneOf(size: number, regionSize: number, hydrated: [start: number, end: number][]): Promise<Clone> {
+async function cloneOf(
+  size: number,
+  regionSize: number,
+  hydrated: [start: number, end: number][],
+): Promise<Clone & { warnings: string[] }> {
   const geometry = new Geometry({ size, regionSize });
   const store = new MemoryDevice({ size: 64 * 4096 });
   await CloneMetadata.create(store, { geometry, blockCount: 64 });
   const metadata = await CloneMetadata.open(store);
   for (const [start, end] of hydrated) metadata.markHydrated({ start, end });
-  return { geometry, metadata } as unknown as Clone;
+  const warnings: string[] = [];
+  const warn = (warning: string) => warnings.push(warning);
+  return { geometry, metadata, warn, warnings } as unknown as Clone & { warnings: string[] };
 }
 
 /** Notes the offsets and lengths that are read. */
@@ -116,5 +123,74 @@ describe("refuseDifferentSamples()", () => {
     const source = new MemoryDevice({ size: 100 * 4096 });
     const destination = new FaultyDevice(new MemoryDevice({ size: 100 * 4096 }), { failRead: [3] });
     await expect(refuseDifferentSamples(clone, source, destination)).rejects.toMatchObject({ errno: "EIO" });
+  });
+
+  // Which regions the source cannot be read in is said by a function; what was compared is what of the destination is wrong and found.
+  describe("where the source cannot be read everywhere", () => {
+    const size = 1000 * 4096;
+    const content = Buffer.alloc(size, "right");
+
+    class Dying extends NotingDevice {
+      readonly isBad: (region: number) => boolean;
+
+      constructor(isBad: (region: number) => boolean) {
+        super({ name: "dying", size, content });
+        this.isBad = isBad;
+      }
+
+      override async read(offset: number, buffer: Uint8Array): Promise<void> {
+        await super.read(offset, buffer);
+        if (this.isBad(offset / 4096)) throw new DeviceError("Cannot read: EIO", { errno: "EIO" });
+      }
+    }
+
+    test("asks once as long as half of the samples can be read", async () => {
+      const clone = await cloneOf(size, 4096, [[0, 1000]]);
+      const source = new Dying((region) => region > 500);
+      await refuseDifferentSamples(clone, source, new MemoryDevice({ size, content }));
+      expect(source.reads).toHaveLength(SAMPLES);
+      expect(clone.warnings).toEqual([]);
+    });
+
+    test("takes others nearby where most cannot be read, and finds what is wrong there", async () => {
+      const clone = await cloneOf(size, 4096, [[0, 1000]]);
+      const samples = new Set(await sampled(clone));
+      const source = new Dying((region) => samples.has(region));
+      const right = new MemoryDevice({ size, content });
+      await refuseDifferentSamples(clone, source, right);
+      expect(source.reads).toHaveLength(2 * SAMPLES);
+      await expect(refuseDifferentSamples(clone, source, new MemoryDevice({ size }))).rejects.toThrow(/differs from/);
+    });
+
+    test("says so where only few could be compared", async () => {
+      const clone = await cloneOf(size, 4096, [[0, 1000]]);
+      const source = new Dying((region) => region > 100);
+      await refuseDifferentSamples(clone, source, new MemoryDevice({ size, content }));
+      expect(clone.warnings).toEqual([expect.stringMatching(/^Only 4 of 32 samples of .* were compared/)]);
+    });
+
+    test.each([
+      ["one region is hydrated", [[7, 8]]],
+      ["all are", [[0, 1000]]],
+    ] as [string, [number, number][]][])("refuses where nothing can be compared: %s", async (_, hydrated) => {
+      const clone = await cloneOf(size, 4096, hydrated);
+      const destination = new MemoryDevice({ name: "copy.img", size });
+      await expect(refuseDifferentSamples(clone, new Dying(() => true), destination)).rejects.toMatchObject({
+        name: "CloneError", // which --accept-changed-source accepts
+        message: expect.stringContaining('none of its samples could be compared with "dying"'),
+        hint: expect.stringContaining("--accept-changed-source"),
+      });
+    });
+
+    test.each([
+      new DeviceError("Cannot read: ENXIO", { errno: "ENXIO" }),
+      new DeviceError("Cannot read: ETIMEDOUT", { errno: "ETIMEDOUT" }),
+      new ChangedError("Cannot read: another", { difference: "another" }),
+    ])("fails where all of it is gone, away or another: %s", async (error) => {
+      const clone = await cloneOf(size, 4096, [[0, 1000]]);
+      const source = new MemoryDevice({ size });
+      source.read = () => Promise.reject(error);
+      await expect(refuseDifferentSamples(clone, source, new MemoryDevice({ size }))).rejects.toBe(error);
+    });
   });
 });
