@@ -15,6 +15,7 @@ import { DeviceError } from "../base/errors.ts";
 import type { BlockDevice, ZeroOptions } from "../device/block-device.ts";
 import { FilterDevice } from "../device/filters/filter-device.ts";
 import type { Probe } from "../device/remote-device.ts";
+import { isOfWholeSource } from "../engine/source-errors.ts";
 
 /** Samples kept, at most, of each kind; of the recent ones a flush takes no more over than leave half of the older ones. */
 const MOST_DURABLE = 32;
@@ -64,24 +65,37 @@ export class SampledDevice extends FilterDevice {
 
   /**
    * How what is there now differs from what was flushed: the end of a sentence about it, or undefined.
+   * @throws {DeviceError} where too few samples can be read to tell: nobody takes it for anything then
    * @throws what `probe` throws where it cannot reach the device
    */
   async difference(probe: Probe): Promise<string | undefined> {
     const durable = [...this.#samples].filter((sample) => sample.durable);
-    const differing = await Promise.all(
-      durable.map(async (sample) => {
-        const bytes = new Uint8Array(sample.end - sample.start);
-        try {
-          await probe(sample.start, bytes);
-        } catch (error) {
-          if (!(error instanceof DeviceError) || error.away) throw error;
-          return false; // it cannot be read, so nobody takes it for anything
-        }
-        // Through other connections it may have been changed meanwhile.
-        return digestOf(bytes) !== sample.digest && this.#samples.has(sample);
-      }),
+    const findings = await Promise.all(durable.map((sample) => this.#look(sample, probe)));
+    if (findings.includes("differs")) return "it is another disk, or has lost what was flushed to it";
+    const unreadable = findings.filter((finding) => finding === "unreadable").length;
+    if (unreadable * 2 <= findings.filter((finding) => finding !== "outdated").length) return undefined;
+    // As if it were away: another connection, or a later attempt, may show what it is.
+    throw new DeviceError(
+      `Cannot use "${this.name}": too few samples of what was flushed can be read to know it again`,
+      {
+        errno: "EIO",
+        away: true,
+      },
     );
-    return differing.includes(true) ? "it is another disk, or has lost what was flushed to it" : undefined;
+  }
+
+  async #look(sample: Sample, probe: Probe): Promise<"same" | "differs" | "unreadable" | "outdated"> {
+    const bytes = new Uint8Array(sample.end - sample.start);
+    let finding: "same" | "differs" | "unreadable";
+    try {
+      await probe(sample.start, bytes);
+      finding = digestOf(bytes) === sample.digest ? "same" : "differs";
+    } catch (error) {
+      if (!(error instanceof DeviceError) || isOfWholeSource(error)) throw error;
+      finding = "unreadable";
+    }
+    // Through other connections it may have been changed meanwhile.
+    return finding === "same" || this.#samples.has(sample) ? finding : "outdated";
   }
 
   override async write(offset: number, data: Uint8Array, options?: { fua?: boolean }): Promise<void> {

@@ -104,13 +104,44 @@ describe("SampledDevice", () => {
     expect(await inEmptied()).toBeUndefined();
   });
 
-  test("a place that cannot be read tells nothing; a disk that cannot be reached is asked again", async () => {
-    const { device } = made();
-    await device.write(0, Buffer.alloc(BLOCK, 1));
+  test("a disk is not known again where more than half of what was flushed cannot be read", async () => {
+    const { disk, device, inItself } = made();
+    for (let i = 0; i < 8; i++) await device.write(2 * i * BLOCK, Buffer.alloc(BLOCK, 1));
     await device.flush();
-    const failing = (errno: string) => () => Promise.reject(new DeviceError(`Cannot read: ${errno}`, { errno }));
-    expect(await device.difference(failing("EIO"))).toBeUndefined();
-    await expect(device.difference(failing("ECONNRESET"))).rejects.toThrow("ECONNRESET");
+    const dying = (bad: number, content: MemoryDevice) => async (offset: number, buffer: Uint8Array) => {
+      if (offset < 2 * bad * BLOCK) throw new DeviceError("Cannot read: EIO", { errno: "EIO" });
+      await content.read(offset, buffer);
+    };
+    for (const bad of [0, 1, 4]) expect(await device.difference(dying(bad, disk))).toBeUndefined();
+    for (const bad of [5, 8]) {
+      await expect(device.difference(dying(bad, disk))).rejects.toMatchObject({ errno: "EIO", away: true });
+    }
+    expect(await device.difference(dying(7, new MemoryDevice({ size: SIZE })))).toBe(ANOTHER);
+    expect(await inItself()).toBeUndefined();
+  });
+
+  test("what is changed through other connections while it is looked at counts neither way", async () => {
+    const { disk, device } = made();
+    for (let i = 0; i < 3; i++) await device.write(2 * i * BLOCK, Buffer.alloc(BLOCK, 1));
+    await device.flush();
+    const changing = async (offset: number, buffer: Uint8Array) => {
+      if (offset === 0) return await disk.read(offset, buffer);
+      await device.write(offset, Buffer.alloc(BLOCK, 2));
+      if (offset === 2 * BLOCK) throw new DeviceError("Cannot read: EIO", { errno: "EIO" });
+      await disk.read(offset, buffer);
+    };
+    expect(await device.difference(changing)).toBeUndefined();
+  });
+
+  test.for(["ECONNRESET", "EACCES", "ENXIO"])("a disk that cannot be reached is asked again: %s", async (errno) => {
+    const { device } = made();
+    for (let i = 0; i < 8; i++) await device.write(2 * i * BLOCK, Buffer.alloc(BLOCK, 1));
+    await device.flush();
+    const probe = async (offset: number, buffer: Uint8Array) => {
+      if (offset === 0) throw new DeviceError(`Cannot read: ${errno}`, { errno });
+      buffer.fill(1);
+    };
+    await expect(device.difference(probe)).rejects.toThrow(errno);
   });
 
   test("never takes a disk for another one that holds all that was flushed, whatever was done to it", async () => {

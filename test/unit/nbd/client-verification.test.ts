@@ -2,6 +2,7 @@
 import { describe, expect, test } from "vitest";
 import { ChangedError } from "../../../src/base/errors.ts";
 import { remoteSourceFingerprint, verifiedSource } from "../../../src/clone/fingerprint.ts";
+import { SampledDevice } from "../../../src/clone/sampled-device.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { NbdDevice, type NbdDeviceOptions } from "../../../src/nbd/client/nbd-device.ts";
 import { Command } from "../../../src/nbd/protocol.ts";
@@ -162,5 +163,63 @@ describe("An NBD source that is verified", () => {
     await device[Symbol.asyncDispose]();
     expect(await reading).toMatchObject({ errno: "EBADF" });
     await until(() => server.peers.size === 0);
+  });
+});
+
+describe("An NBD destination that is verified", () => {
+  test("that fails at the samples of every new connection is not used, and an emptied one is found out when they can be read", async () => {
+    await using server = await FakeNbdServer.start({ size: SIZE });
+    await using opened = await open(server, { access: "read-write" });
+    const { device } = opened;
+    const destination = new SampledDevice(device);
+    device.verifyBy((probe) => destination.difference(probe));
+    for (let i = 0; i < 8; i++) await destination.write(i * 65536, Buffer.alloc(4096, 7));
+    await destination.flush();
+    await server.stop();
+    server.disk = content(0);
+    server.log.length = 0;
+    let refused = 0;
+    server.options.onRequest = (request, _data, peer) => {
+      if (request.type !== Command.read) return false;
+      refused += 1;
+      peer.error(request, 5, "bad sector");
+      return true;
+    };
+    await server.listen();
+    let ended = false;
+    const end = (): void => {
+      ended = true;
+    };
+    const flushing = destination.flush();
+    flushing.then(end, end);
+    await until(() => refused >= 40 || ended);
+    expect(ended).toBe(false);
+    expect(device.changed).toBeUndefined(); // it may be the right one
+    server.options.onRequest = undefined;
+    await expect(flushing).rejects.toThrow(/it is another disk, or has lost what was flushed to it/);
+    await expect(destination.read(0, Buffer.alloc(4096))).rejects.toThrow(ChangedError);
+    expect(server.log.filter((line) => !line.startsWith(`${Command.read} `))).toEqual([]); // no flush, and no write
+  });
+
+  test("is used again once its samples can be read, and are there", async () => {
+    await using server = await FakeNbdServer.start({ size: SIZE });
+    await using opened = await open(server, { access: "read-write" });
+    const { device } = opened;
+    const destination = new SampledDevice(device);
+    device.verifyBy((probe) => destination.difference(probe));
+    await destination.write(0, Buffer.alloc(4096, 7));
+    await destination.flush();
+    await server.stop();
+    let refused = 0;
+    server.options.onRequest = (request, _data, peer) => {
+      if (request.type !== Command.read || refused === 10) return false;
+      refused += 1;
+      peer.error(request, 5, "bad sector");
+      return true;
+    };
+    await server.listen();
+    await destination.flush();
+    expect(refused).toBe(10);
+    expect(device.changed).toBeUndefined();
   });
 });
