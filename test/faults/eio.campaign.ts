@@ -112,7 +112,10 @@ describe("a hydration that meets", () => {
       await disk.fail(fault.request);
       const run = await clone(["hydrate", name, "--progress", "none", "--retry", "0"], { cwd });
       const said = `${run.stdout}${run.stderr}`;
-      if (fault.device === "source") {
+      if (fault.device === "source" && fault.form === "nbd") {
+        // Nor can it be known again: it is not there for whom it cannot show anything to.
+        expectFailure(run, 1, /too few of its samples can be read to know it again/, /later/);
+      } else if (fault.device === "source") {
         expect(run.code, said).toBe(5);
         expect(run.stderr).toMatch(/^clone: Cannot read \d+ regions \(8–31\) of the source: .*EIO/m);
       } else if (run.code === 0) {
