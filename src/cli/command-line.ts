@@ -103,7 +103,11 @@ export async function runCommandLine(given: string[]): Promise<void> {
   }
   let context: CliContext | undefined;
   let exit: ExitCode = ExitCode.done;
+  let isAnswered = false;
   const parser = buildParser(args);
+  parser.middleware(() => {
+    isAnswered = hasOutput(parser);
+  }, true);
   addCommands(parser, async (command, options) => {
     refuseFlagValues(args, optionsOf(parser).boolean);
     context = await newContext(options as unknown as Verbosity, args); // every command has these, see buildParser
@@ -113,7 +117,8 @@ export async function runCommandLine(given: string[]): Promise<void> {
     refuseUnknownCommand(args);
     await parser.parseAsync();
   } catch (error) {
-    exit = await report(asUsage(firstOf(error), parser), context, args);
+    // The parser goes on to the values of options after it has answered what was asked beside them.
+    if (!isAnswered) exit = await report(asUsage(firstOf(error), parser), context, args);
   } finally {
     context?.interruption[Symbol.dispose]();
   }
@@ -259,6 +264,11 @@ function optionNames(parser: Argv): string[] {
 /** The options that a parser knows by now; `getOptions` is there but not in the types. */
 function optionsOf(parser: unknown): { key: Record<string, unknown>; boolean: string[] } {
   return (parser as { getOptions(): { key: Record<string, unknown>; boolean: string[] } }).getOptions();
+}
+
+/** Whether a parser has printed the help or the version; a method of its own that is not in the types. */
+function hasOutput(parser: unknown): boolean {
+  return (parser as { getInternalMethods(): { getHasOutput(): boolean } }).getInternalMethods().getHasOutput();
 }
 
 function inspectError(error: Error): string {

@@ -100,3 +100,8 @@ test("of an option given twice the last counts", async () => {
   await cloneOk(["create", "disk.img", "copy.img", "--region-size", "4K", "--region-size", "8K"], { cwd });
   expect(JSON.parse(await cloneOk(["status", "copy.img", "--json"], { cwd })).regionSize).toBe(8192);
 });
+
+test.each(["--help", "-h", "help"])("with %s the help is all that is printed, whatever the values", async (asked) => {
+  const help = await cloneOk(["create", "--help"]);
+  expect(await cloneOk(["create", "a", "b", asked, "--region-size", "2K"])).toBe(help);
+});
