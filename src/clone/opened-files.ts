@@ -76,11 +76,24 @@ export async function openFilesOf(pid: number | undefined, name: string): Promis
   try {
     for (const { inode, path, link, isDisk } of await filesSeenOpen(pid, name)) {
       if (!isDisk || files.has(inode)) continue;
-      files.set(inode, await FileDevice.open(link, { access: "read-only", direct: "off", knownAs: path }));
+      const file = await openLink(link, path);
+      if (file === undefined)
+        await filesSeenOpen(pid, name); // closed since, or the program has ended, which this says
+      else files.set(inode, file);
     }
     return [...files.values()];
   } catch (error) {
     for (const file of files.values()) await file[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+/** Opens what a program has open; undefined where it has it open no longer. @throws {DeviceError} */
+async function openLink(link: string, path: string): Promise<FileDevice | undefined> {
+  try {
+    return await FileDevice.open(link, { access: "read-only", direct: "off", knownAs: path });
+  } catch (error) {
+    if (errnoOf(error) === "ENOENT") return undefined;
     throw error;
   }
 }
