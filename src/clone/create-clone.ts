@@ -1,13 +1,12 @@
 /** `clone create`: checks source and destination, writes the metadata, copies nothing. */
 import { randomUUID } from "node:crypto";
 import { stat } from "node:fs/promises";
-import { BusyError, UsageError } from "../base/errors.ts";
+import { UsageError } from "../base/errors.ts";
 import { Geometry, MAX_REGION_COUNT, SECTOR_SIZE } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import { blockDeviceUser } from "../device/block-users.ts";
 import { FileDevice } from "../device/file-device.ts";
 import { findUser } from "../device/in-use.ts";
-import { describeHolder, lockHolder } from "../device/lock.ts";
 import { sharesStorage } from "../device/same-storage.ts";
 import { type Descriptor, MAX_URI_BYTES } from "../metadata/descriptor.ts";
 import { readStatus } from "./clone-status.ts";
@@ -26,6 +25,7 @@ import {
   shareStorage,
 } from "./open-devices.ts";
 import { holdsMetadata, holdsSoundMetadata, probeMetadata, unknownClone } from "./standing-metadata.ts";
+import { refuseUnfinishedSource } from "./unfinished-source.ts";
 
 /** What to clone, and how. */
 export interface CreateRequest {
@@ -133,40 +133,6 @@ async function permissionsAt(location: Location): Promise<Permissions | undefine
 function refuseLongName({ uri, device }: { uri: string; device: BlockDevice }): void {
   if (Buffer.byteLength(uri) <= MAX_URI_BYTES) return;
   throw new UsageError(`Cannot clone "${device.name.slice(0, 80)}…": its name has more than ${MAX_URI_BYTES} bytes`);
-}
-
-/**
- * The destination of an unfinished clone has holes where its data is not yet.
- * @throws {UsageError | BusyError} where the source is one, or an image that is read from one
- * @throws {MetadataError | DeviceError} where that cannot be known
- */
-async function refuseUnfinishedSource({ device, files }: OpenedSource): Promise<void> {
-  for (const file of files) await refuseUnfinishedFile(file, device.name);
-}
-
-/** `name` is the source's; `file` is it, or one of those that it is read from. */
-async function refuseUnfinishedFile(file: FileDevice, name: string): Promise<void> {
-  const isAll = file.path === name;
-  const which = isAll ? "it" : `"${file.path}", which it is read from,`;
-  const holder = await lockHolder(file);
-  if (holder !== undefined) {
-    const what = isAll ? "it" : `"${file.path}", which it is read from`;
-    throw new BusyError(`Cannot clone "${name}": ${describeHolder(holder)} is writing to ${what}`, {
-      pid: holder.pid,
-    });
-  }
-  if (file.kind === "block") return;
-  const beside = await defaultMetadataPath(file.path);
-  const refusal = `Cannot clone "${name}": ${which} may itself be an unfinished clone`;
-  if (!(await holdsSoundMetadata(beside, refusal))) return;
-  const { status, descriptorFailure } = await readStatus(beside);
-  if (status.hydratedRegions === status.regions) return;
-  if (descriptorFailure !== null) throw descriptorFailure;
-  if (status.state === "finalized") return;
-  throw new UsageError(
-    `Cannot clone "${name}": ${which} is itself an unfinished clone, ${status.regions - status.hydratedRegions} of its ${status.regions} regions are missing`,
-    { hint: `\`clone hydrate ${file.path}\` finishes it.` },
-  );
 }
 
 function geometryOf({ device, file }: OpenedSource, regionSize: number): Geometry {

@@ -19,6 +19,7 @@ import { settleSource } from "./open-devices.ts";
 import { windowOf } from "./source-window.ts";
 import type { Trace } from "./trace-codec.ts";
 import { orderOf } from "./trace-file.ts";
+import { attachSourceToCopy } from "./unfinished-source.ts";
 
 /** How to hydrate. */
 export interface HydrateRequest extends DeviceRequest, HydrationSettings {
@@ -98,7 +99,7 @@ export async function hydrateClone(
     throw new CloneError("failed", `Cannot hydrate "${clone.path}": it is finalized, the destination stands alone`);
   }
   const destination = await clone.attachDestination(request, "read-write");
-  const source = await clone.attachSource(request);
+  const source = await attachSourceToCopy(clone, request);
   if (request.extents) await settleSource(source);
   await clone.beginWriting(request);
   const { geometry, metadata } = clone;

@@ -23,6 +23,7 @@ import { fillMissing } from "./live-finalize.ts";
 import { removeMetadata } from "./metadata-file.ts";
 import { OnReadPolicy } from "./on-read-policy.ts";
 import { settleSource } from "./open-devices.ts";
+import { attachSourceToCopy } from "./unfinished-source.ts";
 
 /** What hangs at a device when the clone is stopped is waited for no longer than this. */
 const DRAIN_MS = 5000;
@@ -332,9 +333,9 @@ type LiveCounts = Pick<
 
 /** A clone that is complete can do without its source, which may be gone by now. */
 async function attachSourceIfNeeded(clone: Clone, request: LiveRequest): Promise<AttachedSource | undefined> {
-  if (!clone.isComplete) return await clone.attachSource(request);
+  if (!clone.isComplete) return await attachSourceToCopy(clone, request);
   try {
-    return await clone.attachSource(request);
+    return await attachSourceToCopy(clone, request);
   } catch (error) {
     if (!(error instanceof CloneError) || request.source !== undefined) throw error;
     return undefined;

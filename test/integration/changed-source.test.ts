@@ -24,6 +24,43 @@ test("an unfinished clone is refused as a source, a fully hydrated one is taken"
   expect(await holds(second, bytes)).toBe(true);
 });
 
+test("an unfinished clone is refused as another source for a clone that there is, too", async () => {
+  await using place = await scratchDirectory();
+  const { copy, source } = await clonedTo(place.path, IMAGE_SIZE / 2);
+  const second = join(place.path, "second.img");
+  await create(source, second);
+  await hydrate(second, { limit: IMAGE_SIZE / 4 });
+  const before = await snapshot(place.path);
+  const other = ["--source", copy, "--accept-changed-source"];
+  for (const args of [
+    ["hydrate", second, ...other],
+    ["serve", second, "--socket", join(place.path, "s"), ...other],
+  ]) {
+    expectFailure(await clone(args), 2, /it is itself an unfinished clone, 8 of its 16 regions are missing/);
+    expect(await snapshot(place.path)).toEqual(before);
+  }
+  await hydrate(copy);
+  await cloneOk(["hydrate", second, ...other]);
+});
+
+test.skipIf(noLoopDevices !== undefined)(
+  withReason("an unfinished clone is refused as a source behind a loop device, too", noLoopDevices),
+  async () => {
+    await using place = await scratchDirectory();
+    const { bytes, copy } = await clonedTo(place.path, IMAGE_SIZE / 2);
+    const second = join(place.path, "second.img");
+    {
+      await using device = await loopDevice(copy);
+      const failed = await clone(["copy", device.path, second]);
+      expectFailure(failed, 2, /copy\.img", which it is read from, is itself an unfinished clone, 8 of its 16 regions/);
+    }
+    await hydrate(copy);
+    await using device = await loopDevice(copy);
+    await cloneOk(["copy", device.path, second]);
+    expect(await holds(second, bytes)).toBe(true);
+  },
+);
+
 test("a source that another clone is being hydrated to is in use", async () => {
   await using place = await scratchDirectory();
   const source = join(place.path, "disk.img");
