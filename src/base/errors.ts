@@ -130,6 +130,15 @@ export class BusyError extends CloneError {
   }
 }
 
+/** The same failure, with what else the user can do about it. */
+export function withHint(error: CloneError, more: string): CloneError {
+  const options = { cause: error, hint: error.hint === undefined ? more : `${error.hint} ${more}` };
+  if (!(error instanceof DeviceError)) return new CloneError(error.code, error.message, options);
+  const { message, errno, away, offset, length } = error;
+  const where = { ...(offset === undefined ? {} : { offset }), ...(length === undefined ? {} : { length }) };
+  return new DeviceError(message, { ...options, ...where, errno, away });
+}
+
 /** The symbolic errno (`ENOSPC`) of anything caught, or undefined where it has none. */
 export function errnoOf(error: unknown): string | undefined {
   if (error instanceof DeviceError) return error.errno;

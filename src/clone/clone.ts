@@ -100,6 +100,8 @@ export class Clone implements AsyncDisposable {
   #updated: Promise<unknown> = Promise.resolve();
   /** Whether the destination is another file than the one the clone was made with. */
   #takenOnWord = false;
+  /** Whether the destination is written to though it could not be compared: the next run has to. */
+  #isUncompared = false;
   /** What the devices turned out to be, to be kept once both are found to be right. */
   #findings: Partial<Descriptor> = {};
   /** The metadata's file with its lock, and the metadata; apart from the rest, which may outlive them. */
@@ -388,6 +390,7 @@ export class Clone implements AsyncDisposable {
     }
     const accepted = this.#findings.acceptedChange ?? this.descriptor?.acceptedChange;
     if ((trust === "compare" || trust === "touched") && accepted === undefined) {
+      this.#isUncompared = source === undefined;
       if (source === undefined) this.warnNotCompared(destination);
       else await this.#unlessAccepted(request, () => refuseDifferentSamples(this, source.view, destination.view));
     }
@@ -431,15 +434,15 @@ export class Clone implements AsyncDisposable {
   async settle(changes: Partial<Descriptor> = {}): Promise<boolean> {
     const destination = this.#destination;
     if (destination === undefined) return false;
-    const settled = await settledState(this, destination);
+    const settled = this.#isUncompared ? null : await settledState(this, destination);
     const pinned = this.#findings.destination ?? this.descriptor?.destination; // as it is after the wait
     if (pinned === undefined) return false;
     return await this.updateDescriptor({ ...this.#findings, ...changes, destination: { ...pinned, settled } });
   }
 
   /** Says that a destination, which may have been changed by somebody else, is taken as it is. */
-  warnNotCompared({ device }: OpenedDestination, why = ""): void {
-    this.warn(`Not even samples of "${device.name}" were compared with the source.${why === "" ? "" : ` ${why}`}`);
+  warnNotCompared({ device }: OpenedDestination): void {
+    this.warn(`Not even samples of "${device.name}" were compared with the source.`);
   }
 
   /** Says what is odd but bearable, a sentence. */
@@ -536,7 +539,7 @@ export class Clone implements AsyncDisposable {
 export function sourceChanged(path: string, difference: string): CloneError {
   if (difference === UNRECOGNISED) {
     return new CloneError("failed", `Cannot use "${path}" as the source: ${difference}`, {
-      hint: "It may do better later. --accept-changed-source takes it for the same, or for what it is to be from now on.",
+      hint: "It may do better later. --accept-changed-source takes it for the same at your word.",
     });
   }
   return new CloneError(

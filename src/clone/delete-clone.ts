@@ -1,5 +1,5 @@
 /** `clone delete`: gives a clone up. The metadata goes, the destination stays. */
-import { DeviceError, MetadataError } from "../base/errors.ts";
+import { DeviceError, MetadataError, withHint } from "../base/errors.ts";
 import type { FileDevice } from "../device/file-device.ts";
 import { DescriptorStore } from "../metadata/descriptor.ts";
 import { probeSuperblock } from "../metadata/superblock.ts";
@@ -7,7 +7,6 @@ import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
 import { displayUri } from "./location.ts";
 import { removeMetadata } from "./metadata-file.ts";
 import { openMetadata } from "./open-metadata.ts";
-import { hinted } from "./standing-metadata.ts";
 
 /** A clone about to be given up. */
 export interface Deletion {
@@ -45,7 +44,7 @@ export async function deleteClone(
 async function destinationOf(device: FileDevice): Promise<string | undefined> {
   const probed = await probeSuperblock(device).catch((error: unknown) => {
     if (!(error instanceof DeviceError)) throw error;
-    throw hinted(error, "Whether it is a clone's cannot be told: where you know that it is, remove it by hand.");
+    throw withHint(error, "Whether it is a clone's cannot be told: where you know that it is, remove it by hand.");
   });
   if (probed.verdict === "damaged" || (probed.verdict === "unformatted" && probed.orphans)) return undefined;
   if (probed.verdict === "truncated" && probed.left === "superblock") return undefined;

@@ -12,21 +12,21 @@
  *
  * What of 3 can be read in whole is hydrated like any other region, before 4, and is not missing any more.
  *
- * A source that there is no more is done without in 3. One that is only away, has changed, or has to be named again ends it.
+ * A source that cannot be opened ends it, whatever the reason, unless it is told to do without. One that is gone for good while 3
+ * reads from it is done without: what it has given by then is kept.
  *
  * Interrupted before 4 it has changed nothing that matters; after 4 it goes on when called again. The record stands before
  * the marks, so that zeros are never taken for data that was read.
  */
 import { realpath } from "node:fs/promises";
 import { systemClock } from "../base/clock.ts";
-import { ChangedError, CloneError, DeviceError, errnoOf, LostWritesError, UsageError } from "../base/errors.ts";
+import { ChangedError, CloneError, errnoOf, LostWritesError, UsageError, withHint } from "../base/errors.ts";
 import { countRegions, type RegionRange, SECTOR_SIZE } from "../base/geometry.ts";
 import { printable } from "../base/printable.ts";
 import { formatSize } from "../base/units.ts";
 import { syncDirectoryOf } from "../device/directory.ts";
 import { CommitPipeline } from "../engine/commit-pipeline.ts";
-import { Salvage, SOURCE_AWAY_HINT, sourceAway } from "../engine/salvage.ts";
-import { isGoneForGood } from "../engine/source-errors.ts";
+import { Salvage, SOURCE_AWAY_HINT } from "../engine/salvage.ts";
 import { UnreadableRegions, unhydratedParts } from "../engine/unreadable-regions.ts";
 import type { AttachedDestination, AttachedSource, Clone, DeviceRequest } from "./clone.ts";
 import type { RunningComparison } from "./compare-sides.ts";
@@ -34,6 +34,7 @@ import { refuseLostDestination } from "./destination-guard.ts";
 import { refuseDifferentSamples } from "./destination-state.ts";
 import { changeAsError } from "./hydrate-clone.ts";
 import { removeMetadata } from "./metadata-file.ts";
+import { attachSourceToCopy } from "./unfinished-source.ts";
 import { verifyClone } from "./verify-clone.ts";
 
 /** How to finalize. */
@@ -97,8 +98,8 @@ export async function finalizeClone(
   let zeroed = missing;
   if (!already) {
     if (missing.length > 0) {
-      await clone.unsettle(); // or the zeros of a run that is cut off would seem somebody else's
       const { salvage, source } = await openSalvage(clone, request, destination);
+      await clone.unsettle(); // or the zeros of a run that is cut off would seem somebody else's
       zeroed = await lasting(commits, async () => {
         const rest = await fillMissing(clone, missing, { salvage, signal }).catch(async (error: unknown) => {
           if (!(error instanceof ChangedError) || source === undefined) throw error;
@@ -151,8 +152,8 @@ async function lasting<T>(commits: CommitPipeline, work: () => Promise<T>): Prom
 }
 
 /**
- * What reads regions that could not be read, once more; the source may be gone for good.
- * @throws {CloneError} where it is only away, has changed, has to be named again or is not to be read for another reason
+ * What reads regions that could not be read, once more.
+ * @throws {CloneError} where the source cannot be opened, whatever the reason, with how to do without it
  */
 async function openSalvage(
   clone: Clone,
@@ -160,15 +161,7 @@ async function openSalvage(
   destination: AttachedDestination,
 ): Promise<{ salvage: Salvage; source: AttachedSource | undefined }> {
   const onGone = (why: string): void => clone.warn(`What could not be read becomes zeros. ${why}`);
-  let source: AttachedSource | undefined;
-  try {
-    if (!request.withoutSource) source = await clone.attachSource(request);
-  } catch (error) {
-    if (!(error instanceof CloneError)) throw error;
-    // Who says where it is has to be right: a name that was mistyped is no loss.
-    if (request.source !== undefined || !isGoneForGood(error)) throw withWayOut(error);
-    onGone(error.message);
-  }
+  const source = request.withoutSource ? undefined : await hinted(attachSourceToCopy(clone, request), SOURCE_AWAY_HINT);
   const parts = {
     source: source?.view,
     destination: destination.view,
@@ -179,11 +172,11 @@ async function openSalvage(
   return { salvage: new Salvage(parts), source };
 }
 
-/** The error of a source that cannot be opened, with what can be done about it. */
-function withWayOut(error: CloneError): CloneError {
-  if (error instanceof DeviceError) return sourceAway(error);
-  if (error.hint !== undefined) return error;
-  return new CloneError(error.code, error.message, { cause: error, hint: SOURCE_AWAY_HINT });
+/** @throws {CloneError} where it cannot be opened, with what can be done about that */
+async function hinted(source: Promise<AttachedSource>, wayOut: string): Promise<AttachedSource> {
+  return await source.catch((error: unknown) => {
+    throw error instanceof CloneError ? withHint(error, wayOut) : error;
+  });
 }
 
 /** Fills what is missing, and marks what could be read in whole; returns the rest, which holds zeros. */
@@ -241,6 +234,10 @@ async function syncName(path: string): Promise<void> {
   await syncDirectoryOf(real);
 }
 
+/** Where samples of a destination must match the source, and there is none. */
+const NOT_COMPARED_HINT =
+  "Nobody knows whether the destination still holds what was copied: finalize again when the source can be read, or with --without-source, which compares nothing.";
+
 /**
  * A destination that somebody else has written to is not the copy that the metadata says it is.
  * @throws {CloneError} where that can be told
@@ -259,14 +256,7 @@ async function refuseForeign(clone: Clone, request: FinalizeRequest, destination
   }
   if (trust !== "compare" || request.acceptChangedSource) return;
   if (request.withoutSource) return clone.warnNotCompared(destination);
-  let source: AttachedSource;
-  try {
-    source = await clone.attachSource(request);
-  } catch (error) {
-    if (!(error instanceof CloneError)) throw error;
-    clone.warnNotCompared(destination, error.message);
-    return;
-  }
+  const source = await hinted(clone.attachSource(request), NOT_COMPARED_HINT);
   await refuseDifferentSamples(clone, source.view, destination.view);
 }
 

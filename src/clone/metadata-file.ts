@@ -3,7 +3,7 @@
  * name whole or not at all.
  */
 import { lstat, realpath, stat, unlink } from "node:fs/promises";
-import { type CloneError, DeviceError, errnoOf, UsageError } from "../base/errors.ts";
+import { type CloneError, DeviceError, errnoOf, UsageError, withHint } from "../base/errors.ts";
 import type { Geometry } from "../base/geometry.ts";
 import { formatSize } from "../base/units.ts";
 import { besideMetadata, bindingPath, fitsSocket } from "../control/control-path.ts";
@@ -21,7 +21,7 @@ import { hasSuperblockMagic } from "../metadata/superblock.ts";
 import { BLOCK_SIZE } from "../persistent-data/checksum.ts";
 import { MAX_METADATA_BLOCKS } from "../persistent-data/space-map.ts";
 import { lookAtSocket } from "./socket-path.ts";
-import { hinted, holdsMetadata, holdsSoundMetadata } from "./standing-metadata.ts";
+import { holdsMetadata, holdsSoundMetadata } from "./standing-metadata.ts";
 
 /** What the metadata of a destination file is called by default. */
 export function metadataName(destination: string): string {
@@ -64,7 +64,7 @@ async function isMetadataItself(name: string, beside: string): Promise<boolean> 
     if (!(error instanceof DeviceError)) throw error;
     // Nobody has to choose where only one of the two is there, or who asks may not even read the other.
     if (error.errno === "EACCES" || !(await exists(beside))) return false;
-    throw hinted(error, `If it is the destination of a clone, name its metadata instead: ${beside}`);
+    throw withHint(error, `If it is the destination of a clone, name its metadata instead: ${beside}`);
   }
 }
 

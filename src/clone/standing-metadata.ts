@@ -68,12 +68,6 @@ function wayOut({ verdict, error }: Exclude<SuperblockVerdict, { verdict: "valid
   return verdict === "unformatted" || error.hint === undefined ? WAYS_OUT : error.hint;
 }
 
-/** The same error, with what the user can do about it. */
-export function hinted(error: DeviceError, hint: string): DeviceError {
-  const { message, errno, away } = error;
-  return new DeviceError(message, { cause: error, errno, away, hint });
-}
-
 /** Opens what stands at a path, or undefined where nothing does that could be metadata. @throws {DeviceError} */
 async function openIfThere(path: string): Promise<FileDevice | undefined> {
   try {

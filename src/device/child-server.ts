@@ -13,7 +13,7 @@
  * The socket is the same for ever (`UnnamedSocket`): while the program is down nobody listens there.
  */
 import { type Clock, systemClock } from "../base/clock.ts";
-import { ChangedError, CloneError, DeviceError, errnoOf } from "../base/errors.ts";
+import { ChangedError, CloneError, DeviceError, errnoOf, withHint } from "../base/errors.ts";
 import { ChildOutput } from "./child-output.ts";
 import { type ChildCommand, type ChildEnd, ChildProgram } from "./child-program.ts";
 import { UnnamedSocket } from "./unnamed-socket.ts";
@@ -239,7 +239,8 @@ export class ChildServer implements AsyncDisposable {
   /** An error of a client, with what the program has said about it. */
   #withWords(error: unknown): unknown {
     if (!(error instanceof CloneError) || error.hint !== undefined || this.#output.lines.length === 0) return error;
-    return new DeviceError(error.message, { errno: errnoOf(error), cause: error, ...this.#words() });
+    const { hint } = this.#words();
+    return hint === undefined ? error : withHint(error, hint);
   }
 
   /** A hint out of what the program has said, for an error that does not tell it. */

@@ -8,11 +8,12 @@
  *
  * Errors may cost seconds each, and a dead region has as many as sectors: so many are put up with in each region and no more.
  *
- * A source that is gone for good is done without. One that is only away, silent or not to be read at present ends it with an
- * error instead: what could still be read of it another day must not become zeros without anybody having said so.
+ * A source that is gone for good meanwhile, as a dying disk that is taken off its bus, is done without: what it has given is kept.
+ * One that is only away, silent or not to be read at present ends it with an error instead: what could still be read of it another
+ * day must not become zeros without anybody having said so.
  */
 import type { Clock } from "../base/clock.ts";
-import { ChangedError, DeviceError } from "../base/errors.ts";
+import { ChangedError, DeviceError, withHint } from "../base/errors.ts";
 import type { ByteRange } from "../base/geometry.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import { rescueAreas, type UnitRange } from "./bad-areas.ts";
@@ -40,19 +41,6 @@ const MOST_ERRORS = 32;
 /** What can be done where the source cannot be read at present. */
 export const SOURCE_AWAY_HINT =
   "Nothing was given up: finalize again when the source can be read, or with --without-source, which makes zeros of all that is missing.";
-
-/** The error of a source that cannot be read at present, with what can be done about it. */
-export function sourceAway(error: DeviceError): DeviceError {
-  const { message, errno, away, offset, length } = error;
-  return new DeviceError(message, {
-    cause: error,
-    errno,
-    away,
-    ...(offset === undefined ? {} : { offset }),
-    ...(length === undefined ? {} : { length }),
-    hint: error.hint === undefined ? SOURCE_AWAY_HINT : `${error.hint} ${SOURCE_AWAY_HINT}`,
-  });
-}
 
 /** Reads what it can. One region at a time, and none after an error: a read that took too long may still be under way. */
 export class Salvage {
@@ -128,7 +116,7 @@ export class Salvage {
       if (!(error instanceof DeviceError)) throw error;
       signal.throwIfAborted(); // a source is closed under whoever is to end: that says nothing of what it holds
       if (isGoneForGood(error)) this.#goOnWithout(error.message);
-      else if (isOfWholeSource(error)) throw error instanceof ChangedError ? error : sourceAway(error);
+      else if (isOfWholeSource(error)) throw error instanceof ChangedError ? error : withHint(error, SOURCE_AWAY_HINT);
       return false;
     }
     await this.#parts.destination.write(offset, buffer);
