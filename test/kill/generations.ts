@@ -174,9 +174,9 @@ async function server(clone: KilledClone, kind: Kind, random: SeededRandom): Pro
   const request = { clone: clone.disks.metadata, cwd: clone.cwd, env: clone.env, socket: "nbd.sock", args };
   await using started: Server = await startServe(request);
   const { socket, process } = started;
-  if (random.oneIn(2)) await clone.clients.settle(socket);
+  if (random.oneIn(2)) await clone.clients.settle(socket, { mayEnd: finalizes });
   const longestMs = finalizes || kind === "a server told to finalize" ? 900 : 300;
-  const running = load(clone, socket, random, { longestMs, mayBeGone: finalizes });
+  const running = load(clone, socket, random, { longestMs, mayEnd: finalizes });
   let beside: Promise<unknown> = Promise.resolve();
   if (kind === "a server in a huge write") beside = hugeWrite(clone, socket, random);
   if (kind === "a server told to finalize") {
@@ -204,18 +204,18 @@ async function server(clone: KilledClone, kind: Kind, random: SeededRandom): Pro
 
 /**
  * Clients do what they like for some time; from then on their answers may fail to come. They are still connected. A server that
- * `mayBeGone` has finalized, and ended, before the first of them came.
+ * `mayEnd` by itself, when it has finalized, may do so before the first of them came.
  */
 async function load(
   clone: KilledClone,
   socket: string,
   random: SeededRandom,
-  { longestMs = 300, mayBeGone = false } = {},
+  { longestMs = 300, mayEnd = false } = {},
 ): Promise<void> {
   try {
-    await clone.clients.connect(socket);
+    await clone.clients.connect(socket, { mayEnd });
   } catch (error) {
-    if (mayBeGone) return;
+    if (mayEnd) return;
     throw error;
   }
   const running = clone.clients.run(Number.MAX_SAFE_INTEGER);

@@ -20,6 +20,8 @@ export class RandomClients {
   #inFlight: Set<Promise<void>>[] = [];
   /** The server is being ended: its answers may fail to come. */
   #ending = false;
+  /** It may end by itself at any time; who meets that is through. */
+  #mayEnd = false;
   #wrong: Error | undefined;
   #stamp: number;
   /** A place where requests meet more often than elsewhere; it moves. */
@@ -41,8 +43,10 @@ export class RandomClients {
     this.#stamp = firstStamp;
   }
 
-  async connect(socket: string): Promise<void> {
+  /** @param options `mayEnd`: whether the server may end by itself at any time, which is no fault then */
+  async connect(socket: string, { mayEnd = false } = {}): Promise<void> {
     this.#ending = false;
+    this.#mayEnd = mayEnd;
     // Where all of them flush all the time, little is left for FUA to prove.
     this.#flushes = this.#random.pick([10, 30, 300]);
     this.#fuas = this.#random.pick([4, 12, 50]);
@@ -76,16 +80,16 @@ export class RandomClients {
     if (this.#wrong !== undefined) throw this.#wrong;
   }
 
-  /** Reads the whole disk, at rest, and holds it against the model. */
-  async settle(socket: string): Promise<void> {
-    await using session = await NbdSession.connect({ socket });
-    const pieces: Buffer[] = [];
-    const step = 1024 * 1024;
-    for (let offset = 0; offset < session.size; offset += step) {
-      pieces.push(await session.read(offset, Math.min(step, session.size - offset)));
+  /** Reads the whole disk, at rest, and holds it against the model; not where a server that may end by itself has. */
+  async settle(socket: string, { mayEnd = false } = {}): Promise<void> {
+    let content: Buffer;
+    try {
+      content = await readAll(socket);
+    } catch (error) {
+      if (mayEnd && (!(error instanceof NbdRequestError) || isEnd(error))) return;
+      throw error;
     }
-    await session.close();
-    this.hold(this.#model.settle(Buffer.concat(pieces)), "at rest");
+    this.hold(this.#model.settle(content), "at rest");
   }
 
   /** Remembers what was done to the disk, for the account of what went wrong. */
@@ -105,10 +109,8 @@ export class RandomClients {
     try {
       await this.#one(session, client);
     } catch (error) {
-      const excused =
-        this.#ending &&
-        (error instanceof NbdConnectionLost || (error instanceof NbdRequestError && error.errno === ESHUTDOWN));
-      if (!excused) this.#wrong ??= error as Error;
+      if (isEnd(error) && this.#mayEnd) this.#ending = true;
+      if (!isEnd(error) || !this.#ending) this.#wrong ??= error as Error;
     }
   }
 
@@ -194,6 +196,22 @@ export class RandomClients {
     const inside = Math.max(0, Math.min(sectors - length, aligned));
     return { start: inside, end: inside + length };
   }
+}
+
+/** Whether an error says that the server is ending, or has ended. */
+function isEnd(error: unknown): boolean {
+  return error instanceof NbdConnectionLost || (error instanceof NbdRequestError && error.errno === ESHUTDOWN);
+}
+
+async function readAll(socket: string): Promise<Buffer> {
+  await using session = await NbdSession.connect({ socket });
+  const pieces: Buffer[] = [];
+  const step = 1024 * 1024;
+  for (let offset = 0; offset < session.size; offset += step) {
+    pieces.push(await session.read(offset, Math.min(step, session.size - offset)));
+  }
+  await session.close();
+  return Buffer.concat(pieces);
 }
 
 /** A fast write of zeros that would not have been fast. */
