@@ -8,6 +8,7 @@ export default defineConfig({
     // These need a Ceph, and have a configuration of their own, which brings one up.
     exclude: ["test/ceph/**", "**/node_modules/**"],
     globalSetup: ["test/support/global-setup.ts"],
+    setupFiles: ["test/support/seeded-properties.ts"],
     // Most tests wait for processes and disks: as many at once as there are processors, not one fewer.
     maxWorkers: "100%",
     // Tests start processes and make file systems, and the machine may be busy: these end a hang, they measure nothing.

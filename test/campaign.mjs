@@ -4,7 +4,8 @@
 //
 // The campaign is every file test/NAME/*.campaign.ts, run once in each of as many shards as there are processors (or
 // --shards N). Each shard takes its share of what is asked for, and adds its figures (test/support/campaign.ts), whose sums
-// are the last line (added to the file CAMPAIGN_SUMMARY, too, where that is set). The seed is printed first; --seed takes it back.
+// are the last line (added to the file CAMPAIGN_SUMMARY, too, where that is set). The seed is printed first; --seed, or
+// CLONE_TEST_SEED, takes it back.
 //
 // Interrupted, it ends when all that it has started has ended: what its files have mounted or attached they let go of first.
 import { spawn } from "node:child_process";
@@ -22,7 +23,11 @@ const PATIENCE_MS = 20_000;
 const [name, ...rest] = process.argv.slice(2);
 if (name === undefined || name.startsWith("-")) fail("usage: node test/campaign.mjs NAME [--OPTION N]…");
 
-const options = { seed: randomInt(2 ** 31), shards: availableParallelism() };
+const { CLONE_TEST_SEED = "" } = process.env;
+const options = {
+  seed: CLONE_TEST_SEED === "" ? randomInt(2 ** 31) : Number(CLONE_TEST_SEED),
+  shards: availableParallelism(),
+};
 const { tokens } = parseArgs({ args: rest, strict: false, tokens: true });
 for (let index = 0; index < tokens.length; index++) {
   const token = tokens[index];
