@@ -9,7 +9,7 @@ import { type Descriptor, decodeDescriptor } from "../../src/metadata/descriptor
 import { decodeSlot, SLOT_BYTES } from "../../src/metadata/descriptor-slot.ts";
 import { holds, randomFile, snapshot, sparseFile } from "../support/files.ts";
 import { clone, cloneOk, expectFailure } from "../support/run-clone.ts";
-import { loopDevice, noLoopDevices, run, scratchDirectory, withReason } from "../support/scratch.ts";
+import { loopDevice, noLoopDevices, scratchDirectory, withReason } from "../support/scratch.ts";
 import { startServe } from "../support/serve.ts";
 import {
   changeDescriptor,
@@ -228,6 +228,15 @@ test("a clone whose destination and metadata were moved together goes on under t
   expect(await holds(moved, bytes)).toBe(true);
 });
 
+/**
+ * Has the name of a disk, a link as udev makes them, lead to another one. The number of a loop device is no such name: once it is
+ * detached, whoever looks for a free one may get it.
+ */
+async function pointTo(device: string, name: string): Promise<void> {
+  await rm(name);
+  await symlink(device, name);
+}
+
 describe.skipIf(noLoopDevices !== undefined)(withReason("a block destination without a serial", noLoopDevices), () => {
   test("is refused once another disk has its name", async () => {
     await using place = await scratchDirectory();
@@ -236,17 +245,18 @@ describe.skipIf(noLoopDevices !== undefined)(withReason("a block destination wit
     await sparseFile(join(place.path, "own.img"), IMAGE_SIZE, []);
     const precious = await randomFile(join(place.path, "precious.img"), IMAGE_SIZE);
     await using device = await loopDevice(join(place.path, "own.img"));
-    await create(source, device.path, { metadata: meta });
+    await using other = await loopDevice(join(place.path, "precious.img"));
+    const name = join(place.path, "name");
+    await symlink(device.path, name);
+    await create(source, name, { metadata: meta });
     await hydrate(meta, { limit: IMAGE_SIZE / 2 });
-    await run("losetup", "--detach", device.path);
-    await run("losetup", device.path, join(place.path, "precious.img"));
+    await pointTo(other.path, name);
     const before = await readFile(meta);
     expectFailure(await clone(["hydrate", meta]), 1, /region \d+ is called hydrated, but differs from the source/);
     expect(await holds(meta, before)).toBe(true);
     expect(await holds(join(place.path, "precious.img"), precious)).toBe(true);
 
-    await run("losetup", "--detach", device.path);
-    await run("losetup", device.path, join(place.path, "own.img"));
+    await pointTo(device.path, name);
     await cloneOk(["hydrate", meta]);
     expect(await holds(device.path, bytes)).toBe(true);
     await cloneOk(["finalize", meta]);
@@ -259,10 +269,12 @@ describe.skipIf(noLoopDevices !== undefined)(withReason("a block destination wit
     await sparseFile(join(place.path, "own.img"), IMAGE_SIZE, []);
     await sparseFile(join(place.path, "other.img"), IMAGE_SIZE, []);
     await using device = await loopDevice(join(place.path, "own.img"));
-    await create(source, device.path, { metadata: meta });
+    await using other = await loopDevice(join(place.path, "other.img"));
+    const name = join(place.path, "name");
+    await symlink(device.path, name);
+    await create(source, name, { metadata: meta });
     await hydrate(meta);
-    await run("losetup", "--detach", device.path);
-    await run("losetup", device.path, join(place.path, "other.img"));
+    await pointTo(other.path, name);
     expectFailure(await clone(["finalize", meta]), 1, /region \d+ is called hydrated, but differs from the source/);
     expect((await descriptorOf(meta)).finalized).toBeNull();
   });
