@@ -1,7 +1,7 @@
 /** nginx with a directory of files, in the foreground, without root, at ports of its own. */
 import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
-import { freePort, listens, type Running, startProgram } from "./source-servers.ts";
+import { listens, type Running, startProgram, twoFreePorts } from "./source-servers.ts";
 
 /** Where it listens, and what it has been told. */
 export interface Nginx extends AsyncDisposable {
@@ -26,7 +26,7 @@ export async function startNginx(
     global = "",
   }: { root: string; certificates: string; locations?: string; global?: string },
 ): Promise<Nginx> {
-  const [port, securePort] = [await freePort(), await freePort()];
+  const [port, securePort] = await twoFreePorts();
   const at = join(directory, "nginx");
   await mkdir(at, { recursive: true });
   const temporary = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"].map((name) => `${name}_temp_path ${at};`);

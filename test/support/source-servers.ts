@@ -86,12 +86,28 @@ export async function startNbdkitAtPort(cwd: string, ...words: string[]): Promis
 
 /** A TCP port of the loopback interface that nobody listens on at this moment. */
 export async function freePort(): Promise<number> {
+  const { port, close } = await heldPort();
+  await close();
+  return port;
+}
+
+/** Two such ports, which are not the same. */
+export async function twoFreePorts(): Promise<[number, number]> {
+  const [one, other] = [await heldPort(), await heldPort()];
+  await one.close();
+  await other.close();
+  return [one.port, other.port];
+}
+
+/** A TCP port of the loopback interface that nobody else gets until it is closed. */
+async function heldPort(): Promise<{ port: number; close: () => Promise<void> }> {
   return await new Promise((resolve, reject) => {
     const server = createServer();
     server.once("error", reject);
     server.listen(0, "127.0.0.1", () => {
       const address = server.address();
-      server.close(() => resolve(typeof address === "object" && address !== null ? address.port : 0));
+      const port = typeof address === "object" && address !== null ? address.port : 0;
+      resolve({ port, close: () => new Promise((closed) => server.close(() => closed())) });
     });
   });
 }
