@@ -9,6 +9,9 @@ import { noNbdLoop } from "../support/nbd-loop.ts";
 import { testWith } from "../support/needs.ts";
 import { seededRandom, testSeed } from "../support/random.ts";
 
+/** Doctored logs of a kind that are looked at: that none of so many lies is no chance. */
+const MOST_LOGS = 40;
+
 testWith(
   { programs: ["qemu-storage-daemon", "nbdkit", "nbdfuse"], machine: noNbdLoop },
   "the destination is flushed before a superblock vouches for it, by the log that somebody else has kept",
@@ -20,10 +23,12 @@ testWith(
     expect(wrong, `CLONE_TEST_SEED=${seed}`).toEqual([]);
     expect(vouched).toBeGreaterThan(0);
     for (const doctoring of ["late flush", "lost write"] as const) {
-      expect(
-        await countLies(told, doctoring, { logs: 5, seed }),
-        `${doctoring}, CLONE_TEST_SEED=${seed}`,
-      ).toBeGreaterThan(0);
+      // Not every doctored log lies: one is looked at after the other, until one does.
+      let lies = 0;
+      for (let look = 0; look < MOST_LOGS && lies === 0; look++) {
+        lies = await countLies(told, doctoring, { logs: 1, seed: seed + look });
+      }
+      expect(lies, `${doctoring}, CLONE_TEST_SEED=${seed}`).toBe(1);
     }
   },
   120_000, // a machine with much else to do
