@@ -169,7 +169,8 @@ describe("clone hydrate of a clone that is served", () => {
   test.for([["--exit-when-hydrated"], ["--finalize-when-hydrated"]])(
     "is done when a server with %j is, although that ends with it",
     async ([option]) => {
-      await using clone = await served("--rate", "2M", option as string);
+      // It begins when it is told to: it must not be done before that.
+      await using clone = await served("--no-hydrate", "--rate", "2M", option as string);
       const run = await clone.run("hydrate", "copy.img");
       expect(run.code, run.stderr).toBe(0);
       expect(run.stdout).toMatch(/^Hydrated: /);

@@ -97,7 +97,7 @@ async function socketIn(runtime: string): Promise<string> {
 describe("clone status of a running clone hydrate", () => {
   test("tells its rate, threshold and batch size, who it is, and when it will be done", async () => {
     await using clone = await hydrating({
-      args: ["copy.img", "--rate", "512K", "--threshold", "6", "--batch-size", "2"],
+      args: ["copy.img", "--rate", "64K", "--threshold", "6", "--batch-size", "2"],
     });
     const first = await clone.status();
     expect(first).toMatchObject({
@@ -106,7 +106,7 @@ describe("clone status of a running clone hydrate", () => {
       server: null,
       failure: null,
       lockedBy: clone.running.pid,
-      hydration: { enabled: true, rate: 512 * 1024, threshold: 6, batchSize: 2, minRate: null, hydrateOnRead: null },
+      hydration: { enabled: true, rate: 64 * 1024, threshold: 6, batchSize: 2, minRate: null, hydrateOnRead: null },
     });
     await eventually("it knows when it will be done", async () => {
       const { hydration } = await clone.status();
@@ -114,7 +114,7 @@ describe("clone status of a running clone hydrate", () => {
     });
     const text = await cloneOk(["status", "copy.img", "--map"], { cwd: clone.cwd, env: clone.env });
     expect(text).toMatch(/^hydration +\S+ \SiB\/s, ETA \S+/m);
-    expect(text).toMatch(/^limits +at most 512 KiB\/s, threshold 6, batch size 2$/m);
+    expect(text).toMatch(/^limits +at most 64\.0 KiB\/s, threshold 6, batch size 2$/m);
     expect(text).toMatch(new RegExp(`^control +${join(clone.cwd, SOCKET)}$`, "m"));
     expect(text).toContain("█");
     const dm = await cloneOk(["status", "copy.img", "--dm"], { cwd: clone.cwd, env: clone.env });

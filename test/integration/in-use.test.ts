@@ -35,6 +35,13 @@ async function slowHydration(cwd: string): Promise<StartedClone> {
   return running;
 }
 
+/** Has a slow hydration go on as fast as it can. */
+async function hurry(cwd: string): Promise<void> {
+  await eventually("it takes commands", async () => {
+    return (await clone(["tune", "copy.img", "--rate", "max"], { cwd })).code === 0;
+  });
+}
+
 describe("while a clone is being hydrated", () => {
   test("every command that needs it alone fails with exit code 4 and tells the holder's pid", async () => {
     await using place = await scratchDirectory();
@@ -87,9 +94,13 @@ describe("while a clone is being hydrated", () => {
     const cwd = place.path;
     await randomFile(join(cwd, "disk.img"), 2 * MIB);
     await cloneOk(["create", "disk.img", "copy.img"], { cwd });
-    const hydration = clone(["hydrate", "copy.img", "--rate", "1M"], { cwd });
-    const watch = await clone(["status", "copy.img", "--watch", "1", "--json"], { cwd });
+    const watching = startClone(["status", "copy.img", "--watch", "1", "--json"], { cwd });
+    await eventually("it has printed a status", () => watching.output().stdout.includes("\n"));
+    const hydration = clone(["hydrate", "copy.img", "--rate", "64K"], { cwd });
+    await eventually("it shows the hydration", () => watching.output().stdout.includes('"hydrating"'));
+    await hurry(cwd);
     expect((await hydration).code).toBe(0);
+    const watch = await watching.done;
     expect(watch.code).toBe(0);
     const states = watch.stdout.trimEnd().split("\n");
     const seen = states.map((line) => JSON.parse(line) as Status);
@@ -116,9 +127,12 @@ test("two hydrations started at once: one does it, the other is told", async () 
   const cwd = place.path;
   await randomFile(join(cwd, "disk.img"), 4 * MIB);
   await cloneOk(["create", "disk.img", "copy.img"], { cwd });
-  const runs = await Promise.all(
-    [1, 2, 3].map(() => clone(["hydrate", "copy.img", "--rate", "4M", "--progress", "none"], { cwd })),
-  );
+  const args = ["hydrate", "copy.img", "--rate", "64K", "--progress", "none"];
+  const started = [1, 2, 3].map(() => startClone(args, { cwd }));
+  // The one must not be done before the others have found it at work.
+  await eventually("all but one have ended", () => started.filter(({ child }) => child.exitCode === null).length <= 1);
+  await hurry(cwd);
+  const runs = await Promise.all(started.map(({ done }) => done));
   const done = runs.filter(({ code }) => code === 0);
   expect(done).toHaveLength(1);
   for (const run of runs) if (run.code !== 0) expectFailure(run, 4, /in use by process \d+/);

@@ -285,7 +285,7 @@ describe("clone copy", () => {
     const cwd = place.path;
     const bytes = await randomFile(join(cwd, "disk.img"), 8 * MIB);
     const args = ["copy", "disk.img", "copy.img", "--progress", "none"];
-    const running = startClone([...args, "--rate", "2M"], { cwd });
+    const running = startClone([...args, "--rate", "256K"], { cwd });
     await eventually("something is committed", async () => {
       const run = await clone(["status", "copy.img", "--json"], { cwd });
       return run.code === 0 && (JSON.parse(run.stdout) as Status).committedRegions > 0;
