@@ -159,7 +159,7 @@ test("a reader that goes away ends the output without an error", async () => {
   const { status, stderr, stdout } = spawnSync("bash", ["-c", script, process.execPath, CLONE], {
     cwd,
     encoding: "utf8",
-    timeout: 10_000,
+    timeout: 50_000,
   });
   expect(stdout).toMatch(/^state +idle\n$/);
   expect(stderr).toBe("");
