@@ -1,6 +1,7 @@
 // Connections that break, and servers that die and come back, under a clone at work. Whatever happens the clone goes on
 // by itself, or says that it cannot and goes on when it is called again, and in the end every byte is right.
-import { rm, truncate, writeFile } from "node:fs/promises";
+import { spawn } from "node:child_process";
+import { readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { join } from "node:path";
 import { describe, expect } from "vitest";
@@ -44,7 +45,7 @@ async function servedSource() {
   const bytes = await randomFile(image, SIZE);
   const socket = join(cwd, "source.sock");
   return {
-    ...{ cwd, image, bytes, uri: `nbd+unix:///?socket=${socket}` },
+    ...{ cwd, image, bytes, socket, uri: `nbd+unix:///?socket=${socket}` },
     start: () => startNbdkit(cwd, socket, "file", image),
     [Symbol.asyncDispose]: () => directory[Symbol.asyncDispose](),
   };
@@ -284,6 +285,30 @@ async function losingDestination(cwd: string): Promise<{ disk: string; uri: stri
   return { disk, uri: `nbd+unix:///?socket=${socket}`, start };
 }
 
+/** A qemu-io that is told its commands one by one. Its status is 1 where one of them failed. */
+function talkingQemuIo(...args: string[]) {
+  const child = spawn("qemu-io", args, { stdio: ["pipe", "pipe", "pipe"] });
+  let said = "";
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.setEncoding("utf8").on("data", (text: string) => {
+      said += text;
+    });
+  }
+  child.stdin.on("error", () => {}); // it has ended, which its status tells
+  const status = new Promise<number | null>((resolve) => child.once("close", resolve));
+  return {
+    status,
+    said: () => said,
+    tell: (command: string) => child.stdin.write(`${command}\n`),
+    /** The end of what it is told; a `quit` in the same breath as another command it would not see. */
+    leave: () => child.stdin.end(),
+    async [Symbol.asyncDispose]() {
+      child.kill("SIGKILL");
+      await status;
+    },
+  };
+}
+
 describe("A destination that loses what was not flushed", () => {
   testWith(
     { programs: ["nbdkit"] },
@@ -319,25 +344,14 @@ describe("A destination that loses what was not flushed", () => {
       await using server = await startServe({ clone: "copy.img.clone", cwd, args: ["--no-hydrate"] });
       // The region is hydrated and committed first: to commit it flushes what was written before.
       await run("qemu-io", "-f", "raw", server.uri, "-c", "write -P 6 0 64k", "-c", "flush");
-      const writing = run(
-        "qemu-io",
-        "-f",
-        "raw",
-        "-t",
-        "writeback",
-        server.uri,
-        "-c",
-        "write -P 7 0 64k",
-        "-c",
-        "sleep 2000",
-        "-c",
-        "flush",
-      );
-      writing.catch(() => {}); // awaited below
-      await sleep(1000);
+      await using client = talkingQemuIo("-f", "raw", "-t", "writeback", server.uri);
+      client.tell("write -P 7 0 64k");
+      await eventually("it has written", () => client.said().includes("wrote 65536/65536"));
       await destination.kill();
       destination = await start();
-      await expect(writing).rejects.toThrow();
+      client.tell("flush");
+      client.leave();
+      expect(await client.status, client.said()).toBe(1);
       await eventually("the clone has failed", async () => (await statusOf(cwd)).state === "failed");
       expect((await statusOf(cwd)).failure).toMatch(/destination\.sock/);
       const { code } = await server.stop();
@@ -371,6 +385,12 @@ describe("A destination that loses what was not flushed", () => {
   );
 });
 
+/** How many are connected to a unix socket, those included whom its server has not let in yet. */
+async function connectionsAt(socket: string): Promise<number> {
+  const table = await readFile("/proc/net/unix", "utf8");
+  return table.split("\n").filter((line) => line.endsWith(` ${socket}`)).length - 1; // that which listens
+}
+
 describe("A source that hangs", () => {
   for (const command of ["create", "hydrate", "verify"]) {
     testWith(
@@ -378,16 +398,17 @@ describe("A source that hangs", () => {
       `does not hold up \`clone ${command}\` that is told to stop`,
       async () => {
         await using place = await servedSource();
-        const { cwd, uri, start } = place;
-        const source = await start();
+        const { cwd, socket, uri, start } = place;
+        await using source = await start();
         if (command !== "create") {
           await cloneOk(["create", uri, "copy.img"], { cwd });
           await cloneOk(["hydrate", "copy.img", "--limit", "8M"], { cwd });
         }
         const args = command === "create" ? ["create", uri, "copy.img"] : [command, "copy.img", "--progress", "none"];
+        await eventually("all who were connected have left", async () => (await connectionsAt(socket)) === 0);
         source.child.kill("SIGSTOP"); // it takes connections, and says nothing
         const running = startClone(args, { cwd, longestMs: 60_000 });
-        await sleep(2000);
+        await eventually("it waits for the source", async () => (await connectionsAt(socket)) > 0);
         running.child.kill("SIGINT");
         const { code, stderr } = await running.done;
         source.child.kill("SIGCONT");
