@@ -1,11 +1,10 @@
 /** Compares regions of source and destination byte by byte, holes included: what a device says of its holes may be wrong. */
 import { systemClock } from "../base/clock.ts";
-import { DeviceError } from "../base/errors.ts";
 import type { ByteRange, Geometry, Region, RegionRange } from "../base/geometry.ts";
 import { alignedBuffer } from "../device/aligned-buffer.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import { readPatiently } from "../engine/read-patiently.ts";
-import { isOfWholeSource } from "../engine/source-errors.ts";
+import { isUnreadable } from "../engine/source-errors.ts";
 import { DirtyRegions } from "../metadata/dirty-regions.ts";
 
 /** Both sides, in whole sectors of the clone. */
@@ -124,11 +123,6 @@ class PairReader {
     for (const result of ended) if (result.status === "rejected") throw result.reason;
     return [expected, actual];
   }
-}
-
-/** Bytes that nobody can read, as opposed to a device that is gone, or is not what it was. */
-function isUnreadable(error: unknown): boolean {
-  return error instanceof DeviceError && !isOfWholeSource(error);
 }
 
 /** The bytes of ranges of regions, in pieces. */

@@ -9,7 +9,7 @@
  */
 import { createHash } from "node:crypto";
 import { DeviceError } from "../base/errors.ts";
-import { isOfWholeSource } from "../engine/source-errors.ts";
+import { isUnreadable } from "../engine/source-errors.ts";
 
 /** Samples taken of a device, evenly spread, first and last included. */
 const SAMPLES = 9;
@@ -53,7 +53,7 @@ async function sampleDigest(device: Sampled, offset: number, length: number): Pr
       await device.read(offset, buffer);
       return digestOf(buffer);
     } catch (error) {
-      if (!(error instanceof DeviceError) || isOfWholeSource(error)) throw error;
+      if (!isUnreadable(error)) throw error;
       if (attempt === SAMPLE_ATTEMPTS) return UNREADABLE;
     }
   }
@@ -92,6 +92,11 @@ export function mergeSamples(pinned: string, now: string): string {
   const before = pinned.split(" ");
   const digests = now.split(" ");
   return digests.map((digest, index) => (digest === UNREADABLE ? (before[index] ?? digest) : digest)).join(" ");
+}
+
+/** As if a device were away that too few samples can be read of: another connection, or a later attempt, may show what it is. */
+export function notRecognised(name: string, why: string): DeviceError {
+  return new DeviceError(`Cannot use "${name}": ${why}`, { errno: "EIO", away: true });
 }
 
 /** Whether there is nothing in them that anything could be compared with. */

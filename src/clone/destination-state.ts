@@ -23,7 +23,7 @@ import type { BlockDevice } from "../device/block-device.ts";
 import type { FileDevice } from "../device/file-device.ts";
 import { statDescriptor } from "../device/file-identity.ts";
 import { runParts } from "../engine/run-parts.ts";
-import { isOfWholeSource } from "../engine/source-errors.ts";
+import { isUnreadable } from "../engine/source-errors.ts";
 import type { SettledState } from "../metadata/descriptor.ts";
 import { checksumText, isAsLeft, recordFree, sinceLeft } from "../metadata/settled-witness.ts";
 import type { Clone } from "./clone.ts";
@@ -247,7 +247,7 @@ async function canRead(source: BlockDevice, offset: number, buffer: Uint8Array):
     await source.read(offset, buffer);
     return true;
   } catch (error) {
-    if (error instanceof DeviceError && !isOfWholeSource(error)) return false;
+    if (isUnreadable(error)) return false;
     throw error;
   }
 }

@@ -8,13 +8,12 @@
  *     NBD, and HTTP   size, samples                      samples once more through each connection that is
  *     without tags                                       made anew, before anything else is read
  */
-import { DeviceError } from "../base/errors.ts";
 import type { BlockDevice } from "../device/block-device.ts";
 import type { FileDevice } from "../device/file-device.ts";
 import { blockDeviceChanges, type FileIdentity, identify, statDescriptor } from "../device/file-identity.ts";
 import type { Probe, RemoteDevice } from "../device/remote-device.ts";
 import type { Fingerprint } from "../metadata/descriptor.ts";
-import { compareSamples, contentSamples, mergeSamples } from "./content-samples.ts";
+import { compareSamples, contentSamples, mergeSamples, notRecognised } from "./content-samples.ts";
 import { RecheckedSource } from "./rechecked-source.ts";
 
 const OTHER_CONTENT = "its content is another";
@@ -81,10 +80,7 @@ export function verifiedSource(device: RemoteDevice, fingerprint: Fingerprint): 
     const { size, blockSize } = device;
     const now = await contentSamples({ size, blockSize, read });
     const verdict = fingerprint.sample === undefined ? "same" : compareSamples(fingerprint.sample, now);
-    if (verdict === "unknown") {
-      // As if it were away: another connection, or a later attempt, may show what it is.
-      throw new DeviceError(`Cannot use "${device.name}": ${UNRECOGNISED}`, { errno: "EIO", away: true });
-    }
+    if (verdict === "unknown") throw notRecognised(device.name, UNRECOGNISED);
     return verdict === "other" ? OTHER_CONTENT : undefined;
   };
   if (device.verifyBy === undefined) return new RecheckedSource(device, differenceOf);

@@ -333,11 +333,10 @@ type LiveCounts = Pick<
 
 /** A clone that is complete can do without its source, which may be gone by now. */
 async function attachSourceIfNeeded(clone: Clone, request: LiveRequest): Promise<AttachedSource | undefined> {
-  if (!clone.isComplete) return await attachSourceToCopy(clone, request);
   try {
     return await attachSourceToCopy(clone, request);
   } catch (error) {
-    if (!(error instanceof CloneError) || request.source !== undefined) throw error;
+    if (!(error instanceof CloneError) || !clone.isComplete || request.source !== undefined) throw error;
     return undefined;
   }
 }

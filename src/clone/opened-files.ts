@@ -77,9 +77,8 @@ export async function openFilesOf(pid: number | undefined, name: string): Promis
     for (const { inode, path, link, isDisk } of await filesSeenOpen(pid, name)) {
       if (!isDisk || files.has(inode)) continue;
       const file = await openLink(link, path);
-      if (file === undefined)
-        await filesSeenOpen(pid, name); // closed since, or the program has ended, which this says
-      else files.set(inode, file);
+      if (file !== undefined) files.set(inode, file);
+      else await filesSeenOpen(pid, name); // closed since, or the program has ended, which this says
     }
     return [...files.values()];
   } catch (error) {

@@ -11,11 +11,11 @@
  * something else in its place nobody knows how it came out: it is no sample.
  */
 import { createHash } from "node:crypto";
-import { DeviceError } from "../base/errors.ts";
 import type { BlockDevice, ZeroOptions } from "../device/block-device.ts";
 import { FilterDevice } from "../device/filters/filter-device.ts";
 import type { Probe } from "../device/remote-device.ts";
-import { isOfWholeSource } from "../engine/source-errors.ts";
+import { isUnreadable } from "../engine/source-errors.ts";
+import { notRecognised } from "./content-samples.ts";
 
 /** Samples kept, at most, of each kind; of the recent ones a flush takes no more over than leave half of the older ones. */
 const MOST_DURABLE = 32;
@@ -74,14 +74,7 @@ export class SampledDevice extends FilterDevice {
     if (findings.includes("differs")) return "it is another disk, or has lost what was flushed to it";
     const unreadable = findings.filter((finding) => finding === "unreadable").length;
     if (unreadable * 2 <= findings.filter((finding) => finding !== "outdated").length) return undefined;
-    // As if it were away: another connection, or a later attempt, may show what it is.
-    throw new DeviceError(
-      `Cannot use "${this.name}": too few samples of what was flushed can be read to know it again`,
-      {
-        errno: "EIO",
-        away: true,
-      },
-    );
+    throw notRecognised(this.name, "too few samples of what was flushed can be read to know it again");
   }
 
   async #look(sample: Sample, probe: Probe): Promise<"same" | "differs" | "unreadable" | "outdated"> {
@@ -91,7 +84,7 @@ export class SampledDevice extends FilterDevice {
       await probe(sample.start, bytes);
       finding = digestOf(bytes) === sample.digest ? "same" : "differs";
     } catch (error) {
-      if (!(error instanceof DeviceError) || isOfWholeSource(error)) throw error;
+      if (!isUnreadable(error)) throw error;
       finding = "unreadable";
     }
     // Through other connections it may have been changed meanwhile.

@@ -34,10 +34,10 @@ export async function attachSourceToCopy(clone: Clone, request: DeviceRequest): 
 /** `name` is the source's; `file` is it, or one of those that it is read from. */
 async function refuseUnfinished(file: FileDevice, name: string): Promise<void> {
   const isAll = file.path === name;
-  const which = isAll ? "it" : `"${file.path}", which it is read from,`;
+  const what = isAll ? "it" : `"${file.path}", which it is read from`;
+  const which = isAll ? what : `${what},`;
   const holder = await lockHolder(file);
   if (holder !== undefined) {
-    const what = isAll ? "it" : `"${file.path}", which it is read from`;
     throw new BusyError(`Cannot clone "${name}": ${describeHolder(holder)} is writing to ${what}`, {
       pid: holder.pid,
     });

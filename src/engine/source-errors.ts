@@ -45,6 +45,11 @@ export function isOfWholeSource(error: DeviceError): boolean {
   return error.away || isSourceGone(error);
 }
 
+/** Whether these bytes alone cannot be read, as opposed to a device that is gone, away or another one. */
+export function isUnreadable(error: unknown): error is DeviceError {
+  return error instanceof DeviceError && !isOfWholeSource(error);
+}
+
 /** Whether the same question may well be answered a moment later. What is no error of a device is not the device's. */
 export function isTransient(error: unknown): error is DeviceError {
   return error instanceof DeviceError && !isSourceGone(error);
