@@ -8,6 +8,7 @@ import {
   cloneOk,
   eventually,
   expectFailure,
+  hurry,
   oneJson,
   type StartedClone,
   startClone,
@@ -33,13 +34,6 @@ async function slowHydration(cwd: string): Promise<StartedClone> {
   const running = startClone(["hydrate", "copy.img", "--rate", "200K", "--progress", "json"], { cwd });
   await eventually("the hydration has begun", () => running.output().stderr.includes('"done"'));
   return running;
-}
-
-/** Has a slow hydration go on as fast as it can. */
-async function hurry(cwd: string): Promise<void> {
-  await eventually("it takes commands", async () => {
-    return (await clone(["tune", "copy.img", "--rate", "max"], { cwd })).code === 0;
-  });
 }
 
 describe("while a clone is being hydrated", () => {

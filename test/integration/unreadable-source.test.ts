@@ -48,13 +48,27 @@ async function hydratedRegions(cwd: string): Promise<number> {
   return oneJson<{ hydratedRegions: number }>(status).hydratedRegions;
 }
 
+/** A clone of what one server has, and another server. */
+async function cloneAndOther(other: Buffer) {
+  const place = await scratchDirectory();
+  const cwd = place.path;
+  const [first, second] = [await serverOf(noise(SIZE, 1)), await serverOf(other)];
+  await cloneOk(["create", uriOf(first), "x.img", "--metadata", "x.clone"], { cwd });
+  return {
+    cwd,
+    second,
+    async [Symbol.asyncDispose]() {
+      await second[Symbol.asyncDispose]();
+      await first[Symbol.asyncDispose]();
+      await place[Symbol.asyncDispose]();
+    },
+  };
+}
+
 describe("A source that moves to another server", () => {
   test("is refused while its samples cannot be read, and what was pinned stays", async () => {
-    await using place = await scratchDirectory();
-    const cwd = place.path;
-    await using first = await serverOf(noise(SIZE, 1));
-    await using second = await serverOf(noise(SIZE, 2));
-    await cloneOk(["create", uriOf(first), "x.img", "--metadata", "x.clone"], { cwd });
+    await using moved = await cloneAndOther(noise(SIZE, 2));
+    const { cwd, second } = moved;
     await cloneOk(["hydrate", "x.clone", "--limit", "4M"], { cwd });
     const before = await pinned(cwd);
     failSamples(second);
@@ -64,11 +78,8 @@ describe("A source that moves to another server", () => {
   });
 
   test("is the same though some samples cannot be read, and those stay pinned as they were", async () => {
-    await using place = await scratchDirectory();
-    const cwd = place.path;
-    await using first = await serverOf(noise(SIZE, 1));
-    await using second = await serverOf(noise(SIZE, 1));
-    await cloneOk(["create", uriOf(first), "x.img", "--metadata", "x.clone"], { cwd });
+    await using moved = await cloneAndOther(noise(SIZE, 1));
+    const { cwd, second } = moved;
     const before = await pinned(cwd);
     failSamples(second, 3);
     await cloneOk(["hydrate", "x.clone", "--source", uriOf(second)], { cwd });
@@ -78,11 +89,8 @@ describe("A source that moves to another server", () => {
   });
 
   test("is taken at the user's word where samples cannot be read, and is still known by them later", async () => {
-    await using place = await scratchDirectory();
-    const cwd = place.path;
-    await using first = await serverOf(noise(SIZE, 1));
-    await using second = await serverOf(noise(SIZE, 1));
-    await cloneOk(["create", uriOf(first), "x.img", "--metadata", "x.clone"], { cwd });
+    await using moved = await cloneAndOther(noise(SIZE, 1));
+    const { cwd, second } = moved;
     const before = await pinned(cwd);
     failSamples(second);
     const args = ["hydrate", "x.clone", "--source", uriOf(second), "--accept-changed-source", "--limit", "1M"];

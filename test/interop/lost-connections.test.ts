@@ -1,6 +1,5 @@
 // Connections that break, and servers that die and come back, under a clone at work. Whatever happens the clone goes on
 // by itself, or says that it cannot and goes on when it is called again, and in the end every byte is right.
-import { spawn } from "node:child_process";
 import { readFile, rm, truncate, writeFile } from "node:fs/promises";
 import { type AddressInfo, connect, createServer, type Socket } from "node:net";
 import { join } from "node:path";
@@ -9,6 +8,7 @@ import { certificates } from "../support/certificates.ts";
 import { holds, randomFile } from "../support/files.ts";
 import { testWith } from "../support/needs.ts";
 import { startNginx } from "../support/nginx.ts";
+import { qemuIo } from "../support/qemu-io.ts";
 import {
   clone,
   cloneOk,
@@ -285,30 +285,6 @@ async function losingDestination(cwd: string): Promise<{ disk: string; uri: stri
   return { disk, uri: `nbd+unix:///?socket=${socket}`, start };
 }
 
-/** A qemu-io that is told its commands one by one. Its status is 1 where one of them failed. */
-function talkingQemuIo(...args: string[]) {
-  const child = spawn("qemu-io", args, { stdio: ["pipe", "pipe", "pipe"] });
-  let said = "";
-  for (const stream of [child.stdout, child.stderr]) {
-    stream.setEncoding("utf8").on("data", (text: string) => {
-      said += text;
-    });
-  }
-  child.stdin.on("error", () => {}); // it has ended, which its status tells
-  const status = new Promise<number | null>((resolve) => child.once("close", resolve));
-  return {
-    status,
-    said: () => said,
-    tell: (command: string) => child.stdin.write(`${command}\n`),
-    /** The end of what it is told; a `quit` in the same breath as another command it would not see. */
-    leave: () => child.stdin.end(),
-    async [Symbol.asyncDispose]() {
-      child.kill("SIGKILL");
-      await status;
-    },
-  };
-}
-
 describe("A destination that loses what was not flushed", () => {
   testWith(
     { programs: ["nbdkit"] },
@@ -344,7 +320,7 @@ describe("A destination that loses what was not flushed", () => {
       await using server = await startServe({ clone: "copy.img.clone", cwd, args: ["--no-hydrate"] });
       // The region is hydrated and committed first: to commit it flushes what was written before.
       await run("qemu-io", "-f", "raw", server.uri, "-c", "write -P 6 0 64k", "-c", "flush");
-      await using client = talkingQemuIo("-f", "raw", "-t", "writeback", server.uri);
+      await using client = await qemuIo(server.uri, "-t", "writeback");
       client.tell("write -P 7 0 64k");
       await eventually("it has written", () => client.said().includes("wrote 65536/65536"));
       await destination.kill();

@@ -22,6 +22,42 @@ async function open(server: FakeNbdServer, options: Partial<NbdDeviceOptions> = 
   return { device, clock, [Symbol.asyncDispose]: () => device[Symbol.asyncDispose]() };
 }
 
+/** The same, as a source that is verified. */
+async function openVerified(server: FakeNbdServer, options: Partial<NbdDeviceOptions> = {}) {
+  const opened = await open(server, options);
+  return { ...opened, source: verifiedSource(opened.device, await remoteSourceFingerprint(opened.device)) };
+}
+
+/** The same, for writing, as a destination that is verified. */
+async function openSampled(server: FakeNbdServer) {
+  const opened = await open(server, { access: "read-write" });
+  const destination = new SampledDevice(opened.device);
+  opened.device.verifyBy((probe) => destination.difference(probe));
+  return { ...opened, destination };
+}
+
+/** Has reads that are chosen fail; how many there were is told at any time. */
+function failReads(server: FakeNbdServer, isChosen: (length: number, refused: number) => boolean): () => number {
+  let refused = 0;
+  server.options.onRequest = (request, _data, peer) => {
+    if (request.type !== Command.read || !isChosen(request.length, refused)) return false;
+    refused += 1;
+    peer.error(request, 5, "bad sector");
+    return true;
+  };
+  return () => refused;
+}
+
+/** Whether a promise has been settled, at any time. */
+function watched(promise: Promise<unknown>): () => boolean {
+  let ended = false;
+  const end = (): void => {
+    ended = true;
+  };
+  promise.then(end, end);
+  return () => ended;
+}
+
 /** How many of the requests were reads of this many bytes. */
 function reads(server: FakeNbdServer, length: number): number {
   return server.log.filter((line) => line.startsWith(`${Command.read} `) && line.split(" ")[2] === String(length))
@@ -32,9 +68,8 @@ describe("An NBD source that is verified", () => {
   test("gives no byte of another export of the same size that is there when it is back", async () => {
     await using server = await FakeNbdServer.start({ size: SIZE });
     server.disk = content(7);
-    await using opened = await open(server);
-    const { device } = opened;
-    const source = verifiedSource(device, await remoteSourceFingerprint(device));
+    await using opened = await openVerified(server);
+    const { device, source } = opened;
     await until(() => device.connections === 4);
     await server.stop();
     server.disk = content(8);
@@ -52,9 +87,8 @@ describe("An NBD source that is verified", () => {
   test("is used again where it is the same, and looked at once", async () => {
     await using server = await FakeNbdServer.start({ size: SIZE });
     server.disk = content(7);
-    await using opened = await open(server, { connections: 1 });
-    const { device } = opened;
-    const source = verifiedSource(device, await remoteSourceFingerprint(device));
+    await using opened = await openVerified(server, { connections: 1 });
+    const { source } = opened;
     const before = reads(server, 16384);
     await server.stop();
     await server.listen();
@@ -67,9 +101,8 @@ describe("An NBD source that is verified", () => {
   test("is found out by the first connection to it, while others are still to the right one", async () => {
     await using server = await FakeNbdServer.start({ size: SIZE });
     server.disk = content(7);
-    await using opened = await open(server, { connections: 3 });
+    await using opened = await openVerified(server, { connections: 3 });
     const { device } = opened;
-    verifiedSource(device, await remoteSourceFingerprint(device));
     await until(() => device.connections === 3);
     server.disk = content(8);
     const [first] = server.peers;
@@ -81,9 +114,8 @@ describe("An NBD source that is verified", () => {
   test("that cannot read a sample any more is the same; one whose connection is lost meanwhile is called again", async () => {
     await using server = await FakeNbdServer.start({ size: SIZE });
     server.disk = content(7);
-    await using opened = await open(server, { connections: 1 });
-    const { device } = opened;
-    const source = verifiedSource(device, await remoteSourceFingerprint(device));
+    await using opened = await openVerified(server, { connections: 1 });
+    const { device, source } = opened;
     let samples = 0;
     server.options.onRequest = (request, _data, peer) => {
       if (request.length !== 16384) return false;
@@ -102,28 +134,17 @@ describe("An NBD source that is verified", () => {
   test("that fails at the samples of every new connection is not used, whatever it is, until they can be read", async () => {
     await using server = await FakeNbdServer.start({ size: SIZE });
     server.disk = content(7);
-    await using opened = await open(server);
-    const { device } = opened;
-    const source = verifiedSource(device, await remoteSourceFingerprint(device));
+    await using opened = await openVerified(server);
+    const { device, source } = opened;
     await until(() => device.connections === 4);
     await server.stop();
     server.disk = content(8);
-    let refused = 0;
-    server.options.onRequest = (request, _data, peer) => {
-      if (request.length !== 16384) return false;
-      refused += 1;
-      peer.error(request, 5, "bad sector");
-      return true;
-    };
+    const refused = failReads(server, (length) => length === 16384);
     await server.listen();
     const buffer = Buffer.alloc(512);
     const reading = source.read(4096, buffer);
-    let ended = false;
-    const end = (): void => {
-      ended = true;
-    };
-    reading.then(end, end);
-    await until(() => refused >= 100 || ended);
+    const hasEnded = watched(reading);
+    await until(() => refused() >= 100 || hasEnded());
     expect(reads(server, 512)).toBe(0);
     expect(device.connections).toBe(0);
     expect(device.changed).toBeUndefined(); // it may be the right one
@@ -135,9 +156,8 @@ describe("An NBD source that is verified", () => {
 
   test("that breaks the protocol whenever it is looked at is soon given up", async () => {
     await using server = await FakeNbdServer.start({ size: SIZE });
-    await using opened = await open(server, { connections: 1 });
-    const { device } = opened;
-    const source = verifiedSource(device, await remoteSourceFingerprint(device));
+    await using opened = await openVerified(server, { connections: 1 });
+    const { source } = opened;
     server.options.onRequest = (_request, _data, peer) => {
       peer.send(Buffer.alloc(64, 0x5a));
       return true;
@@ -149,9 +169,8 @@ describe("An NBD source that is verified", () => {
 
   test("may be closed while it is looked at", async () => {
     await using server = await FakeNbdServer.start({ size: SIZE });
-    await using opened = await open(server, { connections: 1 });
-    const { device } = opened;
-    const source = verifiedSource(device, await remoteSourceFingerprint(device));
+    await using opened = await openVerified(server, { connections: 1 });
+    const { device, source } = opened;
     let asked = false;
     server.options.onRequest = () => {
       asked = true;
@@ -169,31 +188,19 @@ describe("An NBD source that is verified", () => {
 describe("An NBD destination that is verified", () => {
   test("that fails at the samples of every new connection is not used, and an emptied one is found out when they can be read", async () => {
     await using server = await FakeNbdServer.start({ size: SIZE });
-    await using opened = await open(server, { access: "read-write" });
-    const { device } = opened;
-    const destination = new SampledDevice(device);
-    device.verifyBy((probe) => destination.difference(probe));
+    await using opened = await openSampled(server);
+    const { device, destination } = opened;
     for (let i = 0; i < 8; i++) await destination.write(i * 65536, Buffer.alloc(4096, 7));
     await destination.flush();
     await server.stop();
     server.disk = content(0);
     server.log.length = 0;
-    let refused = 0;
-    server.options.onRequest = (request, _data, peer) => {
-      if (request.type !== Command.read) return false;
-      refused += 1;
-      peer.error(request, 5, "bad sector");
-      return true;
-    };
+    const refused = failReads(server, () => true);
     await server.listen();
-    let ended = false;
-    const end = (): void => {
-      ended = true;
-    };
     const flushing = destination.flush();
-    flushing.then(end, end);
-    await until(() => refused >= 40 || ended);
-    expect(ended).toBe(false);
+    const hasEnded = watched(flushing);
+    await until(() => refused() >= 40 || hasEnded());
+    expect(hasEnded()).toBe(false);
     expect(device.changed).toBeUndefined(); // it may be the right one
     server.options.onRequest = undefined;
     await expect(flushing).rejects.toThrow(/it is another disk, or has lost what was flushed to it/);
@@ -203,23 +210,15 @@ describe("An NBD destination that is verified", () => {
 
   test("is used again once its samples can be read, and are there", async () => {
     await using server = await FakeNbdServer.start({ size: SIZE });
-    await using opened = await open(server, { access: "read-write" });
-    const { device } = opened;
-    const destination = new SampledDevice(device);
-    device.verifyBy((probe) => destination.difference(probe));
+    await using opened = await openSampled(server);
+    const { device, destination } = opened;
     await destination.write(0, Buffer.alloc(4096, 7));
     await destination.flush();
     await server.stop();
-    let refused = 0;
-    server.options.onRequest = (request, _data, peer) => {
-      if (request.type !== Command.read || refused === 10) return false;
-      refused += 1;
-      peer.error(request, 5, "bad sector");
-      return true;
-    };
+    const refused = failReads(server, (_length, before) => before < 10);
     await server.listen();
     await destination.flush();
-    expect(refused).toBe(10);
+    expect(refused()).toBe(10);
     expect(device.changed).toBeUndefined();
   });
 });
