@@ -44,6 +44,8 @@ export function usageError(message: string, { args, optionNames, signatures }: C
   if (choice !== null) {
     return new UsageError(`Cannot use --${choice[1]} ${choice[2]}: choose one of ${choice[3]?.replaceAll('"', "")}`);
   }
+  const missing = /^Missing required arguments?: ([^,\n]*)/.exec(message);
+  if (missing !== null) return new UsageError(`Cannot run ${command}: --${missing[1]} is missing`);
   const valueless = /^Not enough arguments following: (.*)$/.exec(message);
   if (valueless !== null) return new UsageError(`Cannot use --${valueless[1]}: it needs a value`);
   const exclusive = /^Arguments (.*) and (.*) are mutually exclusive$/.exec(message);

@@ -37,6 +37,8 @@ const BAD: [args: string[], message: RegExp, hint?: RegExp][] = [
   [["status", "copy.img", "--json=maybe"], /--json/],
   [[], /command/, /clone --help|^$/],
   [["create"], /argument/],
+  [["restore"], /Cannot run restore: --input is missing$/m],
+  [["restore", "--input", "dump.json"], /Cannot run restore: --output is missing$/m],
   [["create", "disk.img"], /argument/],
   [["hydrate"], /argument/],
   [["copy", "--keep-metadata", "disk.img", "new.img"], /--keep-metadata: there is no such option/],
