@@ -267,8 +267,12 @@ export const replyHeads: FuzzTarget = {
           const name = line.split(":", 1)[0]?.trim().toLowerCase() ?? "";
           const value = line.slice(name.length + 1).trim();
           const before = Object.hasOwn(headers, name) ? headers[name] : undefined;
+          if (Array.isArray(before)) {
+            before.push(value); // there may be a hundred thousand of them
+            continue;
+          }
           Object.defineProperty(headers, name, {
-            value: before === undefined ? value : [before, value].flat(),
+            value: before === undefined ? value : [before, value],
             ...{ enumerable: true, configurable: true, writable: true },
           });
         }
