@@ -1,6 +1,5 @@
 // A source that becomes another one while it is compared. Files change when the comparison tells that it begins, web servers after
 // some of the requests: what was read before and what is read after belong to different sources, and nothing follows of both.
-import { randomBytes } from "node:crypto";
 import { utimesSync, writeFileSync } from "node:fs";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
@@ -11,6 +10,7 @@ import { verifyClone } from "../../src/clone/verify-clone.ts";
 import { snapshot } from "../support/files.ts";
 import { httpServer } from "../support/http-server.ts";
 import { flipBit, MetadataImage } from "../support/metadata-image.ts";
+import { contentBytes } from "../support/random.ts";
 import { clone, cloneOk, expectFailure } from "../support/run-clone.ts";
 import { scratchDirectory } from "../support/scratch.ts";
 import { changeDescriptor, clonedTo, IMAGE_SIZE, NEVER } from "../support/whole-clone.ts";
@@ -73,7 +73,7 @@ describe("A file that is changed while it is compared", () => {
 });
 
 describe("A file on a web server that is replaced while it is compared", () => {
-  const content = randomBytes(16 * MIB);
+  const content = contentBytes(16 * MIB);
 
   test("by `verify` is refused", async () => {
     await using place = await scratchDirectory();

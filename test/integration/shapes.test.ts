@@ -1,10 +1,10 @@
 // Sources and destinations of odd shapes: sizes that are no whole number of anything, every region size, destinations that
 // are larger or dirty, holes.
-import { randomBytes } from "node:crypto";
 import { open, stat, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { allocatedBytes, holds, randomFile, readRange, sparseFile } from "../support/files.ts";
+import { contentBytes } from "../support/random.ts";
 import { clone, cloneOk, oneJson } from "../support/run-clone.ts";
 import { scratchDirectory } from "../support/scratch.ts";
 
@@ -139,10 +139,10 @@ describe("holes of the source", () => {
     const cwd = place.path;
     const bytes = await sparseFile(join(cwd, "disk.img"), 2 * MIB, [[0, 65536]]);
     await cloneOk(["create", "disk.img", "copy.img"], { cwd });
-    await writeFile(join(cwd, "copy.img"), randomBytes(2 * MIB), { flag: "r+" });
+    await writeFile(join(cwd, "copy.img"), contentBytes(2 * MIB), { flag: "r+" });
     await cloneOk(["hydrate", "copy.img", "--limit", "64K"], { cwd });
     const file = await open(join(cwd, "copy.img"), "r+");
-    await file.write(randomBytes(65536), 0, 65536, 1.5 * MIB);
+    await file.write(contentBytes(65536), 0, 65536, 1.5 * MIB);
     await file.close();
     await cloneOk(["hydrate", "copy.img"], { cwd });
     expect(await holds(join(cwd, "copy.img"), bytes)).toBe(true);

@@ -1,6 +1,5 @@
 // A Linux guest starts from its clone while hydration runs: it finds its files, changes them, writes new ones and powers off.
 // What it has written is then on the destination, together with all it has not touched.
-import { randomBytes } from "node:crypto";
 import { mkdir, readFile, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect } from "vitest";
@@ -8,6 +7,7 @@ import { hashesBelow, hashOf } from "../support/file-hashes.ts";
 import { GUEST_PROGRAMS, guestKernel, runGuest } from "../support/guest.ts";
 import { mountedDevice } from "../support/nbd-loop.ts";
 import { testWith } from "../support/needs.ts";
+import { contentBytes } from "../support/random.ts";
 import { recipe } from "../support/recipes.ts";
 import { cloneOk } from "../support/run-clone.ts";
 import { loopDevice, noLoopDevices, run, scratchDirectory } from "../support/scratch.ts";
@@ -103,9 +103,9 @@ async function fillWithFiles(root: string): Promise<Map<string, string>> {
   for (let index = 0; index < 60; index++) {
     const directory = join(root, `d${index % 5}`);
     await mkdir(directory, { recursive: true });
-    await writeFile(join(directory, `f${index}`), randomBytes((index + 1) * 5 * KIB + index));
+    await writeFile(join(directory, `f${index}`), contentBytes((index + 1) * 5 * KIB + index));
   }
-  await writeFile(join(root, "doomed"), randomBytes(12 * MIB));
-  await writeFile(join(root, "large"), randomBytes(16 * MIB));
+  await writeFile(join(root, "doomed"), contentBytes(12 * MIB));
+  await writeFile(join(root, "large"), contentBytes(16 * MIB));
   return await hashesBelow(root);
 }

@@ -1,6 +1,5 @@
 // A file system is mounted from its clone at once, before anything is copied: its files are there and can be changed, what is
 // trimmed is never copied, and in the end the destination alone is a sound file system with the changed files.
-import { randomBytes } from "node:crypto";
 import { mkdir, open, readFile, rename, rm, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect } from "vitest";
@@ -8,6 +7,7 @@ import { hashesBelow, hashOf } from "../support/file-hashes.ts";
 import { type ByteRange, bytesWithin, loggedSource } from "../support/logged-source.ts";
 import { mountedDevice, nbdLoopDevice, noNbdLoop } from "../support/nbd-loop.ts";
 import { type Program, testWith } from "../support/needs.ts";
+import { contentBytes } from "../support/random.ts";
 import { cloneOk } from "../support/run-clone.ts";
 import { loopDevice, run, scratchDirectory } from "../support/scratch.ts";
 import { startServe, stopServe } from "../support/serve.ts";
@@ -48,7 +48,7 @@ describe.each(FILE_SYSTEMS)("an $type file system", ({ type, size, mkfs, fsck })
         await using device = await loopDevice(image);
         await using mounted = await mountedDevice(device.path, type);
         await fillWithFiles(mounted.path);
-        await writeFile(join(mounted.path, "doomed"), randomBytes(DOOMED));
+        await writeFile(join(mounted.path, "doomed"), contentBytes(DOOMED));
         await run("sync", "-f", mounted.path);
         doomed = wholeRegions(await extentsOf(join(mounted.path, "doomed")));
       }
@@ -74,7 +74,7 @@ describe.each(FILE_SYSTEMS)("an $type file system", ({ type, size, mkfs, fsck })
           expect(await hashesBelow(mounted.path)).toEqual(files);
           // It goes on being used while the rest is copied.
           await server.tune("--resume");
-          await writeFile(join(mounted.path, "late"), randomBytes(3 * MIB));
+          await writeFile(join(mounted.path, "late"), contentBytes(3 * MIB));
           files.set("late", hashOf(await readFile(join(mounted.path, "late"))));
           await server.hydrated();
         }
@@ -105,9 +105,9 @@ async function fillWithFiles(root: string): Promise<void> {
   for (let index = 0; index < FILES; index++) {
     const directory = join(root, `d${index % 7}`);
     await mkdir(directory, { recursive: true });
-    await writeFile(join(directory, `f${index}`), randomBytes((index * 7919) % (96 * KIB)));
+    await writeFile(join(directory, `f${index}`), contentBytes((index * 7919) % (96 * KIB)));
   }
-  await writeFile(join(root, "ballast"), randomBytes(BALLAST));
+  await writeFile(join(root, "ballast"), contentBytes(BALLAST));
 }
 
 /** Changes files in all the ways there are, and returns what they are then. */
@@ -116,11 +116,11 @@ async function change(root: string, original: Map<string, string>): Promise<Map<
   const note = async (name: string) => files.set(name, hashOf(await readFile(join(root, name))));
 
   const ballast = await open(join(root, "ballast"), "r+");
-  await ballast.write(randomBytes(5000), 0, 5000, 3 * MIB + 17);
+  await ballast.write(contentBytes(5000), 0, 5000, 3 * MIB + 17);
   await ballast.sync();
   await ballast.close();
   await note("ballast");
-  await writeFile(join(root, "d1", "f8"), randomBytes(200 * KIB), { flag: "a" });
+  await writeFile(join(root, "d1", "f8"), contentBytes(200 * KIB), { flag: "a" });
   await note("d1/f8");
   await truncate(join(root, "d2", "f9"), 1000);
   await note("d2/f9");
@@ -131,7 +131,7 @@ async function change(root: string, original: Map<string, string>): Promise<Map<
   for (const name of original.keys()) if (name.startsWith("d5/")) files.delete(name);
   await mkdir(join(root, "new"));
   for (let index = 0; index < 30; index++) {
-    await writeFile(join(root, "new", `n${index}`), randomBytes(index * 3000));
+    await writeFile(join(root, "new", `n${index}`), contentBytes(index * 3000));
     await note(`new/n${index}`);
   }
   return files;

@@ -1,11 +1,11 @@
 // Other people's NBD clients against the server, over a device in memory in this process: what they can do with it, and
 // that they find the bytes that are there. The same clients against a clone have tests of their own.
-import { randomBytes } from "node:crypto";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { certificates, noOpenSsl } from "../support/certificates.ts";
 import { testServer, until } from "../support/nbd-server.ts";
+import { contentBytes } from "../support/random.ts";
 import { hasProgram, run, scratchDirectory, withReason } from "../support/scratch.ts";
 import { ServedMemory } from "../support/served-devices.ts";
 
@@ -22,7 +22,7 @@ function lacking(...programs: string[]): string | undefined {
 function server(immediate = true) {
   const hydrated = { name: "x-clone:hydrated", runs: (_: number, length: number) => [{ length, flags: 1 }] };
   const device = new ServedMemory(SIZE, { immediate, contexts: [hydrated] });
-  const data = randomBytes(4 * MIB);
+  const data = contentBytes(4 * MIB);
   device.bytes.set(data, 0);
   device.bytes.set(data, 12 * MIB);
   return testServer({ device });
@@ -72,7 +72,7 @@ describe.for([true, false])("Clients of a server that answers at once: %s", (imm
     const file = join(directory.path, "copy");
     await run("nbdcopy", served.uri, file);
     expect((await readFile(file)).equals(served.device.bytes)).toBe(true);
-    const content = randomBytes(SIZE);
+    const content = contentBytes(SIZE);
     content.fill(0, 3 * MIB, 5 * MIB);
     await writeFile(file, content);
     await run("nbdcopy", "--flush", "--requests=64", "--connections=4", file, served.uri);
@@ -185,7 +185,7 @@ describe.skipIf(noOpenSsl)(withReason("Clients over TLS", noOpenSsl), () => {
     await using served = await testServer({ device: new ServedMemory(SIZE), tls: { mode: "require", credentials } });
     await served.server.listen({ host: "127.0.0.1", port: 0 });
     const uri = (served.server.uris()[1] as string).replace("127.0.0.1", "localhost");
-    served.device.bytes.set(randomBytes(SIZE));
+    served.device.bytes.set(contentBytes(SIZE));
     const told = JSON.parse(await run("nbdinfo", "--json", `${uri}?tls-certificates=${pki.path}`));
     expect(told).toMatchObject({ TLS: true, structured: true });
     await using directory = await scratchDirectory();
@@ -206,7 +206,7 @@ describe.skipIf(noOpenSsl)(withReason("Clients over TLS", noOpenSsl), () => {
     const keys = parsePskFile(await readFile(file, "utf8"), file);
     const credentials = { kind: "psk", keyOf: (user: string) => keys.get(user) } as const;
     await using served = await testServer({ device: new ServedMemory(SIZE), tls: { mode: "require", credentials } });
-    served.device.bytes.set(randomBytes(SIZE));
+    served.device.bytes.set(contentBytes(SIZE));
     const uri = served.uri.replace("unix://", "unix://alice@");
     const copy = join(directory.path, "copy");
     await run("nbdcopy", `${uri}&tls-psk-file=${file}`, copy);

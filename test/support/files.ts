@@ -1,11 +1,12 @@
 /** Files of tests: their content, what of a directory has changed, which of their bytes are allocated. */
-import { createHash, randomBytes } from "node:crypto";
+import { createHash } from "node:crypto";
 import { lstat, open, readdir, readFile, readlink, truncate, writeFile } from "node:fs/promises";
 import { join } from "node:path";
+import { contentBytes } from "./random.ts";
 
 /** Makes a file of `size` random bytes and returns them. */
 export async function randomFile(path: string, size: number): Promise<Buffer> {
-  const bytes = randomBytes(size);
+  const bytes = contentBytes(size);
   await writeFile(path, bytes);
   return bytes;
 }
@@ -18,7 +19,7 @@ export async function sparseFile(path: string, size: number, pieces: [offset: nu
   const file = await open(path, "r+");
   try {
     for (const [offset, length] of pieces) {
-      const bytes = randomBytes(length);
+      const bytes = contentBytes(length);
       bytes.copy(content, offset);
       await file.write(bytes, 0, length, offset);
     }

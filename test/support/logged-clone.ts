@@ -1,11 +1,10 @@
 /** The life of a clone on a disk whose writes qemu logs: served to clients in rounds, then hydrated to the end. */
-import { randomBytes } from "node:crypto";
 import { readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import type { Checkpoint, LoggedClone, SentChange } from "./log-judge.ts";
 import { type Flushes, startLoggedDisk } from "./logged-disk.ts";
 import { NbdSession } from "./nbd-session.ts";
-import type { SeededRandom } from "./random.ts";
+import { type SeededRandom, seededBytes } from "./random.ts";
 import { clone, cloneOk } from "./run-clone.ts";
 import { scratchDirectory } from "./scratch.ts";
 import { type Server, startServe, stopServe } from "./serve.ts";
@@ -30,7 +29,7 @@ export async function liveOnLoggedDisk(request: LifeRequest, random: SeededRando
   const regionSize = random.pick([4, 4, 16, 64]) * KIB;
   const source = sourceWithHoles(sectors, random);
   // What is not written is never mistaken for data.
-  const destination = randomBytes(source.length);
+  const destination = seededBytes(random, source.length);
   await writeFile(join(cwd, "disk.img"), source);
 
   await using disk = await startLoggedDisk({ cwd, destination, flushes: request.flushes });

@@ -38,3 +38,12 @@ export function seededBytes(random: SeededRandom, length: number): Buffer {
   const key = Buffer.from(Array.from({ length: 16 }, () => random.integer(0, 255)));
   return createCipheriv("aes-128-ctr", key, Buffer.alloc(16)).update(Buffer.alloc(length));
 }
+
+/** Of `contentBytes()` in this process. */
+let content: SeededRandom | undefined;
+
+/** Bytes of a disk, other ones each time: from `testSeed()`, so that those on which a test happens to depend come again, too. */
+export function contentBytes(length: number): Buffer {
+  content ??= seededRandom(~testSeed()); // not the sequence that the test itself may draw from that seed
+  return seededBytes(content, length);
+}

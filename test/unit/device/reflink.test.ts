@@ -1,5 +1,4 @@
 /** FileDevice.reflinkFrom() on the file systems that can share blocks, and on one that cannot. */
-import { randomBytes } from "node:crypto";
 import { readFile, stat, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
@@ -11,6 +10,7 @@ import { SliceDevice } from "../../../src/device/filters/slice.ts";
 import { StatsDevice } from "../../../src/device/filters/stats.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { FaultyDevice } from "../../support/faulty-device.ts";
+import { contentBytes } from "../../support/random.ts";
 import { mountedFileSystem, noFileSystem, run, scratchDirectory, withReason } from "../../support/scratch.ts";
 
 const RW = { access: "read-write" } as const;
@@ -20,7 +20,7 @@ for (const type of ["xfs", "btrfs"]) {
   describe.skipIf(noFileSystem(type) !== undefined)(withReason(`reflinkFrom() on ${type}`, noFileSystem(type)), () => {
     test("shares blocks: the whole file, its broken last block included", async () => {
       await using scratch = await mountedFileSystem(type, 512 * MB);
-      const content = randomBytes(8 * MB + 1234);
+      const content = contentBytes(8 * MB + 1234);
       await using pair = await openPair(scratch.path, content, content.length);
       expect(await pair.destination.reflinkFrom(pair.source, 0, 0, content.length)).toBe(true);
       await pair.destination.flush();
@@ -32,7 +32,7 @@ for (const type of ["xfs", "btrfs"]) {
 
     test("copies what surrounds the whole blocks of a range", async () => {
       await using scratch = await mountedFileSystem(type, 512 * MB);
-      const content = randomBytes(4 * MB);
+      const content = contentBytes(4 * MB);
       await using pair = await openPair(scratch.path, content, 6 * MB);
       const length = 2 * MB + 777;
       expect(await pair.destination.reflinkFrom(pair.source, 100, 4096 * 3 + 100, length)).toBe(true);
@@ -45,7 +45,7 @@ for (const type of ["xfs", "btrfs"]) {
 
     test("refuses, and changes nothing, where blocks do not meet or there is no whole one", async () => {
       await using scratch = await mountedFileSystem(type, 512 * MB);
-      await using pair = await openPair(scratch.path, randomBytes(MB), MB);
+      await using pair = await openPair(scratch.path, contentBytes(MB), MB);
       expect(await pair.destination.reflinkFrom(pair.source, 0, 512, 65536)).toBe(false);
       expect(await pair.destination.reflinkFrom(pair.source, 100, 100, 4000)).toBe(false);
       expect(await pair.destination.reflinkFrom(new MemoryDevice({ size: MB }), 0, 0, MB)).toBe(false);
@@ -56,7 +56,7 @@ for (const type of ["xfs", "btrfs"]) {
 
     test("reaches through filters on either side", async () => {
       await using scratch = await mountedFileSystem(type, 512 * MB);
-      const content = randomBytes(2 * MB + 100);
+      const content = contentBytes(2 * MB + 100);
       await using pair = await openPair(scratch.path, content, content.length);
       const source = new ReadOnlyDevice(new StatsDevice(new PaddedDevice(pair.source)));
       const destination = new StatsDevice(new PaddedDevice(pair.destination));
@@ -78,7 +78,7 @@ for (const type of ["xfs", "btrfs"]) {
       await using here = await mountedFileSystem(type, 512 * MB);
       await using there = await scratchDirectory();
       const path = join(there.path, "source");
-      await writeFile(path, randomBytes(MB));
+      await writeFile(path, contentBytes(MB));
       await using source = await FileDevice.open(path, { access: "read-only" });
       await using destination = await FileDevice.open(join(here.path, "to"), { ...RW, create: { size: MB } });
       expect(await destination.reflinkFrom(source, 0, 0, MB)).toBe(false);
@@ -92,7 +92,7 @@ test.skipIf(noExt4 !== undefined)(
   withReason("reflinkFrom() on ext4 is refused and changes nothing", noExt4),
   async () => {
     await using scratch = await mountedFileSystem("ext4", 16 * MB);
-    await using pair = await openPair(scratch.path, randomBytes(MB), MB);
+    await using pair = await openPair(scratch.path, contentBytes(MB), MB);
     expect(await pair.destination.reflinkFrom(pair.source, 0, 0, MB)).toBe(false);
     expect(Buffer.compare(await readFile(pair.to), Buffer.alloc(MB))).toBe(0);
   },
@@ -100,7 +100,7 @@ test.skipIf(noExt4 !== undefined)(
 
 test("reflinkFrom() refuses ranges outside of either device", async () => {
   await using scratch = await scratchDirectory();
-  await using pair = await openPair(scratch.path, randomBytes(8192), 4096);
+  await using pair = await openPair(scratch.path, contentBytes(8192), 4096);
   const { source, destination } = pair;
   await expect(destination.reflinkFrom(source, 4096, 0, 8192)).rejects.toThrow(RangeError);
   await expect(destination.reflinkFrom(source, 0, 4096, 4096)).rejects.toThrow(RangeError);

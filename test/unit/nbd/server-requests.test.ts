@@ -1,11 +1,11 @@
 // What a server does with requests, over a real socket, against a device in memory: at once where the device can, and
 // later where it cannot. Both ways have to give the client the same answers.
-import { randomBytes } from "node:crypto";
 import { describe, expect, test } from "vitest";
 import { DeviceError } from "../../../src/base/errors.ts";
 import { ChunkType, Command, CommandFlag, NbdErrno, Option } from "../../../src/nbd/protocol.ts";
 import { NbdClient, requestBytes } from "../../support/nbd-client.ts";
 import { testServer } from "../../support/nbd-server.ts";
+import { contentBytes } from "../../support/random.ts";
 import { ServedMemory, type ServedOptions } from "../../support/served-devices.ts";
 
 const KIB = 1024;
@@ -30,7 +30,7 @@ describe.for(WAYS)("Requests answered $way", ({ immediate, structured }) => {
     async (length) => {
       await using served = await server({ immediate });
       await using client = await NbdClient.go(served, { structured });
-      const data = randomBytes(length);
+      const data = contentBytes(length);
       for (const offset of [0, 4097, SIZE - length]) {
         expect(await client.write(offset, data)).toMatchObject({ error: 0 });
         expect(served.device.bytes.subarray(offset, offset + length).equals(data)).toBe(true);
@@ -44,7 +44,7 @@ describe.for(WAYS)("Requests answered $way", ({ immediate, structured }) => {
   test("requests sent all at once are all answered", async () => {
     await using served = await server({ immediate });
     await using client = await NbdClient.go(served, { structured });
-    const data = randomBytes(4096);
+    const data = contentBytes(4096);
     const requests = [];
     for (let index = 0; index < 600; index++) {
       requests.push(requestBytes({ type: Command.write, offset: index * 4096, data, cookie: index }));

@@ -1,6 +1,5 @@
 // STARTTLS with certificates and with shared keys: who gets in, who does not, and that nothing said in the clear counts
 // as said in TLS.
-import { randomBytes } from "node:crypto";
 import { once } from "node:events";
 import type { Socket } from "node:net";
 import { type ConnectionOptions, connect as connectTls } from "node:tls";
@@ -15,6 +14,7 @@ import { certificates, noOpenSsl } from "../../support/certificates.ts";
 import { ManualClock } from "../../support/manual-clock.ts";
 import { NbdClient, requestBytes } from "../../support/nbd-client.ts";
 import { testServer, until } from "../../support/nbd-server.ts";
+import { contentBytes } from "../../support/random.ts";
 import { withReason } from "../../support/scratch.ts";
 import { ServedMemory } from "../../support/served-devices.ts";
 
@@ -22,7 +22,7 @@ type Pki = Awaited<ReturnType<typeof certificates>>;
 let pki: Pki;
 let otherPki: Pki;
 
-const KEY = randomBytes(32);
+const KEY = contentBytes(32);
 const PSK: TlsCredentials = { kind: "psk", keyOf: (user) => (user === "alice" ? KEY : undefined) };
 
 function x509(verifyPeer = false): TlsCredentials {
@@ -80,11 +80,11 @@ describe.skipIf(noOpenSsl)(withReason("TLS", noOpenSsl), () => {
     await using served = await server(credentials());
     await using client = await secureClient(served, options());
     for (const length of [1, 4096, 65536, 256 * 1024, 1024 * 1024 + 1]) {
-      const data = randomBytes(length);
+      const data = contentBytes(length);
       expect((await client.write(5, data)).error).toBe(0);
       expect((await client.read(5, length)).data.equals(data)).toBe(true);
     }
-    const data = randomBytes(4096);
+    const data = contentBytes(4096);
     const writes = Array.from({ length: 300 }, (_, cookie) =>
       requestBytes({ type: Command.write, offset: cookie * 4096, data, cookie }),
     );
@@ -101,7 +101,7 @@ describe.skipIf(noOpenSsl)(withReason("TLS", noOpenSsl), () => {
     await using served = await server(x509(), "on");
     await using client = await NbdClient.go(served);
     for (const length of [1, 4096, 256 * 1024, 1024 * 1024 + 1]) {
-      const data = randomBytes(length);
+      const data = contentBytes(length);
       expect((await client.write(5, data)).error).toBe(0);
       expect((await client.read(5, length)).data.equals(data)).toBe(true);
     }
@@ -113,7 +113,7 @@ describe.skipIf(noOpenSsl)(withReason("TLS", noOpenSsl), () => {
     ["certificate", () => x509(true), () => ({ ca: pki.authority })],
     ["certificate of the right authority", () => x509(true), () => ({ ca: pki.authority, ...otherPki.client })],
     ["known user", () => PSK, () => ({ ...asAlice, pskCallback: () => ({ identity: "bob", psk: KEY }) })],
-    ["right key", () => PSK, () => ({ ...asAlice, pskCallback: () => ({ identity: "alice", psk: randomBytes(32) }) })],
+    ["right key", () => PSK, () => ({ ...asAlice, pskCallback: () => ({ identity: "alice", psk: contentBytes(32) }) })],
     ["TLS newer than 1.1", () => x509(), () => ({ ca: pki.authority, minVersion: "TLSv1", maxVersion: "TLSv1.1" })],
   ] as [string, () => TlsCredentials, () => ConnectionOptions][])(
     "a client without a %s does not get in, and does not disturb another",
