@@ -200,7 +200,8 @@ export class Hydrator {
       this.#lost = false;
       await this.#round(stop, retryKnown);
       if (halt.signal.aborted) return;
-      await commits.commit();
+      // What is written before the destination has said all that it has lost would be taken back with the rest.
+      await (commits.inDoubt && !stop.aborted ? commits.flush() : commits.commit());
       const lost = this.#lost || commits.losses !== losses;
       if (!lost || stop.aborted || this.#bytesLeft() <= 0 || !this.#isAnyLeft(retryKnown)) return;
       if (regions.hydratedCount > best) [best, fruitless] = [regions.hydratedCount, 0];
