@@ -74,8 +74,8 @@ async function presentBits({
   metadataDevice,
 }: Clone): Promise<Pick<SettledState, "free" | "hydratedRegions" | "hydratedDigest">> {
   if (metadata.changed || metadata.failed) return {}; // what is on disk is something else
-  const free = await recordFree(metadataDevice);
-  return { ...free, hydratedRegions: metadata.hydratedCount, hydratedDigest: metadata.hydratedDigest() };
+  const bits = { hydratedRegions: metadata.hydratedCount, hydratedDigest: metadata.hydratedDigest() }; // before anything waits
+  return { ...(await recordFree(metadataDevice)), ...bits };
 }
 
 /** Digests of samples of the hydrated regions. Which they are follows from which regions are hydrated. */

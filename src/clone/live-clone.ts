@@ -209,7 +209,8 @@ export class LiveClone {
     const ended = Promise.all([this.#finalized?.catch(() => {}), this.#hydration, this.device.drain()]);
     let stuck = !(await settlesWithin(ended, DRAIN_MS));
     try {
-      await this.#closeBooks();
+      await this.#closeBooks({ stuck });
+      this.#events = undefined; // what hung, and goes on after this, meets closed devices: that is no failure of the clone
     } catch (error) {
       await this.#rememberChange();
       throw error;
@@ -220,7 +221,8 @@ export class LiveClone {
     return { stuck };
   }
 
-  async #closeBooks(): Promise<void> {
+  /** `stuck`: something still hangs, which may write to the destination, and hydrate, whenever it goes on. */
+  async #closeBooks({ stuck }: { stuck: boolean }): Promise<void> {
     const { device, periodic, governor, commits, hydrator } = this.#engine;
     await governor.stop();
     await periodic.stop();
@@ -230,7 +232,10 @@ export class LiveClone {
     const ranges = hydrator.unreadable;
     const complete = hydrator.triedAll;
     const inexact = !complete && ranges.length > 0 && (this.#clone.descriptor?.unreadable.inexact ?? false);
-    await this.#clone.settle({ unreadable: { ranges, inexact, complete } });
+    const unreadable = { ranges, inexact, complete };
+    // What is recorded of the destination and of the bits has to hold until the next run. Else this one counts as cut off.
+    if (stuck) await this.#clone.updateDescriptor({ unreadable });
+    else await this.#clone.settle({ unreadable });
   }
 
   async #finalize(request: FinalizeAsked): Promise<FinalizeReport> {

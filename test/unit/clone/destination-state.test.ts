@@ -2,7 +2,7 @@ import { describe, expect, test } from "vitest";
 import { ChangedError, DeviceError } from "../../../src/base/errors.ts";
 import { Geometry } from "../../../src/base/geometry.ts";
 import type { Clone } from "../../../src/clone/clone.ts";
-import { refuseDifferentSamples } from "../../../src/clone/destination-state.ts";
+import { refuseDifferentSamples, settledState } from "../../../src/clone/destination-state.ts";
 import { MemoryDevice } from "../../../src/device/memory-device.ts";
 import { CloneMetadata } from "../../../src/metadata/clone-metadata.ts";
 import { FaultyDevice } from "../../support/faulty-device.ts";
@@ -23,7 +23,8 @@ async function cloneOf(
   for (const [start, end] of hydrated) metadata.markHydrated({ start, end });
   const warnings: string[] = [];
   const warn = (warning: string) => warnings.push(warning);
-  return { geometry, metadata, warn, warnings } as unknown as Clone & { warnings: string[] };
+  const parts = { geometry, exactSize: size, metadata, metadataDevice: store };
+  return { ...parts, warn, warnings } as unknown as Clone & { warnings: string[] };
 }
 
 /** Notes the offsets and lengths that are read. */
@@ -192,5 +193,30 @@ describe("refuseDifferentSamples()", () => {
       source.read = () => Promise.reject(error);
       await expect(refuseDifferentSamples(clone, source, new MemoryDevice({ size }))).rejects.toBe(error);
     });
+  });
+});
+
+describe("settledState()", () => {
+  test("records the bits that are on disk, whatever is hydrated while it is read", async () => {
+    const size = 8 * 4096;
+    const clone = await cloneOf(size, 4096, [[2, 4]]);
+    const { metadata } = clone;
+    metadata.preCommit();
+    await metadata.commit();
+    const onDisk = { hydratedRegions: 2, hydratedDigest: metadata.hydratedDigest() };
+    const destination = { device: new MemoryDevice({ size }), file: undefined };
+    for (let late = 1; late <= 100; late++) {
+      let reads = 0;
+      const opened = await CloneMetadata.open(clone.metadataDevice);
+      const read = async (offset: number, buffer: Uint8Array) => {
+        await clone.metadataDevice.read(offset, buffer);
+        if (++reads === late) opened.markHydrated({ start: 6, end: 7 });
+      };
+      const left = { ...clone, metadata: opened, metadataDevice: { ...clone.metadataDevice, size: 64 * 4096, read } };
+      const settled = await settledState(left as unknown as Clone, destination as never);
+      if (settled.hydratedDigest !== undefined) expect(settled).toMatchObject(onDisk);
+      if (reads < late) return;
+    }
+    throw new Error("it reads more than a hundred times");
   });
 });
